@@ -217,7 +217,7 @@ class MetaSettings(_Section):
     batch_norm: Literal['frozen', 'support', 'transductive'] = 'frozen'  # whose statistics batch norm uses
     engine: Literal['loop', 'higher'] = 'loop'             # who differentiates through the inner loop
 
-# %% ../nbs/00_config.ipynb #265b5e5c
+# %% ../nbs/00_config.ipynb #068b5b7b
 class TrainingSettings(_Section):
     "The two training loops: how long, how fast, where and on what."
     siamese_epochs: _Whole = 50                       # passes over the training images
@@ -230,7 +230,6 @@ class TrainingSettings(_Section):
     precision: Literal['no', 'bf16', 'fp16'] = 'no'   # mixed precision
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     progress: bool = True                             # progress bars
-    checkpoint_every: _Count = 500                    # steps between checkpoints
 
 # %% ../nbs/00_config.ipynb #c4476a8e
 class EvaluationSettings(_Section):

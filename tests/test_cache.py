@@ -1,0 +1,127 @@
+"""What the cache promises across processes: a killed builder leaves nothing that passes for a cache, and two builders share one result."""
+import multiprocessing, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from smlxray.cache import DirectPixels, ImageCache, StaleCache, cache_key, open_pixels
+from smlxray.data import XrayTable
+
+SIZE, COUNT = (32, 32), 200
+
+# A builder as a program of its own: it notes each image it reads in a log and dawdles over it.
+BUILDER = '''
+import sys, time
+import pandas as pd
+import smlxray.cache as cache
+from smlxray.data import XrayTable
+folder, log, pause = sys.argv[1], open(sys.argv[2], 'a', buffering=1), float(sys.argv[3])
+read = cache.read_image
+def slow_read(path, **options):
+    log.write(path + chr(10))
+    time.sleep(pause)
+    return read(path, **options)
+cache.read_image = slow_read
+table = XrayTable(pd.read_csv(folder + '/table.csv', dtype={'patient': str}), ['Edema'], folder + '/images', 'test')
+print(cache.ImageCache.build(table, (32, 32), folder + '/cache', workers=2, progress=False).manifest['sha256'])
+'''
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> XrayTable:
+    rng = np.random.default_rng(0)
+    (tmp_path/'images').mkdir()
+    for row in range(COUNT):
+        Image.fromarray(rng.integers(0, 256, (40, 36), dtype=np.uint8)).save(tmp_path/f'images/{row}.png')
+    frame = pd.DataFrame({'path': [f'{row}.png' for row in range(COUNT)], 'patient': [f'p{row}' for row in range(COUNT)], 'study': 'study1',
+                          'view': 'frontal', 'projection': 'PA', 'Edema': np.arange(COUNT) % 2.0})
+    frame.to_csv(tmp_path/'table.csv', index=False)
+    return XrayTable(frame, ['Edema'], tmp_path/'images', 'test')
+
+
+def start(folder: Path, log: str, pause: float) -> subprocess.Popen:
+    command = [sys.executable, '-c', BUILDER, str(folder), str(folder/log), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, 'the builder took too long'
+        time.sleep(0.01)
+
+
+def folders(cache: Path) -> list[str]: return sorted(p.name for p in cache.iterdir() if p.is_dir())
+
+
+def test_killed_builder_leaves_no_cache(table, tmp_path):
+    key, log = cache_key(table, SIZE), tmp_path/'log'
+    builder = start(tmp_path, 'log', 0.02)
+    wait_until(lambda: log.exists() and log.read_text().count('\n') > COUNT // 2, builder)
+    builder.kill()
+    builder.communicate()
+    assert folders(tmp_path/'cache') == [f'{key}.building']
+    with pytest.raises(StaleCache, match='There is no cache'): ImageCache.open(tmp_path/'cache', table, SIZE)
+
+    cache = open_pixels(table, SIZE, cache_path=tmp_path/'cache', progress=False)  # the lock died with its holder
+    assert folders(tmp_path/'cache') == [key]
+    cache.verify()
+    assert torch.equal(cache.gather(range(COUNT)), DirectPixels(table, SIZE).gather(range(COUNT)))
+
+
+def test_interrupted_builder_tidies_up(table, tmp_path):
+    log = tmp_path/'log'
+    builder = start(tmp_path, 'log', 0.02)
+    wait_until(lambda: log.exists() and log.read_text().count('\n') > 20, builder)
+    builder.send_signal(signal.SIGINT)
+    builder.communicate(timeout=180)
+    assert builder.returncode != 0 and folders(tmp_path/'cache') == []
+
+
+def test_killed_while_replacing_a_stale_cache(table, tmp_path):
+    old = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    kept = old.gather([0, 1]).clone()
+    Image.fromarray(np.zeros((40, 36), np.uint8)).save(tmp_path/'images/0.png')
+    log = tmp_path/'log'
+    builder = start(tmp_path, 'log', 0.02)
+    wait_until(lambda: log.exists() and log.read_text().count('\n') > 20, builder)
+    builder.kill()
+    builder.communicate()
+    assert torch.equal(old.gather([0, 1]), kept)
+    with pytest.raises(StaleCache, match='have changed'): ImageCache.open(tmp_path/'cache', table, SIZE)
+    new = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    assert not new.gather([0]).any() and torch.equal(new.gather([1]), kept[1:])
+    assert folders(tmp_path/'cache') == [old.path.name]
+
+
+def test_two_builders_share_one_result(table, tmp_path):
+    builders = [start(tmp_path, f'log{i}', 0.005) for i in range(2)]
+    outputs = [b.communicate(timeout=300) for b in builders]
+    assert [b.returncode for b in builders] == [0, 0], outputs
+    sums = [out.split()[-1] for out, _ in outputs]
+    assert sums[0] == sums[1] == ImageCache.open(tmp_path/'cache', table, SIZE).manifest['sha256']
+    read = [(tmp_path/f'log{i}').read_text().count('\n') for i in range(2)]
+    assert sorted(read) == [0, COUNT], 'only one of them may have read the images'
+    assert folders(tmp_path/'cache') == [cache_key(table, SIZE)]
+
+
+def _total(cache, rows) -> int: return int(cache.gather(rows).sum())
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_gather_in_other_processes(table, tmp_path, method):
+    if method not in multiprocessing.get_all_start_methods(): pytest.skip(f'{method} does not exist here')
+    cache = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    expected = [_total(cache, [i, i + 1]) for i in range(4)]  # the map is open before the processes start
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        assert pool.starmap(_total, [(cache, [i, i + 1]) for i in range(4)]) == expected
+
+
+def test_any_number_of_threads_gives_the_same_file(table, tmp_path):
+    sums = {ImageCache.build(table, SIZE, tmp_path/f'cache{n}', workers=n, progress=False).manifest['sha256'] for n in (1, 2, 5)}
+    assert len(sums) == 1

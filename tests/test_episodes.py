@@ -1,0 +1,95 @@
+"Episodes: the same in another process, sound on random tables, and worthless once the support labels are shuffled."
+import hashlib, os, subprocess, sys
+import numpy as np
+import pandas as pd
+import pytest
+from smlxray.config import DataError
+from smlxray.data import XrayTable
+from smlxray.episodes import EpisodeSampler
+from smlxray.metrics import EpisodeScores, auc, mean_episode_auc
+
+
+def make_table(seed=0, patients=300, findings=('No Finding', 'Edema', 'Fracture')):
+    "A random table with several images a patient, two projections, two origins, and all kinds of labels."
+    rng = np.random.default_rng(seed)
+    images = rng.integers(1, 5, patients)
+    patient = np.repeat(np.arange(patients), images)
+    n = len(patient)
+    frame = pd.DataFrame({'path': [f'{i}.png' for i in range(n)], 'patient': [f'p{p}' for p in patient],
+                          'projection': rng.choice(['AP', 'PA', ''], n, p=[.5, .4, .1]), 'origin': rng.choice(['a', 'b'], n)})
+    for f in findings: frame[f] = rng.choice([1, 0, -1, np.nan], n, p=[.25, .3, .05, .4])
+    return XrayTable(frame, findings)
+
+
+def digest():
+    "One hash over many episodes; also run by `test_same_in_another_process` as a script."
+    table = make_table()
+    sampler = EpisodeSampler(table, np.arange(len(table)), ['Edema', 'Fracture'], 3, 8, match_on=['projection'], negatives='others', seed=5)
+    h = hashlib.sha256()
+    for i in range(20):
+        e = sampler.sample(i)
+        h.update(f'{e.finding} {e.seed} {e.support.tolist()} {e.query.tolist()}'.encode())
+    return h.hexdigest()
+
+
+@pytest.mark.parametrize('hashseed', ['0', '12345'])
+def test_same_in_another_process(hashseed):
+    code = 'import runpy, sys; print(runpy.run_path(sys.argv[1])["digest"]())'
+    env = {**os.environ, 'PYTHONHASHSEED': hashseed}
+    done = subprocess.run([sys.executable, '-c', code, __file__], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.strip() == digest()
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('match_on', [[], ['projection'], ['projection', 'origin']])
+@pytest.mark.parametrize('negatives', ['normals', 'others'])
+def test_sound_on_random_tables(seed, match_on, negatives):
+    table = make_table(seed)
+    rows = np.random.default_rng(seed).permutation(len(table))[:-50]
+    try: sampler = EpisodeSampler(table, rows, 'Edema', 2, 10_000, match_on=match_on, negatives=negatives)
+    except DataError as e:
+        assert 'shots and 8 queries' in str(e); return
+    counts, f = sampler.counts(), table.frame
+    assert sampler.queries == counts['usable'] - 2
+    ever = set(f.loc[f['Edema'].isin([1, -1]), 'patient'])
+    for i in range(10):
+        e = sampler.episode(i)
+        every = np.r_[e.support, e.query]
+        assert set(every) <= set(rows) and f['patient'].iloc[every].is_unique
+        for side, y in ((e.support, e.support_labels), (e.query, e.query_labels)):
+            yes, no = side[y == 1], side[y == 0]
+            assert len(yes) == len(no) and (f['Edema'].iloc[yes] == 1).all() and not set(f['patient'].iloc[no]) & ever
+            assert (f[match_on].iloc[yes].to_numpy() == f[match_on].iloc[no].to_numpy()).all()
+            own = f.iloc[no]
+            if negatives == 'normals': assert (own['No Finding'] == 1).all()
+            else: assert ((own['Edema'] == 0) & (own['No Finding'] != 1) & (own['Fracture'] == 1)).all()
+
+
+def test_rows_as_mask_and_as_repeated_index():
+    table = make_table()
+    mask = np.arange(len(table)) % 5 > 0
+    by_mask = EpisodeSampler(table, mask, 'Edema', 2, 8).episode(3)
+    by_index = EpisodeSampler(table, np.r_[np.flatnonzero(mask)[::-1], np.flatnonzero(mask)[:9]], 'Edema', 2, 8).episode(3)
+    assert np.array_equal(by_mask.query, by_index.query) and np.array_equal(by_mask.support, by_index.support)
+
+
+def test_a_negative_patient_is_clean_outside_the_rows_too():
+    frame = pd.DataFrame({'path': [f'{i}.png' for i in range(61)], 'patient': [f'p{i}' for i in range(60)] + ['p59'], 'projection': 'PA',
+                          'No Finding': [np.nan]*20 + [1]*40 + [np.nan], 'Edema': [1]*20 + [np.nan]*40 + [-1]})
+    table = XrayTable(frame, ['No Finding', 'Edema'])
+    assert EpisodeSampler(table, np.arange(60), 'Edema', 1, 8).counts()['negative'] == 39
+
+
+def test_shuffled_support_labels_are_worthless():
+    table = make_table(patients=600)
+    features = np.random.default_rng(0).normal(size=(len(table), 4)) + .8*(table.positive('Edema')[:, None])
+    sampler = EpisodeSampler(table, np.arange(len(table)), 'Edema', 7, 15)
+    rng, real, fake = np.random.default_rng(1), [], []
+    for i in range(400):
+        e = sampler.episode(i)
+        for labels, into in ((e.support_labels, real), (rng.permutation(e.support_labels), fake)):
+            towards = features[e.support[labels == 1]].mean(0) - features[e.support[labels == 0]].mean(0)
+            into.append(EpisodeScores(features[e.query]@towards, e.query_labels, table.patients[e.query], e.finding))
+    assert mean_episode_auc(real) > .75
+    each = np.array([auc(e.scores, e.labels) for e in fake])  # independent shuffles, so here the episodes are the sample
+    assert abs(each.mean() - .5) < 3.29*each.std(ddof=1)/np.sqrt(len(each))

@@ -1,0 +1,162 @@
+"The whole path on tiny phantoms: controls that must come out at chance, and mistakes that must come back as one sentence."
+import json, shutil
+import numpy as np, pandas as pd, pytest, torch
+from smlxray.config import SmlxrayError, load_settings, run_folder
+from smlxray.cache import open_pixels
+from smlxray.episodes import EpisodeSampler
+from smlxray.evaluate import AdaptedMethod, FrozenMethod, answer, evaluate_methods, pixel_method, print_results, save_results, shuffled, standard_methods
+from smlxray.metrics import auc, bootstrap_patients
+from smlxray.siamese import SiameseNet
+from smlxray.train import ensure_siamese, open_lab, train_meta
+
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory): return tmp_path_factory.mktemp('lab')
+
+
+def tiny(here, **over):
+    return load_settings('tiny', **{**dict(dataset_path=str(here/'phantoms'), cache_path=str(here/'cache'), runs_path=str(here/'runs'), progress=False), **over})
+
+
+@pytest.fixture(scope='module')
+def lab(here): return open_lab(tiny(here))
+
+
+def novel_episodes(lab, n):
+    s = lab.settings
+    sampler = EpisodeSampler(lab.table, lab.test, list(lab.findings.novel), 2, 8, match_on=s.data.match_on, seed=5)
+    return [sampler.episode(i, f) for f in lab.findings.novel for i in range(n)]
+
+
+def oracle(lab, noise=1.):
+    "A method that sees the labels of the novel findings through noise: it must score high, unless its support is shuffled."
+    rng = np.random.default_rng(0)
+    y = np.nan_to_num(lab.table.labels[lab.test][:, [lab.table.findings.index(f) for f in lab.findings.novel]])
+    z = torch.from_numpy(y + noise * rng.normal(size=y.shape)).float()
+    return FrozenMethod('oracle', lab.test, torch.nn.functional.normalize(z, dim=1))
+
+
+def shuffled_interval(method, episodes, lab):
+    """Mean AUC over episodes with shuffled support labels, and its 99.9 % interval.
+
+    Whatever the patients are, a permutation and its mirror image are equally likely and their AUCs add up to 1, so the expectation is exactly 0.5
+    over permutations; these are independent between episodes, and the interval over episodes is the right one here.
+    """
+    aucs = np.array([auc(a.scores, a.labels) for a in answer(method, [shuffled(e) for e in episodes], lab)])
+    half = 3.291 * aucs.std(ddof=1) / len(aucs)**.5
+    return aucs.mean() - half, aucs.mean() + half
+
+
+def test_shuffled_support_labels_give_chance(lab):
+    "Shuffled supports hold 0.5 in a 99.9 % interval; the same method with true ones is far above it."
+    episodes, method = novel_episodes(lab, 100), oracle(lab, noise=.5)
+    assert bootstrap_patients(answer(method, episodes, lab), n=4000, level=.999).low > 0.7
+    low, high = shuffled_interval(method, episodes, lab)
+    assert low < 0.5 < high and high - low < 0.15, (low, high)
+
+
+@pytest.mark.parametrize('algorithm', ['maml', 'anil'])
+def test_shuffled_support_labels_give_chance_after_adaptation(lab, algorithm):
+    "Adaptation reads nothing but the support: with shuffled labels it too falls to 0.5."
+    torch.manual_seed(0)
+    method = AdaptedMethod(algorithm, lab, SiameseNet('conv4', 16).eval(), algorithm, 3)
+    low, high = shuffled_interval(method, novel_episodes(lab, 25), lab)
+    assert low < 0.5 < high and high - low < 0.25, (low, high)
+
+
+def test_no_episode_shares_a_patient_with_itself_or_with_training(lab):
+    patients, trained = lab.table.patients, set(lab.table.patients[lab.train])
+    for e in novel_episodes(lab, 50):
+        everyone = patients[np.concatenate([e.support, e.query])]
+        assert len(set(everyone)) == len(everyone)
+        assert not trained & set(everyone)
+
+
+def test_cache_off_gives_bit_equal_pixels(lab):
+    direct = open_pixels(lab.table, tuple(lab.settings.data.image_size), use_cache=False)
+    rows = lab.test[:16]
+    assert torch.equal(direct.gather(rows), lab.pixels.gather(rows))
+
+
+def test_training_twice_gives_the_same_weights(lab):
+    siamese = ensure_siamese(lab)
+    a, b = (train_meta(lab, siamese, 'anil') for _ in range(2))
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+def test_results_hold_every_row_and_column_that_readers_rely_on(lab, capsys):
+    siamese = ensure_siamese(lab)
+    results = evaluate_methods(lab, standard_methods(lab, siamese, {'anil': train_meta(lab, siamese, 'anil')}))
+    save_results(results)
+    saved = json.loads((lab.folder/'results.json').read_text())
+    assert saved['settings']['meta']['shots'] == lab.settings.meta.shots
+    assert {(r['method'], r['finding']) for r in saved['rows']} == {
+        (m, f) for m in ('pixels', 'untrained', 'siamese', 'anil, 0 steps', 'anil') for f in (*lab.findings.novel, 'mean')}
+    assert all(r['auc_low'] <= r['auc'] <= r['auc_high'] for r in saved['rows'])
+    assert all(abs(r['gain']) <= 1 and r['gain_low'] <= r['gain_high'] for r in saved['rows'] if r['method'] == 'anil')
+    print_results(lab.folder)
+    assert 'anil, 0 steps' in capsys.readouterr().out
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------------------------
+
+def sentence(f, *words):
+    "The mistake comes back as a SmlxrayError of one short paragraph that holds `words`."
+    with pytest.raises(SmlxrayError) as e: f()
+    text = str(e.value)
+    for w in words: assert w in text, f'{w!r} is not in {text!r}'
+    assert len(text) < 700 and 'Traceback' not in text
+    return text
+
+
+@pytest.fixture
+def broken(here, lab, tmp_path):
+    "A private copy of the tiny phantoms that a test may damage."
+    shutil.copytree(here/'phantoms', tmp_path/'xrays')
+    return tmp_path/'xrays'
+
+
+def reopen(folder, **over): return open_lab(tiny(folder.parent, dataset_path=str(folder), dataset='chexpert', **over))
+
+
+def test_a_missing_folder_is_named(tmp_path): sentence(lambda: reopen(tmp_path/'nowhere'), 'nowhere')
+
+
+def test_a_missing_column_is_named(broken):
+    t = pd.read_csv(broken/'train.csv'); t.drop(columns='Edema').to_csv(broken/'train.csv', index=False)
+    sentence(lambda: reopen(broken), 'Edema', 'train.csv')
+
+
+def test_a_missing_image_is_named_with_its_row(broken):
+    gone = sorted(broken.rglob('*frontal.jpg'))[3]; gone.unlink()
+    sentence(lambda: reopen(broken), gone.parent.parent.name, 'row')
+
+
+@pytest.mark.parametrize('use_cache', [True, False])
+def test_a_file_that_is_no_image_is_named(broken, use_cache):
+    bad = sorted(broken.rglob('*frontal.jpg'))[3]; bad.write_text('this is text')
+    def read():
+        lab = reopen(broken, use_cache=use_cache)
+        lab.pixels.gather(np.arange(len(lab.table)))
+    sentence(read, bad.parent.parent.name)
+
+
+def test_an_unknown_novel_finding_is_answered_with_the_nearest(here): sentence(lambda: open_lab(tiny(here, novel_findings=['Cardiomegalie'])), 'Cardiomegaly')
+
+
+def test_no_shots_are_refused(here): sentence(lambda: tiny(here, shots=0), 'shots', '0')
+
+
+def test_too_few_patients_are_counted(lab):
+    text = sentence(lambda: EpisodeSampler(lab.table, lab.test, lab.findings.novel[0], 500, 15, match_on=['projection']), lab.findings.novel[0], '500')
+    assert any(ch.isdigit() for ch in text)
+
+
+def test_queries_shrink_to_the_patients_that_are_left(lab):
+    f = lab.findings.novel[0]
+    sampler = EpisodeSampler(lab.table, lab.test, f, 2, 500, match_on=['projection'])
+    e = sampler.episode(0, f)
+    assert 8 <= sampler.queries < 500 and len(e.query) == 2 * sampler.queries
+
+
+def test_a_typo_is_answered_with_the_nearest_setting(here): sentence(lambda: tiny(here, shotts=7), 'shotts', 'shots')

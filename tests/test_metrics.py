@@ -1,0 +1,59 @@
+"Metrics against scikit-learn on random data full of ties, and the limits of the intervals."
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from smlxray.config import DataError
+from smlxray.metrics import (EpisodeScores, auc, average_precision, balanced_accuracy, bootstrap_paired, bootstrap_patients,
+                             choose_threshold, confusion_matrix, mean_episode_auc, roc_curve)
+
+
+def sample(rng):
+    n = int(rng.integers(2, 80))
+    y = rng.permutation(np.r_[1, 0, rng.integers(0, 2, n - 2)])
+    return np.round(rng.normal(size=n)*10**rng.uniform(-6, 6), int(rng.integers(0, 3))), y, rng.integers(0, 3, n) + .25
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_as_scikit_learn(seed):
+    s, y, w = sample(np.random.default_rng(seed))
+    assert abs(auc(s, y, w) - sk.roc_auc_score(y, s, sample_weight=w)) < 1e-12
+    assert abs(average_precision(s, y, w) - sk.average_precision_score(y, s, sample_weight=w)) < 1e-12
+    for ours, theirs in zip(roc_curve(s, y, w), sk.roc_curve(y, s, sample_weight=w, drop_intermediate=False)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    p = s >= choose_threshold(s, y)
+    assert np.array_equal(confusion_matrix(y, p), sk.confusion_matrix(y, p))
+    assert abs(balanced_accuracy(y, p) - sk.balanced_accuracy_score(y, p)) < 1e-12
+
+
+def test_zero_weight_is_absence():
+    s, y, w = np.array([1., 2, 3, 4, 9]), np.array([0, 1, 0, 1, 0]), np.array([1, 1, 1, 1, 0])
+    assert auc(s, y, w) == auc(s[:4], y[:4]) and average_precision(s, y, w) == average_precision(s[:4], y[:4])
+    with pytest.raises(DataError, match='both classes'): auc(s, y, y*0 + (y == 1))
+
+
+def few(patients, episodes=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return [EpisodeScores(rng.normal(size=4) + [1, 1, 0, 0], [1, 1, 0, 0], rng.permutation(patients)[:4], 'ab'[i % 2]) for i in range(episodes)]
+
+
+@pytest.mark.parametrize('measure', ['auc', 'ap'])
+def test_classes_that_vanish_from_a_resample(measure):
+    "With four patients many resamples have no positive or no negative at all: they drop out, and no number is lost or warned about."
+    i = bootstrap_patients(few(4), 400, measure=measure)
+    assert np.isnan(i.draws).any() and 0 <= i.low <= i.value <= i.high <= 1
+    pair = bootstrap_paired(few(4), few(4), 400, measure=measure)
+    assert (pair.value, pair.low, pair.high) == (0, 0, 0)
+
+
+def test_order_and_names_of_patients_do_not_matter():
+    eps = few(30, 12)
+    flipped = [EpisodeScores(e.scores[::-1], e.labels[::-1], e.patients[::-1], e.finding) for e in eps]
+    named = [EpisodeScores(e.scores, e.labels, [f'{p:03d}' for p in e.patients], e.finding) for e in eps]
+    want = bootstrap_patients(eps, 200).draws
+    for other in (flipped, named): np.testing.assert_allclose(bootstrap_patients(other, 200).draws, want, atol=1e-12)
+
+
+def test_macro_mean_of_findings_with_uneven_episodes():
+    eps = few(30, 12); uneven = eps + eps[::2]*3   # three more of each episode of the first finding change neither its mean nor the macro mean
+    assert mean_episode_auc(uneven) == pytest.approx(mean_episode_auc(eps), abs=1e-12)
+    np.testing.assert_allclose(bootstrap_patients(uneven, 200).draws, bootstrap_patients(eps, 200).draws, atol=1e-12)
