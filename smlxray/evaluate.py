@@ -263,14 +263,14 @@ def show_xrays(lab: Lab, rows: np.ndarray, generator: torch.Generator = None, ti
         if titles: ax.set_title('\n'.join(positive[:2]) or '-', fontsize=6)
     fig.tight_layout(pad=.3)
 
-# %% ../nbs/70_evaluate.ipynb #e4f5a2ba
+# %% ../nbs/70_evaluate.ipynb #65919465
 def plot_similarity(lab: Lab, net: SiameseNet, rows: np.ndarray = None):
     "Draw the distribution of similarity for pairs that share a finding and pairs that do not."
     rows = lab.valid[:600] if rows is None else rows
     i, j, same = pair_labels(lab, rows, lab.findings.base)
     s = cosine_similarity(embed_rows(lab, net, rows)).numpy()[i, j]
     ax = plt.subplots(figsize=(6, 2.2))[1]
-    for alike, name in ((True, 'same findings'), (False, 'different findings')): ax.hist(s[same == alike], 60, (-1, 1), density=True, alpha=.6, label=name)
+    for alike, name in ((True, 'same findings'), (False, 'different findings')): ax.hist(s[same == alike], 60, range=(-1, 1), density=True, alpha=.6, label=name)
     ax.set(xlabel='cosine similarity', yticks=[]); ax.legend(frameon=False); ax.spines[['top', 'right', 'left']].set_visible(False)
 
 # %% ../nbs/70_evaluate.ipynb #290af952

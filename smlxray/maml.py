@@ -6,10 +6,11 @@
 __all__ = ['ENGINES', 'ALGORITHMS', 'AdaptationError', 'Call', 'FastWeights', 'use', 'adapted_names', 'adapt', 'MetaGradient',
            'loop_engine', 'higher_engine', 'meta_gradient', 'accumulate', 'meta_step']
 
-# %% ../nbs/60_maml.ipynb #24577ffb
+# %% ../nbs/60_maml.ipynb #6497780e
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -26,7 +27,7 @@ class _Door(nn.Module):
         self.model = model
     def forward(self, fn:Callable): return fn(self.model)
 
-# %% ../nbs/60_maml.ipynb #d1f9b737
+# %% ../nbs/60_maml.ipynb #4777431a
 class Call:
     "The model at other weights: call it, call its methods, read its parameters and properties; nothing is written into the model."
     def __init__(self,
@@ -36,22 +37,22 @@ class Call:
     def __call__(self, *args, **kw): return self._run(lambda m: m(*args, **kw))
 
     def __getattr__(self, name:str):
-        if name.startswith('__'): raise AttributeError(name)
+        if name == '_run' or name.startswith('__'): raise AttributeError(name)
         value = self._run(lambda m: getattr(m, name))
         if not callable(value): return value
         return lambda *args, **kw: self._run(lambda m: getattr(m, name)(*args, **kw))
 
-# %% ../nbs/60_maml.ipynb #1c535036
+# %% ../nbs/60_maml.ipynb #c0a3b0a4
 class FastWeights(dict):
     "Adapted weights by name, with the model's buffers after the adaptation and the support loss before each step."
     def __init__(self,
-                 weights:dict,          # name -> tensor, only the parameters that adapt
-                 buffers:dict|None=None, # name -> tensor: private copies, so that batch statistics never reach the model
-                 losses:Sequence=()):   # support loss before each inner step
+                 weights:dict,           # name -> tensor, only the parameters that adapt
+                 buffers:dict|None=None, # name -> tensor: copies made for this task
+                 losses:Sequence=()):    # support loss before each inner step
         super().__init__(weights)
         self.buffers, self.losses = buffers, list(losses)
 
-# %% ../nbs/60_maml.ipynb #e1ccfa03
+# %% ../nbs/60_maml.ipynb #8a0bb2bb
 def _places(model:nn.Module) -> dict[str, list[str]]:
     "Where each parameter and buffer lives: its name -> the names of all places that share it (one, unless weights are tied)."
     first, places = {}, {}
@@ -62,9 +63,15 @@ def _places(model:nn.Module) -> dict[str, list[str]]:
             places.setdefault(first.setdefault(id(t), name), []).append(name)
     return places
 
-# %% ../nbs/60_maml.ipynb #f24b8737
-def use(model:nn.Module,  # any module: it is not changed
-        fast:dict,        # name -> tensor, e.g. from `adapt`; names that are absent keep the model's own weights
+def _nearest(name:str, known:Iterable[str]) -> str:
+    "End a sentence about an unknown name: the nearest known one, or some that exist."
+    known = list(known)
+    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known[:8])}{', ...' if len(known) > 8 else '.'}"
+
+# %% ../nbs/60_maml.ipynb #684560c8
+def use(model:nn.Module, # any module: it is not changed
+        fast:dict,       # name -> tensor, e.g. from `adapt`; names that are absent keep the model's own weights
        ) -> Call:
     "The callable of `model` at the weights `fast`. Raises AdaptationError for names the model does not have."
     door, places, buffers = _Door(model), _places(model), getattr(fast, 'buffers', None)
@@ -74,39 +81,34 @@ def use(model:nn.Module,  # any module: it is not changed
     weights = {f'model.{place}': t for n, t in {**buffers, **fast}.items() for place in places[n]}
     return Call(lambda fn: functional_call(door, weights, (fn,), tie_weights=False))
 
-# %% ../nbs/60_maml.ipynb #aace0033
-def _nearest(name:str, known:Iterable[str]) -> str:
-    known = list(known)
-    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}."
-
-def _trainable(model:nn.Module) -> dict[str, nn.Parameter]:
-    return {n: p for n, p in model.named_parameters() if p.requires_grad}
-
-# %% ../nbs/60_maml.ipynb #d9bde61c
-def adapted_names(model:nn.Module,                   # any module
-                  params:Iterable[str]|None=None,    # names as in `model.named_parameters()`; None = all that require grad
+# %% ../nbs/60_maml.ipynb #287fce02
+def adapted_names(model:nn.Module,                # any module
+                  params:Iterable[str]|None=None, # names as in `model.named_parameters()`; None = all that require grad
                  ) -> list[str]:
     "Names of the parameters that adapt, in the model's order. Raises AdaptationError for unknown or frozen names."
     free = _trainable(model)
-    if params is None: names = list(free)
-    else:
+    if params is not None:
         first = {id(p): n for n, p in model.named_parameters()}
         every = dict(model.named_parameters(remove_duplicate=False))
-        params = [params] if isinstance(params, str) else list(params)
-        for n in params:
+        chosen = set()
+        for n in ([params] if isinstance(params, str) else params):
             if n not in every: raise AdaptationError(f"The model has no parameter {n!r}: {_nearest(n, every)}")
-            if not every[n].requires_grad: raise AdaptationError(f"Parameter {n!r} is frozen (requires_grad=False): it cannot adapt; leave it out.")
-        chosen = {first[id(every[n])] for n in params}
-        names = [n for n in free if n in chosen]
-    if not names: raise AdaptationError("No parameter adapts: every parameter is frozen, or `params` is empty.")
-    return names
+            if not every[n].requires_grad: raise AdaptationError(f"Parameter {n!r} is frozen (requires_grad=False) and cannot adapt: leave it out.")
+            chosen.add(first[id(every[n])])
+        free = [n for n in free if n in chosen]
+    if not free: raise AdaptationError("No parameter adapts: all are frozen, or `params` is empty.")
+    return list(free)
 
-# %% ../nbs/60_maml.ipynb #84ff0287
+def _trainable(model:nn.Module) -> dict[str, nn.Parameter]:
+    "Parameters that require grad, by name."
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+# %% ../nbs/60_maml.ipynb #0e5f2c07
 def _rates(lr:float|dict, names:list[str]) -> dict:
+    "One inner rate for each name that adapts."
     if not isinstance(lr, dict): return dict.fromkeys(names, lr)
     for n in names:
-        if n not in lr: raise AdaptationError(f"The inner learning rates name no rate for parameter {n!r}: give one for each that adapts.")
+        if n not in lr: raise AdaptationError(f"The inner learning rates name none for parameter {n!r}: give one for each that adapts.")
     return {n: lr[n] for n in names}
 
 def _steps(steps:int) -> int:
@@ -114,12 +116,14 @@ def _steps(steps:int) -> int:
     return steps
 
 def _scalar(loss, which:str) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.dim(): raise AdaptationError(f"The {which} loss must be one number (a tensor without dimensions), not "
-        f"{f'shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else type(loss).__name__}.")
-    if not loss.requires_grad: raise AdaptationError(f"The {which} loss does not depend on the weights: compute it from `call`, with gradients on.")
+    "Refuse a loss that is no single number or has lost its graph."
+    if not isinstance(loss, Tensor) or loss.dim():
+        got = f'a tensor of shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else f'{type(loss).__name__}'
+        raise AdaptationError(f"The {which} loss must be one number (a tensor without dimensions), not {got}.")
+    if not loss.requires_grad: raise AdaptationError(f"The {which} loss does not depend on the weights: compute it from the `call` it is given.")
     return loss
 
-# %% ../nbs/60_maml.ipynb #e9cb2199
+# %% ../nbs/60_maml.ipynb #6af68122
 def _inner(model:nn.Module, support_loss:Callable, steps:int, rates:dict, first_order:bool) -> FastWeights:
     "The inner loop: `steps` gradient steps on the support loss, from the model's own weights."
     own = dict(model.named_parameters())
@@ -127,39 +131,43 @@ def _inner(model:nn.Module, support_loss:Callable, steps:int, rates:dict, first_
     for _ in range(steps):
         loss = _scalar(support_loss(use(model, fast)), 'support')
         grads = torch.autograd.grad(loss, list(fast.values()), create_graph=not first_order, allow_unused=True)
-        if all(g is None for g in grads): raise AdaptationError("The support loss does not depend on the weights that adapt: "
-            "compute it from `call`, not from the model itself.")
+        if all(g is None for g in grads):
+            raise AdaptationError("The support loss does not depend on the weights that adapt: compute it from the `call` it is given.")
         fast.update({n: w if g is None else w - rates[n]*g for (n, w), g in zip(fast.items(), grads)})
         fast.losses.append(loss.detach())
     return fast
 
-# %% ../nbs/60_maml.ipynb #c7dab688
-def _check_finite(losses:Sequence[Tensor], named:dict, what:str):
-    "Raise AdaptationError at the first inner step whose loss is not finite, else at the first tensor of `named` that is not."
+# %% ../nbs/60_maml.ipynb #edf75c9c
+def _finite_losses(losses:Sequence[Tensor]) -> list[float]:
+    "The support losses as numbers. Raises AdaptationError at the first inner step whose loss is not finite."
     numbers = torch.stack([*losses]).tolist() if losses else []
-    for i, x in enumerate(numbers):
-        if not abs(x) < float('inf'): raise AdaptationError(f"The support loss is {x} at inner step {i+1} of {len(numbers)}"
-            + (": check the images and labels of this task." if i == 0 else ": the steps before it were too long; lower the inner learning rate."))
-    ok = torch.stack([t.detach().isfinite().all() for t in named.values()]).tolist()
-    for n, good in zip(named, ok):
-        if not good: raise AdaptationError(f"The {what} of {n!r} is not finite after {len(numbers)} inner steps: lower the inner learning rate, "
-            "or look for a square root or a logarithm at 0 in the loss.")
+    for i, x in enumerate(numbers, 1):
+        if abs(x) < float('inf'): continue
+        why = "look at the images and labels of this task" if i == 1 else "the steps before it were too long, lower the inner learning rate"
+        raise AdaptationError(f"The support loss is {x} at inner step {i} of {len(numbers)}: {why}.")
     return numbers
 
-# %% ../nbs/60_maml.ipynb #eabd5053
+def _finite(tensors:dict, steps:int):
+    "Raise AdaptationError at the first of the named tensors that is not finite."
+    ok = torch.stack([t.detach().isfinite().all() for t in tensors.values()]).tolist()
+    for name, good in zip(tensors, ok):
+        if not good: raise AdaptationError(f"The {name} is not finite after {steps} inner steps: lower the inner learning rate, "
+                                           "or look for a root or a logarithm at 0 in the loss.")
+
+# %% ../nbs/60_maml.ipynb #58ff26fb
 def adapt(model:nn.Module,                # any module: it is not changed
-          loss_fn:Callable,               # `loss_fn(call) -> scalar`, `call(*args)` runs the model at the current fast weights
+          loss_fn:Callable,               # `loss_fn(call) -> scalar`; `call` is the model at the current fast weights
           steps:int=5,                    # gradient steps
           lr:float|dict=0.01,             # inner learning rate, or name -> tensor
           params:Iterable[str]|None=None, # names of the parameters that adapt; None = all that require grad
-          first_order:bool=False,         # keep no graph of the inner gradients
+          first_order:bool=False,         # treat the inner gradients as constants: no graph of them is kept
          ) -> FastWeights:
-    "Weights after `steps` gradient steps on `loss_fn` (Finn 2017, equation 1). Raises AdaptationError when a step gives NaN."
-    rates = _rates(lr, adapted_names(model, params))
-    wanted = torch.is_grad_enabled()
-    with torch.enable_grad(): fast = _inner(model, loss_fn, _steps(steps), rates, first_order or not wanted)
-    if not wanted: fast.update({n: w.detach() for n, w in fast.items()})
-    fast.losses = _check_finite(fast.losses, fast, 'fast weight')
+    "Weights after `steps` gradient steps on `loss_fn` (Finn 2017, equation 1). Raises AdaptationError, e.g. when a step gives NaN."
+    rates, graph = _rates(lr, adapted_names(model, params)), torch.is_grad_enabled()
+    with torch.enable_grad(): fast = _inner(model, loss_fn, _steps(steps), rates, first_order or not graph)
+    if not graph: fast.update({n: w.detach() for n, w in fast.items()})
+    fast.losses = _finite_losses(fast.losses)
+    _finite({f'fast weight {n!r}': w for n, w in fast.items()}, steps)
     return fast
 
 # %% ../nbs/60_maml.ipynb #47f7d55d
@@ -170,42 +178,46 @@ class MetaGradient(NamedTuple):
     fast:FastWeights     # fast weights, detached
     support_losses:list  # support loss before each inner step
 
-# %% ../nbs/60_maml.ipynb #d4ec4e4a
-def loop_engine(model, support_loss, query_loss, steps, rates, first_order):
-    "The inner loop written out over `torch.func.functional_call`; autograd runs back through it."
+# %% ../nbs/60_maml.ipynb #ff75a1c1
+def loop_engine(model:nn.Module,        # any module
+                support_loss:Callable,  # of a call
+                query_loss:Callable,    # of a call
+                steps:int,              # inner steps
+                rates:dict,             # name -> inner rate, one for each parameter that adapts
+                first_order:bool,       # inner gradients count as constants
+               ) -> tuple[Tensor, dict, FastWeights]: # query loss, gradients (None where unused), fast weights
+    "The inner loop written out over `torch.func.functional_call`; autograd walks back through it."
     fast = _inner(model, support_loss, steps, rates, first_order)
-    loss = _scalar(query_loss(use(model, fast)), 'query')
-    own = _trainable(model)
+    loss, own = _scalar(query_loss(use(model, fast)), 'query'), _trainable(model)
     grads = torch.autograd.grad(loss, [*own.values(), *fast.values()], allow_unused=True)
-    if all(g is None for g in grads[len(own):]): raise AdaptationError("The query loss does not depend on the adapted weights: "
-        "compute it from `call`, not from the model itself.")
+    if all(g is None for g in grads[len(own):]):
+        raise AdaptationError("The query loss does not depend on the adapted weights: compute it from the `call` it is given.")
     return loss, dict(zip(own, grads)), fast
 
-# %% ../nbs/60_maml.ipynb #31d3a23f
-def higher_engine(model, support_loss, query_loss, steps, rates, first_order):
+# %% ../nbs/60_maml.ipynb #4ce05f7f
+def higher_engine(model:nn.Module, support_loss:Callable, query_loss:Callable, steps:int, rates:dict, first_order:bool) -> tuple[Tensor, dict, FastWeights]:
     "The same by the library `higher` (Grefenstette 2019): the reference."
-    import higher # here, so that nothing else depends on it
+    import higher # only here, so that nothing else needs it
     door, own = _Door(model), dict(model.named_parameters())
     sgd = torch.optim.SGD([dict(params=[own[n]]) for n in rates], lr=1.0)
     with higher.innerloop_ctx(door, sgd, copy_initial_weights=False, override=dict(lr=list(rates.values())),
-                              track_higher_grads=not first_order) as (fdoor, sgd):
-        call, losses = Call(fdoor), []
+                              track_higher_grads=not first_order) as (fast_door, sgd):
+        call, losses = Call(fast_door), []
         for _ in range(steps):
             losses.append(_scalar(support_loss(call), 'support'))
             sgd.step(losses[-1])
-        loss = _scalar(query_loss(call), 'query')
-        now = dict(zip(own, fdoor.fast_params))
-        start = {n: now[n] if first_order else own[n] for n in _trainable(model)}
-        grads = torch.autograd.grad(loss, list(start.values()), allow_unused=True)
-        buffers = {n.removeprefix('model.'): b for n, b in fdoor.named_buffers()}
-    return loss, dict(zip(start, grads)), FastWeights({n: now[n] for n in rates}, buffers, [l.detach() for l in losses])
+        loss, now = _scalar(query_loss(call), 'query'), dict(zip(own, fast_door.fast_params))
+        at = {n: now[n] if first_order else p for n, p in _trainable(model).items()}
+        grads = torch.autograd.grad(loss, list(at.values()), allow_unused=True)
+        buffers = {n.removeprefix('model.'): b for n, b in fast_door.named_buffers()}
+    return loss, dict(zip(at, grads)), FastWeights({n: now[n] for n in rates}, buffers, [l.detach() for l in losses])
 
 # %% ../nbs/60_maml.ipynb #fa1207ae
 ENGINES = dict(loop=loop_engine, higher=higher_engine)
 ALGORITHMS = ('maml', 'fomaml', 'anil')
 
-# %% ../nbs/60_maml.ipynb #2785f3b5
-def meta_gradient(model:nn.Module,                # any module: neither its weights, nor its buffers, nor `.grad` are changed
+# %% ../nbs/60_maml.ipynb #33581193
+def meta_gradient(model:nn.Module,                # any module: its weights, its buffers and `.grad` are left alone
                   support_loss:Callable,          # `support_loss(call) -> scalar`: what the inner loop descends
                   query_loss:Callable,            # `query_loss(call) -> scalar`: what the outer loop descends, at the fast weights
                   steps:int=5,                    # inner steps
@@ -214,40 +226,38 @@ def meta_gradient(model:nn.Module,                # any module: neither its weig
                   algorithm:str='maml',           # 'maml', 'fomaml' or 'anil'
                   engine:str='loop',              # a name in `ENGINES`
                  ) -> MetaGradient:
-    "Gradient of the query loss after adaptation with respect to every trainable parameter (Finn 2017). Raises AdaptationError."
+    "Gradient of the query loss after adaptation for every trainable parameter (Finn 2017, section 2.2). Raises AdaptationError."
     if algorithm not in ALGORITHMS: raise AdaptationError(f"There is no algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}.")
     if engine not in ENGINES: raise AdaptationError(f"There is no engine {engine!r}: choose one of {', '.join(ENGINES)}.")
     if algorithm == 'anil' and params is None: raise AdaptationError("'anil' adapts the head only: name the head's parameters in `params`.")
     rates = _rates(lr, adapted_names(model, params))
     with torch.enable_grad():
         loss, grads, fast = ENGINES[engine](model, support_loss, query_loss, _steps(steps), rates, algorithm == 'fomaml')
-    losses = _check_finite(fast.losses, {'query loss': loss}, 'value')
-    own = dict(model.named_parameters())
+    losses, own = _finite_losses(fast.losses), _trainable(model)
     grads = {n: torch.zeros_like(own[n]) if g is None else g.detach() for n, g in grads.items()}
-    _check_finite([], grads, 'meta-gradient')
+    _finite({'query loss': loss, **{f'meta-gradient of {n!r}': g for n, g in grads.items()}}, steps)
     fast = FastWeights({n: w.detach() for n, w in fast.items()}, fast.buffers, losses)
     return MetaGradient(loss.item(), grads, fast, losses)
 
-# %% ../nbs/60_maml.ipynb #35c58bbc
-def accumulate(model:nn.Module,    # the module whose `.grad` is added to
-               grads:dict,         # name -> gradient, from `meta_gradient`
-               weight:float=1.0):  # e.g. 1 / tasks in the meta-batch
+# %% ../nbs/60_maml.ipynb #76390853
+def accumulate(model:nn.Module,   # the module whose `.grad` is added to
+               grads:dict,        # name -> gradient, from `meta_gradient`
+               weight:float=1.0): # e.g. 1 / tasks in the meta-batch
     "Add `weight` times `grads` into `.grad`, as `backward` would."
     for n, p in _trainable(model).items():
         if n not in grads: continue
         if p.grad is None: p.grad = grads[n]*weight
         else: p.grad.add_(grads[n], alpha=weight)
 
-# %% ../nbs/60_maml.ipynb #a31d3ba6
-def meta_step(model:nn.Module, # any module
-              optimizer,       # a torch optimizer over the model's parameters
-              tasks,           # pairs (support_loss, query_loss): the meta-batch
-              **kw,            # steps, lr, params, algorithm, engine as in `meta_gradient`
+# %% ../nbs/60_maml.ipynb #cb9c94f2
+def meta_step(model:nn.Module,                  # any module; its weights move
+              optimizer:torch.optim.Optimizer,  # over the model's parameters
+              tasks:Iterable,                   # pairs (support_loss, query_loss): the meta-batch
+              **kw,                             # steps, lr, params, algorithm, engine: see `meta_gradient`
              ) -> list[MetaGradient]:
-    "One outer step on the mean query loss of `tasks`; returns what each task said."
-    tasks = list(tasks)
-    optimizer.zero_grad(set_to_none=True)
-    said = []
+    "Take one outer step on the mean query loss of `tasks` and return what each task said."
+    tasks, said = list(tasks), []
+    optimizer.zero_grad()
     for support_loss, query_loss in tasks:
         said.append(meta_gradient(model, support_loss, query_loss, **kw))
         accumulate(model, said[-1].grads, 1/len(tasks))

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Lab', 'pick_device', 'open_table', 'open_lab', 'rows_to_batch', 'base_targets', 'epoch_batches', 'MetricsLog',
            'read_metrics', 'table_digest', 'recipe', 'save_checkpoint', 'load_checkpoint', 'recipe_changes',
-           'make_accelerator', 'siamese_step', 'embed_rows', 'pair_labels', 'similarity_report', 'train_siamese',
-           'siamese_epoch', 'checkpoint_path', 'TaskModel', 'episode_batch', 'training_sampler', 'task_inputs',
-           'task_losses', 'add_meta_gradients', 'train_meta', 'outer_step', 'ensure_siamese', 'ensure_meta']
+           'make_accelerator', 'siamese_step', 'embed_rows', 'pair_labels', 'similarity_report', 'fit_pair_logits',
+           'train_siamese', 'siamese_epoch', 'checkpoint_path', 'TaskModel', 'episode_batch', 'training_sampler',
+           'task_inputs', 'task_losses', 'add_meta_gradients', 'train_meta', 'outer_step', 'ensure_siamese',
+           'ensure_meta']
 
-# %% ../nbs/65_train.ipynb #af398480
+# %% ../nbs/65_train.ipynb #26a518d0
 import json, time
 from hashlib import blake2b
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import nn
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 from .config import Settings, SmlxrayError, resolve_path, run_folder, set_seed, write_atomic
 from .phantom import ensure_phantoms
@@ -217,7 +219,17 @@ def similarity_report(lab: Lab, net: nn.Module, rows: np.ndarray, threshold: flo
     threshold = choose_threshold(s, same) if threshold is None else threshold
     return dict(pairs=len(same), auc=float(auc(s, same)), accuracy=float(similarity_accuracy(s, same, threshold)), threshold=float(threshold))
 
-# %% ../nbs/65_train.ipynb #9ba84c58
+# %% ../nbs/65_train.ipynb #7850aad8
+@torch.no_grad()
+def fit_pair_logits(lab: Lab, net: SiameseNet, limit: int = 600):
+    "Set the network's `scale` and `bias` so that `scale * s + bias` is the logit of two training X-rays being alike."
+    i, j, same = pair_labels(lab, lab.train[:limit], lab.findings.base)
+    s = cosine_similarity(embed_rows(lab, net, lab.train[:limit])).numpy()[i, j]
+    fit = LogisticRegression(class_weight='balanced', C=1e4).fit(s[:, None], same)
+    scale = max(float(fit.coef_[0, 0]), 1.)
+    net.scale.fill_(scale); net.bias.fill_(-scale * (s[same].mean() + s[~same].mean()) / 2)
+
+# %% ../nbs/65_train.ipynb #67f7f674
 def train_siamese(lab: Lab, net: SiameseNet = None) -> SiameseNet:  # in eval mode
     "Teach a network to compare X-rays of base findings (Hadsell et al. 2006, over all pairs of a batch)."
     s, t = lab.settings, lab.settings.training
@@ -232,8 +244,9 @@ def train_siamese(lab: Lab, net: SiameseNet = None) -> SiameseNet:  # in eval mo
     for epoch in tqdm(range(t.siamese_epochs), desc='learn to compare', unit='epoch', disable=not t.progress):
         loss = siamese_epoch(lab, acc, model, opt, schedule, targets, epoch)
         log.add(epoch=epoch + 1, loss=loss, **{f'valid_{k}': v for k, v in similarity_report(lab, net, lab.valid).items()})
+    fit_pair_logits(lab, net.eval())
     save_checkpoint(net, checkpoint_path(lab, 'siamese'), recipe(lab, 'siamese'))
-    return net.eval()
+    return net
 
 # %% ../nbs/65_train.ipynb #792f0107
 def siamese_epoch(lab, acc, model, opt, schedule, targets, epoch) -> float:  # the mean loss

@@ -1,0 +1,278 @@
+"""The meta-gradient on the network and the losses that are trained here, and a family of tasks that needs adaptation.
+
+The chapter proves the same on a toy network; this file proves the very objective of training, and that learning to adapt works over seeds.
+"""
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from smlxray.losses import pair_loss, query_loss, query_scores
+from smlxray.maml import ALGORITHMS, ENGINES, AdaptationError, accumulate, adapt, meta_gradient, meta_step, use
+from smlxray.metrics import auc
+from smlxray.siamese import SiameseNet, norm_mode, unit_vectors
+
+LR = 0.003
+
+
+def rows_of(shots=3, queries=3, size=16, seed=0):
+    "Support images and labels, query images and labels in float64: large blocks of grey, the positives a little brighter."
+    g = torch.Generator().manual_seed(seed)
+    y, yq = (torch.arange(2*n) % 2 for n in (shots, queries))
+    x, xq = (4*F.interpolate(torch.randn(len(t), 1, 2, 2, generator=g).double(), scale_factor=size//2) + t[:, None, None, None] for t in (y, yq))
+    return x, y.double(), xq, yq.double()
+
+
+def losses_of(task):
+    "The losses of training, as functions of the network: pair loss of the support, loss of the query scores."
+    x, y, xq, yq = task
+
+    def of_query(net):
+        z = net(torch.cat([x, xq]))
+        return query_loss(z[len(x):], yq, z[:len(x)], y, net.scale)
+    return (lambda net: pair_loss(net(x), y, net.scale, net.bias)), of_query
+
+
+def smooth_net(seed=0, **options):
+    "The network of training without hinges, its signals spread as after some training (at first all embeddings lie in one corner)."
+    torch.manual_seed(seed)
+    net = SiameseNet('conv4', embedding_dim=4, hidden=8, **{**dict(width=8, norm=None, activation='softplus', pool='avg'), **options}).double().eval()
+    with torch.no_grad():
+        for m in net.backbone.layers:
+            if isinstance(m, nn.Conv2d): m.weight *= 3
+        x, net.scale[()] = rows_of()[0], 3.
+        for i in (0, 2):
+            z = net.head[:i + 1](net.features(x))
+            net.head[i].weight /= z.std(0).mean()
+            net.head[i].bias -= net.head[:i + 1](net.features(x)).mean(0)
+    return net
+
+
+def gradient(net, task=None, steps=3, algorithm='maml', engine='loop', **kw):
+    kw.setdefault('params', net.adaptable(algorithm))
+    return meta_gradient(net, *losses_of(task or rows_of()), steps=steps, lr=LR, algorithm=algorithm, engine=engine, **kw)
+
+
+def furthest(a, b):
+    assert list(a) == list(b)
+    return max((a[n] - b[n]).abs().max().item() for n in a)
+
+
+# First proofs
+
+@pytest.mark.parametrize('engine', ENGINES)
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+def test_every_tensor_moves_and_nothing_else_is_touched(algorithm, engine):
+    net = smooth_net(); before = copy.deepcopy(net.state_dict())
+    m = gradient(net, algorithm=algorithm, engine=engine)
+    still = {n for n, g in m.grads.items() if g.abs().max() < 1e-9}
+    # the query score has no bias: only the inner gradient reaches it, and first order does not look there
+    assert still == ({'bias'} if algorithm == 'fomaml' else set())
+    assert list(m.grads) == [n for n, _ in net.named_parameters()] and len(m.support_losses) == 3
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items()) and all(p.grad is None for p in net.parameters())
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    meta_step(net, opt, [losses_of(rows_of())], steps=3, lr=LR, params=net.adaptable(algorithm), algorithm=algorithm, engine=engine)
+    assert {n for n, p in net.named_parameters() if torch.equal(p, before[n])} == still
+
+
+@pytest.mark.parametrize('steps', [0, 1, 3])
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+def test_engines_agree(algorithm, steps):
+    net = smooth_net()
+    a, b = (gradient(net, steps=steps, algorithm=algorithm, engine=e) for e in ENGINES)
+    assert furthest(a.grads, b.grads) < 1e-9 and furthest(a.fast, b.fast) < 1e-9
+    assert a.query_loss == pytest.approx(b.query_loss, abs=1e-12) and a.support_losses == pytest.approx(b.support_losses, abs=1e-12)
+
+
+def test_engines_agree_with_a_rate_for_each_weight():
+    net = smooth_net(); torch.manual_seed(1)
+    rates = {n: LR*torch.rand_like(p) for n, p in net.named_parameters()}
+    a, b = (meta_gradient(net, *losses_of(rows_of()), steps=2, lr=rates, engine=e) for e in ENGINES)
+    assert furthest(a.grads, b.grads) < 1e-9
+
+
+@pytest.mark.parametrize('mode', ['frozen', 'support', 'transductive'])
+def test_engines_agree_through_batch_norm(mode):
+    net = smooth_net(norm='batch'); before = copy.deepcopy(net.state_dict()); task = rows_of()
+    with norm_mode(net, mode, task[0]): a, b = (gradient(net, task, engine=e) for e in ENGINES)
+    assert furthest(a.grads, b.grads) < 1e-9
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+
+
+def test_engines_agree_on_resnet18():
+    torch.manual_seed(0); net = SiameseNet('resnet18', embedding_dim=8, hidden=16).double().eval()
+    a, b = (gradient(net, rows_of(2, 2, 32), steps=2, algorithm='maml', engine=e) for e in ENGINES)
+    assert furthest(a.grads, b.grads) < 1e-9*max(g.abs().max().item() for g in a.grads.values())
+
+
+@pytest.mark.parametrize('algorithm', ['maml', 'anil'])
+@pytest.mark.parametrize('steps', [1, 3])
+def test_finite_differences_agree(steps, algorithm):
+    net, (of_support, of_query) = smooth_net(), losses_of(rows_of())
+    grads, h = gradient(net, steps=steps, algorithm=algorithm).grads, 1e-5
+    for seed in range(5):
+        torch.manual_seed(100 + seed)
+        direction = {n: torch.randn_like(p) for n, p in net.named_parameters()}
+
+        def at(k):
+            there = copy.deepcopy(net)
+            for n, p in there.named_parameters(): p.data += k*h*direction[n]
+            with torch.no_grad(): return of_query(use(there, adapt(there, of_support, steps, LR, net.adaptable(algorithm)))).item()
+        measured = (8*(at(1) - at(-1)) - (at(2) - at(-2)))/(12*h)
+        predicted = sum((grads[n]*direction[n]).sum().item() for n in grads)
+        assert predicted == pytest.approx(measured, rel=1e-6)
+
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_fomaml_is_the_query_gradient_at_the_fast_weights(engine):
+    net = smooth_net(); first, second = gradient(net, algorithm='fomaml', engine=engine), gradient(net, engine=engine)
+    twin = copy.deepcopy(net); twin.load_state_dict({**net.state_dict(), **first.fast})
+    losses_of(rows_of())[1](twin).backward()
+    assert furthest(first.grads, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in twin.named_parameters()}) < 1e-12
+    assert furthest(first.grads, second.grads) > 1e-3
+
+
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+def test_zero_steps_give_the_plain_gradient(algorithm):
+    net = smooth_net(); m = gradient(net, steps=0, algorithm=algorithm)
+    losses_of(rows_of())[1](net).backward()
+    assert furthest(m.grads, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in net.named_parameters()}) < 1e-12
+
+
+def test_adapt_is_plain_sgd_and_keeps_no_graph_without_grad():
+    net, (of_support, _) = smooth_net(), losses_of(rows_of())
+    twin = copy.deepcopy(net); opt = torch.optim.SGD(twin.parameters(), lr=LR)
+    for _ in range(4): opt.zero_grad(); of_support(twin).backward(); opt.step()
+    with torch.no_grad(): fast = adapt(net, of_support, 4, LR)
+    assert furthest(fast, dict(twin.named_parameters())) < 1e-12
+    assert not any(w.requires_grad for w in fast.values())
+
+
+def test_first_order_adapt_never_falls_silent():
+    "A user's own outer loop over `adapt` gets the gradient of FOMAML or of MAML, never none."
+    for first_order, algorithm in ((True, 'fomaml'), (False, 'maml')):
+        net, (of_support, of_query) = smooth_net(), losses_of(rows_of())
+        of_query(use(net, adapt(net, of_support, 3, LR, first_order=first_order))).backward()
+        said = gradient(net, algorithm=algorithm).grads
+        assert furthest(said, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in net.named_parameters()}) < 1e-12
+
+
+# Any module
+
+class Tied(nn.Module):
+    "One weight in two layers, one layer under two names."
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+        self.c = self.b
+
+    def forward(self, x): return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+
+@pytest.mark.parametrize('params', [None, ['c.weight'], ['b.bias']])
+def test_tied_weights_follow_and_stay_tied(params):
+    torch.manual_seed(0); net = Tied().double(); weight, bias = net.a.weight, net.b.bias
+    x = torch.randn(2, 5, 3).double()
+    a, b = (meta_gradient(net, lambda m: m(x[0]).square().sum(), lambda m: (m(x[1]) - 1).square().sum(), 2, 0.05, params, engine=e) for e in ENGINES)
+    assert furthest(a.grads, b.grads) < 1e-9 and furthest(a.fast, b.fast) < 1e-9
+    assert net.a.weight is weight and net.b.weight is weight and net.c is net.b and net.b.bias is bias
+
+
+def test_frozen_parameters_neither_adapt_nor_get_gradients():
+    net = smooth_net(); net.backbone.requires_grad_(False)
+    a, b = (meta_gradient(net, *losses_of(rows_of()), steps=2, lr=LR, engine=e) for e in ENGINES)
+    assert furthest(a.grads, b.grads) < 1e-9 and not any(n.startswith('backbone') for n in [*a.grads, *a.fast])
+    with pytest.raises(AdaptationError, match='is frozen'): gradient(net)
+
+
+def test_gradients_add_up_over_a_meta_batch():
+    net = smooth_net(); tasks = [rows_of(seed=s) for s in range(3)]; said = [gradient(net, t).grads for t in tasks]
+    for grads in said: accumulate(net, grads, 1/3)
+    for n, p in net.named_parameters(): assert torch.allclose(p.grad, sum(g[n] for g in said)/3, atol=1e-12)
+
+
+@pytest.mark.parametrize('wrong, sentence', [
+    (dict(algorithm='reptile'), 'There is no algorithm'), (dict(engine='jax'), 'choose one of loop, higher'), (dict(params=['head.9.weight']), 'did you mean'),
+    (dict(algorithm='anil'), "name the head's parameters"), (dict(steps=-1), 'whole number'), (dict(lr={'scale': 0.1}), 'name none for'),
+    (dict(lr=1e300, steps=3), 'at inner step'), (dict(params=[]), 'No parameter adapts')])
+def test_mistakes_are_answered_in_a_sentence(wrong, sentence):
+    with pytest.raises(AdaptationError, match=sentence): meta_gradient(smooth_net(), *losses_of(rows_of()), **wrong)
+
+
+@pytest.mark.parametrize('engine', ENGINES)
+def test_nan_names_the_step(engine):
+    task = rows_of(); task[0][0, 0, 0, 0] = float('nan')
+    with pytest.raises(AdaptationError, match='support loss is nan at inner step 1 of 3'): gradient(smooth_net(), task, engine=engine)
+
+
+# A family of tasks that needs adaptation: the mark that matters changes from task to task among equally strong distractors
+
+CROSS = torch.tensor([[1., -1, -1, 1], [-1, 1, 1, -1], [-1, 1, 1, -1], [1, -1, -1, 1]])
+NOVEL = [3, 5, 10, 12]  # places that never occur in meta-training, neither as question nor as distractor
+BASE = [i for i in range(16) if i not in NOVEL]
+
+
+def draw_task(seed, novel=False, shots=7, queries=15):
+    "Sixteen places, at each a cross or none, by chance; the task asks about one place and says so only by its support."
+    g = torch.Generator().manual_seed(seed); n, places = 2*(shots + queries), NOVEL if novel else BASE
+    asked = places[torch.randint(len(places), (1,), generator=g)]
+    marks = torch.rand(n, 16, generator=g) < 0.5
+    if not novel: marks[:, NOVEL] = False
+    marks[:, asked] = torch.arange(n) % 2 == 1
+    cells = marks[..., None, None]*CROSS + torch.randn(n, 16, 1, 1, generator=g) + 0.5*torch.randn(n, 16, 4, 4, generator=g)
+    x, y = cells.view(n, 4, 4, 4, 4).transpose(2, 3).reshape(n, 1, 16, 16), marks[:, asked].float()
+    return x[:2*shots], y[:2*shots], x[2*shots:], y[2*shots:]
+
+
+class Small(nn.Module):
+    "Eight filters a place, squeezed into an embedding of four numbers: too few for all places at once."
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Conv2d(1, 8, 4, stride=4), nn.Tanh(), nn.Flatten()), nn.Linear(128, 4)
+        self.scale, self.bias = nn.Parameter(torch.tensor(2.)), nn.Parameter(torch.tensor(0.))
+
+    def forward(self, x): return unit_vectors(self.head(self.body(x)))
+
+
+HEAD = ['head.weight', 'head.bias', 'scale', 'bias']
+
+
+def learn(net, episodes, seed, **kw):
+    opt = torch.optim.Adam(net.parameters(), lr=0.01)
+    cool = torch.optim.lr_scheduler.CosineAnnealingLR(opt, episodes//4)
+    for i in range(0, episodes, 4):
+        meta_step(net, opt, [losses_of(draw_task(1_000_000*(seed + 1) + i + j)) for j in range(4)], **kw)
+        cool.step()
+    return net
+
+
+def aucs(net, steps, novel, params=None, tasks=40):
+    "AUC of held-out tasks, the same for every network."
+    found = []
+    for i in range(tasks):
+        x, y, xq, yq = draw_task(i, novel)
+        with torch.no_grad():
+            call = use(net, adapt(net, losses_of((x, y, xq, yq))[0], steps, 0.3, params))
+            found.append(auc(query_scores(call(xq), call(x), y).numpy(), yq.numpy()))
+    return np.array(found)
+
+
+def lower(difference): return difference.mean() - 1.96*difference.std(ddof=1)/len(difference)**0.5
+
+
+@pytest.mark.parametrize('seed, algorithm', [(0, 'maml'), (1, 'maml'), (2, 'maml'), (0, 'anil')])
+def test_learning_to_adapt_works(seed, algorithm):
+    torch.manual_seed(seed); torch.set_num_threads(1)
+    params = HEAD if algorithm == 'anil' else None
+    compared = learn(Small(), 400, seed + 10, steps=0)
+    adapting = learn(copy.deepcopy(compared), 240, seed, steps=5, lr=0.3, algorithm=algorithm, params=params)
+    for novel in (False, True):
+        before, after = aucs(adapting, 0, novel), aucs(adapting, 5, novel, params)
+        assert lower(after - before) > 0.1, f'{algorithm}, seed {seed}, novel {novel}: {before.mean():.3f} -> {after.mean():.3f}'
+    if algorithm != 'maml': return
+    rival = aucs(learn(compared, 240, seed, steps=0), 5, novel, params)  # the same tasks, without learning to adapt
+    assert lower(after - rival) > 0, f'learning to adapt ({after.mean():.3f}) must beat adapting a network that only learned to compare ({rival.mean():.3f})'
