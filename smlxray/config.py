@@ -196,13 +196,14 @@ class DataSettings(_Section):
         raise ConfigError(f'data.test_fraction is {self.test_fraction} and data.valid_fraction is {self.valid_fraction}; '
                           'their sum must be below 1, or no patient is left to train on.')
 
-# %% ../nbs/00_config.ipynb #3c5b7391
+# %% ../nbs/00_config.ipynb #e92aa759
 class SiameseSettings(_Section):
     "The network that turns an X-ray into an embedding, and when two X-rays count as alike."
     backbone: Literal['resnet18', 'resnet50', 'densenet121', 'conv4'] = 'resnet50'  # conv4 is for tests
     embedding_dim: Annotated[int, Field(ge=2)] = 256            # length of an embedding
     margin: Annotated[float, Field(gt=0, le=2)] = 1.0           # distance beyond which unlike images are left alone
     similarity_rule: Literal['jaccard', 'any', 'exact'] = 'jaccard'  # how alike two sets of findings are
+    label_weight: Annotated[float, Field(ge=0)] = 1.0           # weight of naming findings beside comparing them; 0: compare only
 
 # %% ../nbs/00_config.ipynb #982b7416
 class MetaSettings(_Section):

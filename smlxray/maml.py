@@ -81,7 +81,7 @@ def use(model:nn.Module, # any module: it is not changed
     weights = {f'model.{place}': t for n, t in {**buffers, **fast}.items() for place in places[n]}
     return Call(lambda fn: functional_call(door, weights, (fn,), tie_weights=False))
 
-# %% ../nbs/60_maml.ipynb #287fce02
+# %% ../nbs/60_maml.ipynb #550f7627
 def adapted_names(model:nn.Module,                # any module
                   params:Iterable[str]|None=None, # names as in `model.named_parameters()`; None = all that require grad
                  ) -> list[str]:
@@ -93,7 +93,8 @@ def adapted_names(model:nn.Module,                # any module
         chosen = set()
         for n in ([params] if isinstance(params, str) else params):
             if n not in every: raise AdaptationError(f"The model has no parameter {n!r}: {_nearest(n, every)}")
-            if not every[n].requires_grad: raise AdaptationError(f"Parameter {n!r} is frozen (requires_grad=False) and cannot adapt: leave it out.")
+            if not every[n].requires_grad:
+                raise AdaptationError(f"Parameter {n!r} is frozen (requires_grad=False) and cannot adapt: leave it out.")
             chosen.add(first[id(every[n])])
         free = [n for n in free if n in chosen]
     if not free: raise AdaptationError("No parameter adapts: all are frozen, or `params` is empty.")
@@ -103,7 +104,7 @@ def _trainable(model:nn.Module) -> dict[str, nn.Parameter]:
     "Parameters that require grad, by name."
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
-# %% ../nbs/60_maml.ipynb #0e5f2c07
+# %% ../nbs/60_maml.ipynb #3de56142
 def _rates(lr:float|dict, names:list[str]) -> dict:
     "One inner rate for each name that adapts."
     if not isinstance(lr, dict): return dict.fromkeys(names, lr)
@@ -120,7 +121,8 @@ def _scalar(loss, which:str) -> Tensor:
     if not isinstance(loss, Tensor) or loss.dim():
         got = f'a tensor of shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else f'{type(loss).__name__}'
         raise AdaptationError(f"The {which} loss must be one number (a tensor without dimensions), not {got}.")
-    if not loss.requires_grad: raise AdaptationError(f"The {which} loss does not depend on the weights: compute it from the `call` it is given.")
+    if not loss.requires_grad:
+        raise AdaptationError(f"The {which} loss does not depend on the weights: compute it from the `call` it is given.")
     return loss
 
 # %% ../nbs/60_maml.ipynb #6af68122
@@ -194,8 +196,14 @@ def loop_engine(model:nn.Module,        # any module
         raise AdaptationError("The query loss does not depend on the adapted weights: compute it from the `call` it is given.")
     return loss, dict(zip(own, grads)), fast
 
-# %% ../nbs/60_maml.ipynb #4ce05f7f
-def higher_engine(model:nn.Module, support_loss:Callable, query_loss:Callable, steps:int, rates:dict, first_order:bool) -> tuple[Tensor, dict, FastWeights]:
+# %% ../nbs/60_maml.ipynb #a25f48b0
+def higher_engine(model:nn.Module,        # any module
+                  support_loss:Callable,  # of a call
+                  query_loss:Callable,    # of a call
+                  steps:int,              # inner steps
+                  rates:dict,             # name -> inner rate, one for each parameter that adapts
+                  first_order:bool,       # the query gradient at the fast weights
+                 ) -> tuple[Tensor, dict, FastWeights]: # query loss, gradients (None where unused), fast weights
     "The same by the library `higher` (Grefenstette 2019): the reference."
     import higher # only here, so that nothing else needs it
     door, own = _Door(model), dict(model.named_parameters())

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Lab', 'pick_device', 'open_table', 'open_lab', 'rows_to_batch', 'base_targets', 'epoch_batches', 'MetricsLog',
            'read_metrics', 'table_digest', 'recipe', 'save_checkpoint', 'load_checkpoint', 'recipe_changes',
-           'make_accelerator', 'siamese_step', 'embed_rows', 'pair_labels', 'similarity_report', 'fit_pair_logits',
-           'train_siamese', 'siamese_epoch', 'checkpoint_path', 'TaskModel', 'episode_batch', 'training_sampler',
-           'task_inputs', 'task_losses', 'add_meta_gradients', 'train_meta', 'outer_step', 'ensure_siamese',
-           'ensure_meta']
+           'make_accelerator', 'NamingSiamese', 'siamese_loss', 'embed_rows', 'pair_labels', 'similarity_report',
+           'fit_pair_logits', 'train_siamese', 'siamese_epoch', 'checkpoint_path', 'TaskModel', 'episode_batch',
+           'training_sampler', 'task_inputs', 'task_losses', 'add_meta_gradients', 'train_meta', 'outer_step',
+           'ensure_siamese', 'ensure_meta']
 
 # %% ../nbs/65_train.ipynb #26a518d0
 import json, time
@@ -68,13 +68,14 @@ def open_table(settings: Settings) -> XrayTable:
         ensure_phantoms(folder, patients=d.patients, size=d.phantom_size, seed=0, workers=d.workers, progress=settings.training.progress)
     return read_xrays(folder, dataset='chexpert' if d.dataset == 'phantom' else d.dataset, views=d.views)
 
-# %% ../nbs/65_train.ipynb #3ec5f059
+# %% ../nbs/65_train.ipynb #8cba187c
 def open_lab(settings: Settings) -> Lab:
     "Open table, pixels and splits for a run; raise `DataError` if a patient or a finding stands on two sides."
     d, table = settings.data, open_table(settings)
     check_files(table)
     patients = split_patients(table, d.valid_fraction, d.test_fraction, settings.training.seed)
     findings = split_findings(table, d.novel_findings)
+    findings = findings._replace(base=tuple(f for f in findings.base if f != 'Support Devices'))
     check_patient_disjoint(table, patients.train, patients.valid, patients.test)
     check_finding_disjoint(findings.base, findings.novel)
     train, valid = (training_rows(table, rows, findings.novel) for rows in (patients.train, patients.valid))
@@ -141,12 +142,12 @@ def table_digest(table: XrayTable) -> str:  # 16 hex digits
     sha.update(np.nan_to_num(table.labels, nan=-9.).tobytes()); sha.update('|'.join(table.findings).encode())
     return sha.hexdigest()
 
-# %% ../nbs/65_train.ipynb #904ca81a
+# %% ../nbs/65_train.ipynb #5f271f8b
 def recipe(lab: Lab, phase: str) -> dict:
     "Collect what a phase's weights depend on: the data, the split, and the settings of the loop."
     s = lab.settings; flat = s.flat()
     keys = ['image_size', 'uncertain', 'views', 'novel_findings', 'valid_fraction', 'test_fraction', 'seed', 'backbone', 'embedding_dim', 'margin',
-            'similarity_rule', 'batch_size', 'siamese_epochs', 'siamese_lr', 'weight_decay', 'augment']
+            'similarity_rule', 'label_weight', 'batch_size', 'siamese_epochs', 'siamese_lr', 'weight_decay', 'augment']
     if phase != 'siamese': keys += ['inner_lr', 'meta_lr', 'adapt_steps', 'shots', 'queries', 'meta_batch', 'batch_norm', 'match_on', 'meta_episodes']
     return dict(phase=phase, table=table_digest(lab.table), **{k: flat[k] for k in keys})
 
@@ -182,13 +183,26 @@ def make_accelerator(settings: Settings) -> Accelerator:
     device = pick_device(settings)
     return Accelerator(cpu=device.type == 'cpu', mixed_precision=settings.training.precision)
 
-# %% ../nbs/65_train.ipynb #61bb57fe
-def siamese_step(lab: Lab, model: nn.Module, targets: torch.Tensor, rows: np.ndarray, generator=None) -> torch.Tensor:  # the loss, a scalar
-    "Embed a batch once and compare all its pairs."
+# %% ../nbs/65_train.ipynb #8a36342d
+class NamingSiamese(nn.Module):
+    "A Siamese network with a linear layer that names findings; `forward` gives embeddings (B, D) and finding logits (B, F)."
+    def __init__(self, net: SiameseNet, findings: int):
+        super().__init__()
+        self.net, self.namer = net, nn.Linear(net.head[0].in_features, findings)
+
+    def forward(self, x):
+        features = self.net.features(x)
+        return self.net.embed_features(features), self.namer(features)
+
+# %% ../nbs/65_train.ipynb #7f5ea0d4
+def siamese_loss(lab: Lab, model: NamingSiamese, targets: torch.Tensor, rows: np.ndarray, generator=None) -> torch.Tensor:  # a scalar
+    "Embed a batch once, compare all its pairs, and name its findings."
     s = lab.settings.siamese
-    z = model(rows_to_batch(lab, rows, generator))
-    similar = label_similarity(targets[rows].to(z.device), s.similarity_rule)
-    return contrastive_loss(z.float(), similar, s.margin)
+    z, logits = model(rows_to_batch(lab, rows, generator))
+    y = targets[rows].to(z.device); known = ~y.isnan()
+    loss = contrastive_loss(z.float(), label_similarity(y, s.similarity_rule), s.margin)
+    if s.label_weight: loss = loss + s.label_weight * nn.functional.binary_cross_entropy_with_logits(logits.float()[known], y[known])
+    return loss
 
 # %% ../nbs/65_train.ipynb #1ce55856
 @torch.no_grad()
@@ -229,17 +243,18 @@ def fit_pair_logits(lab: Lab, net: SiameseNet, limit: int = 600):
     scale = max(float(fit.coef_[0, 0]), 1.)
     net.scale.fill_(scale); net.bias.fill_(-scale * (s[same].mean() + s[~same].mean()) / 2)
 
-# %% ../nbs/65_train.ipynb #67f7f674
+# %% ../nbs/65_train.ipynb #a2d75049
 def train_siamese(lab: Lab, net: SiameseNet = None) -> SiameseNet:  # in eval mode
     "Teach a network to compare X-rays of base findings (Hadsell et al. 2006, over all pairs of a batch)."
     s, t = lab.settings, lab.settings.training
     set_seed(t.seed)
     acc = make_accelerator(s)
     net = (net or SiameseNet(s.siamese.backbone, s.siamese.embedding_dim)).train()
-    opt = torch.optim.AdamW(net.parameters(), lr=t.siamese_lr, weight_decay=t.weight_decay)
+    model = NamingSiamese(net, len(lab.findings.base))
+    opt = torch.optim.AdamW(model.parameters(), lr=t.siamese_lr, weight_decay=t.weight_decay)
     steps = len(epoch_batches(lab.train, s.data.batch_size, t.seed, 0)) * t.siamese_epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, t.siamese_lr, total_steps=steps)
-    model, opt = acc.prepare(net, opt)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, t.siamese_lr, total_steps=max(steps, 1), pct_start=.15)
+    model, opt = acc.prepare(model, opt)
     targets, log = base_targets(lab), MetricsLog(lab.folder, 'siamese')
     for epoch in tqdm(range(t.siamese_epochs), desc='learn to compare', unit='epoch', disable=not t.progress):
         loss = siamese_epoch(lab, acc, model, opt, schedule, targets, epoch)
@@ -248,14 +263,14 @@ def train_siamese(lab: Lab, net: SiameseNet = None) -> SiameseNet:  # in eval mo
     save_checkpoint(net, checkpoint_path(lab, 'siamese'), recipe(lab, 'siamese'))
     return net
 
-# %% ../nbs/65_train.ipynb #792f0107
+# %% ../nbs/65_train.ipynb #f17d8deb
 def siamese_epoch(lab, acc, model, opt, schedule, targets, epoch) -> float:  # the mean loss
     "Walk over the training rows once."
     t = lab.settings.training; losses = []
     model.train()
     for k, rows in enumerate(epoch_batches(lab.train, lab.settings.data.batch_size, t.seed, epoch, (acc.process_index, acc.num_processes))):
         generator = torch.Generator().manual_seed(hash((t.seed, epoch, k)) % 2**31) if t.augment else None
-        with acc.autocast(): loss = siamese_step(lab, model, targets, rows, generator)
+        with acc.autocast(): loss = siamese_loss(lab, model, targets, rows, generator)
         opt.zero_grad(); acc.backward(loss); opt.step(); schedule.step()
         losses.append(loss.item())
     return float(np.mean(losses))

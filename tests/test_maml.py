@@ -22,7 +22,8 @@ def rows_of(shots=3, queries=3, size=16, seed=0):
     "Support images and labels, query images and labels in float64: large blocks of grey, the positives a little brighter."
     g = torch.Generator().manual_seed(seed)
     y, yq = (torch.arange(2*n) % 2 for n in (shots, queries))
-    x, xq = (4*F.interpolate(torch.randn(len(t), 1, 2, 2, generator=g).double(), scale_factor=size//2) + t[:, None, None, None] for t in (y, yq))
+    x, xq = (4*F.interpolate(torch.randn(len(t), 1, 2, 2, generator=g).double(), scale_factor=size//2) + t[:, None, None, None]
+             for t in (y, yq))
     return x, y.double(), xq, yq.double()
 
 
@@ -39,7 +40,8 @@ def losses_of(task):
 def smooth_net(seed=0, **options):
     "The network of training without hinges, its signals spread as after some training (at first all embeddings lie in one corner)."
     torch.manual_seed(seed)
-    net = SiameseNet('conv4', embedding_dim=4, hidden=8, **{**dict(width=8, norm=None, activation='softplus', pool='avg'), **options}).double().eval()
+    options = {**dict(width=8, norm=None, activation='softplus', pool='avg'), **options}
+    net = SiameseNet('conv4', embedding_dim=4, hidden=8, **options).double().eval()
     with torch.no_grad():
         for m in net.backbone.layers:
             if isinstance(m, nn.Conv2d): m.weight *= 3
@@ -177,7 +179,8 @@ class Tied(nn.Module):
 def test_tied_weights_follow_and_stay_tied(params):
     torch.manual_seed(0); net = Tied().double(); weight, bias = net.a.weight, net.b.bias
     x = torch.randn(2, 5, 3).double()
-    a, b = (meta_gradient(net, lambda m: m(x[0]).square().sum(), lambda m: (m(x[1]) - 1).square().sum(), 2, 0.05, params, engine=e) for e in ENGINES)
+    losses = lambda m: m(x[0]).square().sum(), lambda m: (m(x[1]) - 1).square().sum()
+    a, b = (meta_gradient(net, *losses, 2, 0.05, params, engine=e) for e in ENGINES)
     assert furthest(a.grads, b.grads) < 1e-9 and furthest(a.fast, b.fast) < 1e-9
     assert net.a.weight is weight and net.b.weight is weight and net.c is net.b and net.b.bias is bias
 
@@ -196,7 +199,8 @@ def test_gradients_add_up_over_a_meta_batch():
 
 
 @pytest.mark.parametrize('wrong, sentence', [
-    (dict(algorithm='reptile'), 'There is no algorithm'), (dict(engine='jax'), 'choose one of loop, higher'), (dict(params=['head.9.weight']), 'did you mean'),
+    (dict(algorithm='reptile'), 'There is no algorithm'), (dict(engine='jax'), 'choose one of loop, higher'),
+    (dict(params=['head.9.weight']), 'did you mean'),
     (dict(algorithm='anil'), "name the head's parameters"), (dict(steps=-1), 'whole number'), (dict(lr={'scale': 0.1}), 'name none for'),
     (dict(lr=1e300, steps=3), 'at inner step'), (dict(params=[]), 'No parameter adapts')])
 def test_mistakes_are_answered_in_a_sentence(wrong, sentence):
@@ -275,4 +279,4 @@ def test_learning_to_adapt_works(seed, algorithm):
         assert lower(after - before) > 0.1, f'{algorithm}, seed {seed}, novel {novel}: {before.mean():.3f} -> {after.mean():.3f}'
     if algorithm != 'maml': return
     rival = aucs(learn(compared, 240, seed, steps=0), 5, novel, params)  # the same tasks, without learning to adapt
-    assert lower(after - rival) > 0, f'learning to adapt ({after.mean():.3f}) must beat adapting a network that only learned to compare ({rival.mean():.3f})'
+    assert lower(after - rival) > 0, f'learned to adapt {after.mean():.3f}, only to compare {rival.mean():.3f}'
