@@ -205,11 +205,12 @@ class SiameseSettings(_Section):
     similarity_rule: Literal['jaccard', 'any', 'exact'] = 'jaccard'  # how alike two sets of findings are
     label_weight: Annotated[float, Field(ge=0)] = 1.0           # weight of naming findings beside comparing them; 0: compare only
 
-# %% ../nbs/00_config.ipynb #982b7416
+# %% ../nbs/00_config.ipynb #fb8cc1dc
 class MetaSettings(_Section):
     "The few-shot task and the adaptation that is learned over many of them."
     algorithm: Literal['maml', 'fomaml', 'anil'] = 'maml'  # what the outer loop differentiates, what the inner loop adapts
     inner_lr: _Positive = 0.01     # learning rate of the inner loop
+    body_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # the backbone's inner learning rate, as a share of inner_lr
     meta_lr: _Positive = 0.001     # learning rate of the outer loop
     adapt_steps: _Count = 5        # gradient steps on the support
     shots: _Count = 7              # support patients a class

@@ -9,7 +9,7 @@ __all__ = ['evaluation_episodes', 'FrozenMethod', 'pixel_method', 'network_metho
            'plot_confusion', 'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings', 'adaptation_curve',
            'plot_adaptation']
 
-# %% ../nbs/70_evaluate.ipynb #3a1076d3
+# %% ../nbs/70_evaluate.ipynb #c079b1af
 import json, platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from .losses import query_scores
 from .episodes import Episode, EpisodeSampler
 from .metrics import EpisodeScores, bootstrap_patients, bootstrap_paired, mean_episode_auc, mean_episode_ap, confusion_matrix
 from .maml import adapt, use
-from .train import table_digest, Lab, TaskModel, task_inputs, embed_rows, episode_batch, rows_to_batch, pair_labels, similarity_report
+from .train import table_digest, Lab, TaskModel, task_inputs, inner_rates, embed_rows, episode_batch, rows_to_batch, pair_labels, similarity_report
 
 # %% ../nbs/70_evaluate.ipynb #fc31cc0f
 def evaluation_episodes(lab: Lab, finding: str) -> list[Episode]:
@@ -80,7 +80,7 @@ def calibrate_batch_norm(lab: Lab, net: SiameseNet, batches: int = 4) -> Siamese
     for m in norms: m.momentum = 0.1
     return net.eval()
 
-# %% ../nbs/70_evaluate.ipynb #fd800d06
+# %% ../nbs/70_evaluate.ipynb #b2616c7d
 @dataclass
 class AdaptedMethod:
     "Answer episodes with fast weights: some gradient steps on the support, then the same comparison."
@@ -97,7 +97,8 @@ class AdaptedMethod:
         support, labels, query, _ = episode_batch(self.lab, episode)
         with torch.no_grad(), norm_mode(self.net, m.batch_norm, support):
             support, query, features = task_inputs(model, support, query, self.algorithm, m.batch_norm)
-            fast = adapt(model, lambda call: call(support, labels, None, features), steps=self.steps, lr=m.inner_lr, params=model.adaptable(self.algorithm))
+            fast = adapt(model, lambda call: call(support, labels, None, features), steps=self.steps,
+                         lr=inner_rates(model, self.lab.settings, self.algorithm), params=model.adaptable(self.algorithm))
             return use(model, fast)(support, labels, query, features).float().cpu().numpy()
 
 # %% ../nbs/70_evaluate.ipynb #bc3518b1
@@ -189,12 +190,12 @@ def save_results(results: Results) -> Path:
     lab.settings.to_yaml(folder/'config.yaml')
     return folder/'results.json'
 
-# %% ../nbs/70_evaluate.ipynb #727bcf32
+# %% ../nbs/70_evaluate.ipynb #f21a1b6e
 def results_table(folder: Path, finding: str = 'mean') -> pd.DataFrame:
     "Read a run's results and lay out one finding as a table for people."
     path = resolve_path(folder)/'results.json'
     if not path.exists(): raise SmlxrayError(f'There is no results.json in {Path(folder).name}/; run the notebook evaluate_meta first.')
-    t = pd.DataFrame(json.loads(path.read_text())['rows']).query('finding == @finding').reindex(columns=[*_COLUMNS])
+    t = pd.DataFrame(json.loads(path.read_text())['rows']).query('finding == @finding').reindex(columns=_COLUMNS).reset_index(drop=True)
     span = lambda r, k: '' if pd.isna(r[k]) else f"{r[k]:.3f}  [{r[k + '_low']:.3f}, {r[k + '_high']:.3f}]"
     return pd.DataFrame({'method': t.method, 'AUC [95 % interval]': [span(r, 'auc') for _, r in t.iterrows()], 'AP': t.ap.map('{:.3f}'.format),
                          'accuracy': t.accuracy.map('{:.3f}'.format), 'steps': t.adapted_steps,
@@ -285,8 +286,8 @@ def plot_embeddings(lab: Lab, net: SiameseNet, limit: int = 800):
         ax.scatter(*xy[lab.table.positive(f)[rows]].T, s=9, color=f'C{k}', label=f)
     ax.set(xticks=[], yticks=[]); ax.legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, .5)); ax.figure.tight_layout()
 
-# %% ../nbs/70_evaluate.ipynb #77bfe13f
-def adaptation_curve(lab: Lab, net: SiameseNet, algorithm: str, steps=(0, 1, 2, 5, 10), episodes: int = 3, findings: int = 4) -> pd.DataFrame:
+# %% ../nbs/70_evaluate.ipynb #375a89be
+def adaptation_curve(lab: Lab, net: SiameseNet, algorithm: str, steps=(0, 1, 3, 5), episodes: int = 2, findings: int = 4) -> pd.DataFrame:
     "Measure mean AUC after each number of inner steps, on base findings of unseen patients; columns steps, finding, auc."
     m, d, rows = lab.settings.meta, lab.settings.data, []
     for f in lab.findings.base:

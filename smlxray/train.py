@@ -7,8 +7,8 @@ __all__ = ['Lab', 'pick_device', 'open_table', 'open_lab', 'rows_to_batch', 'bas
            'read_metrics', 'table_digest', 'recipe', 'save_checkpoint', 'load_checkpoint', 'recipe_changes',
            'make_accelerator', 'NamingSiamese', 'siamese_loss', 'embed_rows', 'pair_labels', 'similarity_report',
            'fit_pair_logits', 'train_siamese', 'siamese_epoch', 'checkpoint_path', 'TaskModel', 'episode_batch',
-           'training_sampler', 'task_inputs', 'task_losses', 'add_meta_gradients', 'train_meta', 'outer_step',
-           'ensure_siamese', 'ensure_meta']
+           'training_sampler', 'task_inputs', 'inner_rates', 'task_losses', 'add_meta_gradients', 'train_meta',
+           'outer_step', 'ensure_siamese', 'ensure_meta']
 
 # %% ../nbs/65_train.ipynb #26a518d0
 import json, time
@@ -142,13 +142,13 @@ def table_digest(table: XrayTable) -> str:  # 16 hex digits
     sha.update(np.nan_to_num(table.labels, nan=-9.).tobytes()); sha.update('|'.join(table.findings).encode())
     return sha.hexdigest()
 
-# %% ../nbs/65_train.ipynb #5f271f8b
+# %% ../nbs/65_train.ipynb #d91242d6
 def recipe(lab: Lab, phase: str) -> dict:
     "Collect what a phase's weights depend on: the data, the split, and the settings of the loop."
     s = lab.settings; flat = s.flat()
     keys = ['image_size', 'uncertain', 'views', 'novel_findings', 'valid_fraction', 'test_fraction', 'seed', 'backbone', 'embedding_dim', 'margin',
             'similarity_rule', 'label_weight', 'batch_size', 'siamese_epochs', 'siamese_lr', 'weight_decay', 'augment']
-    if phase != 'siamese': keys += ['inner_lr', 'meta_lr', 'adapt_steps', 'shots', 'queries', 'meta_batch', 'batch_norm', 'match_on', 'meta_episodes']
+    if phase != 'siamese': keys += ['inner_lr', 'body_rate', 'meta_lr', 'adapt_steps', 'shots', 'queries', 'meta_batch', 'batch_norm', 'match_on', 'meta_episodes']
     return dict(phase=phase, table=table_digest(lab.table), **{k: flat[k] for k in keys})
 
 # %% ../nbs/65_train.ipynb #6c96e3be
@@ -328,13 +328,19 @@ def task_inputs(model: TaskModel, support, query, algorithm: str, batch_norm: st
     f = model.net.features(torch.cat([support, query]))
     return f[:len(support)], f[len(support):], True
 
+# %% ../nbs/65_train.ipynb #77ae6d9d
+def inner_rates(model: TaskModel, settings: Settings, algorithm: str) -> dict[str, float]:
+    "Give each parameter that adapts its inner learning rate: `inner_lr`, times `body_rate` in the backbone."
+    m = settings.meta
+    return {k: m.inner_lr * (m.body_rate if k.startswith('net.backbone.') else 1.) for k in model.adaptable(algorithm)}
+
 # %% ../nbs/65_train.ipynb #8c5d6246
 def task_losses(support, labels, query, query_labels, from_features=False):
     "Turn an episode's tensors into the pair (support loss, query loss) of functions of a callable model."
     bce = nn.functional.binary_cross_entropy_with_logits
     return (lambda call: call(support, labels, None, from_features)), (lambda call: bce(call(support, labels, query, from_features), query_labels))
 
-# %% ../nbs/65_train.ipynb #44a0e9b6
+# %% ../nbs/65_train.ipynb #48c0cb3f
 def add_meta_gradients(lab: Lab, model: TaskModel, episodes: list[Episode], algorithm: str, generator=None) -> float:  # mean query loss
     "Add the mean meta-gradient of some episodes to `.grad` and return their mean query loss."
     m, losses = lab.settings.meta, []
@@ -342,8 +348,8 @@ def add_meta_gradients(lab: Lab, model: TaskModel, episodes: list[Episode], algo
         support, ys, query, yq = episode_batch(lab, e, generator)
         with norm_mode(model.net, m.batch_norm, support):
             xs, xq, from_features = task_inputs(model, support, query, algorithm, m.batch_norm)
-            result = meta_gradient(model, *task_losses(xs, ys, xq, yq, from_features), steps=m.adapt_steps, lr=m.inner_lr,
-                                   params=model.adaptable(algorithm), algorithm=algorithm, engine=m.engine)
+            result = meta_gradient(model, *task_losses(xs, ys, xq, yq, from_features), steps=m.adapt_steps,
+                                   lr=inner_rates(model, lab.settings, algorithm), params=model.adaptable(algorithm), algorithm=algorithm, engine=m.engine)
         accumulate(model, result.grads, 1 / len(episodes)); losses.append(result.query_loss)
     return float(np.mean(losses))
 
