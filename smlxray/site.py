@@ -268,7 +268,7 @@ def defined_names(
         out += [name.id for name in names if isinstance(name.ctx, ast.Store)]
     return out
 
-# %% ../nbs/95_site.ipynb #70a253e1
+# %% ../nbs/95_site.ipynb #37b0a56f
 def _prepare_page(cells: list[dict], package: str) -> list[dict]:
     "Make the cells of a chapter ready for nbdev: sources kept, anchors set, public names listed."
     prose = lambda text, n: dict(cell_type='markdown', id=f'page-{n}', metadata={}, source=text)
@@ -287,7 +287,7 @@ def _prepare_page(cells: list[dict], package: str) -> list[dict]:
     opening = ''.join(cells[0]['source']) if cells and cells[0]['cell_type'] == 'markdown' else ''
     title = re.match(r'(# .*\n?(?:\s*\n>.*\n?)?)([\s\S]*)', opening)
     if title is None: return out
-    index = '::: {.defined}\n' + ' '.join(f'[`{name}`](#{name.lower()})' for name in public) + '\n:::' if public else ''
+    index = '::: {.defined}\n' + ' '.join(f'<a href="#{name.lower()}"><code>{name}</code></a>' for name in public) + '\n:::' if public else ''
     return [prose(title[1], 'title'), *(prose(t, k) for k, t in (('names', index), ('lead', title[2])) if t.strip()), *out[1:]]
 
 # %% ../nbs/95_site.ipynb #530101be
