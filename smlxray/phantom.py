@@ -6,15 +6,16 @@
 __all__ = ['ANATOMY', 'RECIPES', 'CHILDREN', 'anatomy', 'pose_of', 'Film', 'Recipe', 'Phantom', 'draw_film', 'draw_phantom',
            'phantom_population', 'write_phantoms', 'ensure_phantoms', 'phantom_masks']
 
-# %% ../nbs/05_phantom.ipynb #68a31027
+# %% ../nbs/05_phantom.ipynb #f28565b4
 import json, os, shutil, uuid, zlib
+from functools import partial
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
+from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from tqdm.auto import tqdm
@@ -716,7 +717,7 @@ def _read_manifest(folder):
     except (OSError, ValueError): return None
     return found if isinstance(found, dict) and found.get('format') == 'smlxray phantoms' else None
 
-# %% ../nbs/05_phantom.ipynb #f642b3d7
+# %% ../nbs/05_phantom.ipynb #6f53f4a1
 def write_phantoms(folder: str | os.PathLike,  # where to; must be absent or empty
                    patients: int = 1000,       # patients of the training part
                    size: int = 128,            # pixels a side
@@ -731,9 +732,9 @@ def write_phantoms(folder: str | os.PathLike,  # where to; must be absent or emp
     table = phantom_population(patients, seed); rows = table.to_dict('records'); chunks = [rows[i:i+40] for i in range(0, len(rows), 40)]
     try:
         draft.mkdir(parents=True)
-        jobs = (delayed(_save_rows)(c, draft, size, seed) for c in chunks)
-        done = Parallel(n_jobs=workers or os.cpu_count() or 1, return_as='generator')(jobs)
-        for _ in tqdm(done, total=len(chunks), desc='drawing phantoms', disable=not progress): pass
+        with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool:  # closed after use: idle processes would keep a forked parent from ending
+            done = pool.map(partial(_save_rows, folder=draft, size=size, seed=seed), chunks)
+            for _ in tqdm(done, total=len(chunks), desc='drawing phantoms', disable=not progress): pass
         shown = table[[c for c in table if not c.startswith('true_')]]
         for part in ('train', 'valid'): shown[shown.Path.str.contains(f'/{part}/')].to_csv(draft/f'{part}.csv', index=False)
         (draft/'manifest.json').write_text(json.dumps(_manifest(patients, size, seed), indent=1)+'\n')

@@ -1,4 +1,5 @@
 "Phantoms: same bytes everywhere, findings where their masks say, no shortcut through nuisance, and hard for raw pixels."
+import multiprocessing
 import hashlib, json, os, subprocess, sys
 from pathlib import Path
 import numpy as np
@@ -126,3 +127,14 @@ def test_raw_pixels_are_not_enough(first):
             aucs.append((a[:, None] > b).mean())
         mean.append(np.mean(aucs))
     assert .52 < np.mean(mean) <= .68, mean
+
+
+def _draw_some(folder): write_phantoms(folder, patients=20, size=32, workers=2, progress=False)
+
+
+def test_a_forked_process_that_drew_phantoms_can_end(tmp_path):
+    "Worker processes left idle would be waited for until doomsday when the process that started them was itself forked."
+    child = multiprocessing.get_context('fork').Process(target=_draw_some, args=(tmp_path/'phantoms',))
+    child.start(); child.join(60)
+    hangs = child.is_alive(); child.kill()
+    assert not hangs and (tmp_path/'phantoms'/'train.csv').exists()
