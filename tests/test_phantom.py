@@ -129,7 +129,7 @@ def test_raw_pixels_are_not_enough(first):
     assert .52 < np.mean(mean) <= .68, mean
 
 
-def _draw_some(folder): write_phantoms(folder, patients=20, size=32, workers=2, progress=False)
+def _draw_some(folder): ph.write_phantoms(folder, patients=20, size=32, workers=2, progress=False)
 
 
 def test_a_forked_process_that_drew_phantoms_can_end(tmp_path):
