@@ -243,11 +243,11 @@ def fit_pair_logits(lab: Lab, net: SiameseNet, limit: int = 600):
     scale = max(float(fit.coef_[0, 0]), 1.)
     net.scale.fill_(scale); net.bias.fill_(-scale * (s[same].mean() + s[~same].mean()) / 2)
 
-# %% ../nbs/65_train.ipynb #a2d75049
+# %% ../nbs/65_train.ipynb #d3d7a630
 def train_siamese(lab: Lab, net: SiameseNet = None) -> SiameseNet:  # in eval mode
     "Teach a network to compare X-rays of base findings (Hadsell et al. 2006, over all pairs of a batch)."
     s, t = lab.settings, lab.settings.training
-    set_seed(t.seed)
+    set_seed(t.seed); s.to_yaml(lab.folder/'config.yaml')
     acc = make_accelerator(s)
     net = (net or SiameseNet(s.siamese.backbone, s.siamese.embedding_dim)).train()
     model = NamingSiamese(net, len(lab.findings.base))
@@ -353,12 +353,12 @@ def add_meta_gradients(lab: Lab, model: TaskModel, episodes: list[Episode], algo
         accumulate(model, result.grads, 1 / len(episodes)); losses.append(result.query_loss)
     return float(np.mean(losses))
 
-# %% ../nbs/65_train.ipynb #34be8d9a
+# %% ../nbs/65_train.ipynb #27847ea7
 def train_meta(lab: Lab, net: SiameseNet, algorithm: str = None) -> SiameseNet:  # a new network, in eval mode
     "Teach a Siamese network to adapt (MAML, Finn et al. 2017; ANIL, Raghu et al. 2020); the network given is left as it is."
     s, t, m = lab.settings, lab.settings.training, lab.settings.meta
     algorithm = algorithm or m.algorithm
-    set_seed(t.seed)
+    set_seed(t.seed); s.to_yaml(lab.folder/'config.yaml')
     acc, sampler = make_accelerator(s), training_sampler(lab)
     model = TaskModel(SiameseNet.from_config(net.to_config())).to(acc.device)
     model.net.load_state_dict(net.state_dict())
