@@ -9,7 +9,7 @@ __all__ = ['evaluation_episodes', 'FrozenMethod', 'pixel_method', 'network_metho
            'plot_confusion', 'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings', 'adaptation_curve',
            'plot_adaptation']
 
-# %% ../nbs/70_evaluate.ipynb #c079b1af
+# %% ../nbs/70_evaluate.ipynb #62dd1b18
 import json, platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,12 @@ import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
 from tqdm.auto import tqdm
 from .config import SmlxrayError, resolve_path, set_seed, write_atomic
-from .siamese import SiameseNet, cosine_similarity, norm_mode
+from .siamese import SiameseNet, norm_mode
 from .losses import query_scores
 from .episodes import Episode, EpisodeSampler
 from .metrics import EpisodeScores, bootstrap_patients, bootstrap_paired, mean_episode_auc, mean_episode_ap, confusion_matrix
 from .maml import adapt, use
-from .train import table_digest, Lab, TaskModel, task_inputs, inner_rates, embed_rows, episode_batch, rows_to_batch, pair_labels, similarity_report
+from .train import table_digest, Lab, TaskModel, task_inputs, inner_rates, embed_rows, episode_batch, rows_to_batch, pair_similarities, similarity_report
 
 # %% ../nbs/70_evaluate.ipynb #fc31cc0f
 def evaluation_episodes(lab: Lab, finding: str) -> list[Episode]:
@@ -264,12 +264,11 @@ def show_xrays(lab: Lab, rows: np.ndarray, generator: torch.Generator = None, ti
         if titles: ax.set_title('\n'.join(positive[:2]) or '-', fontsize=6)
     fig.tight_layout(pad=.3)
 
-# %% ../nbs/70_evaluate.ipynb #65919465
+# %% ../nbs/70_evaluate.ipynb #7463ce15
 def plot_similarity(lab: Lab, net: SiameseNet, rows: np.ndarray = None):
     "Draw the distribution of similarity for pairs that share a finding and pairs that do not."
     rows = lab.valid[:600] if rows is None else rows
-    i, j, same = pair_labels(lab, rows, lab.findings.base)
-    s = cosine_similarity(embed_rows(lab, net, rows)).numpy()[i, j]
+    s, same = pair_similarities(lab, net, rows, lab.findings.base)
     ax = plt.subplots(figsize=(6, 2.2))[1]
     for alike, name in ((True, 'same findings'), (False, 'different findings')): ax.hist(s[same == alike], 60, range=(-1, 1), density=True, alpha=.6, label=name)
     ax.set(xlabel='cosine similarity', yticks=[]); ax.legend(frameon=False); ax.spines[['top', 'right', 'left']].set_visible(False)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['Lab', 'pick_device', 'open_table', 'open_lab', 'rows_to_batch', 'base_targets', 'epoch_batches', 'MetricsLog',
            'read_metrics', 'table_digest', 'recipe', 'save_checkpoint', 'load_checkpoint', 'recipe_changes',
-           'make_accelerator', 'NamingSiamese', 'siamese_loss', 'embed_rows', 'pair_labels', 'similarity_report',
-           'fit_pair_logits', 'train_siamese', 'siamese_epoch', 'checkpoint_path', 'TaskModel', 'episode_batch',
-           'training_sampler', 'task_inputs', 'inner_rates', 'task_losses', 'add_meta_gradients', 'train_meta',
-           'outer_step', 'ensure_siamese', 'ensure_meta']
+           'make_accelerator', 'NamingSiamese', 'siamese_loss', 'embed_rows', 'pair_labels', 'pair_similarities',
+           'similarity_report', 'fit_pair_logits', 'train_siamese', 'siamese_epoch', 'checkpoint_path', 'TaskModel',
+           'episode_batch', 'training_sampler', 'task_inputs', 'inner_rates', 'task_losses', 'add_meta_gradients',
+           'train_meta', 'outer_step', 'ensure_siamese', 'ensure_meta']
 
 # %% ../nbs/65_train.ipynb #26a518d0
 import json, time
@@ -223,22 +223,26 @@ def pair_labels(lab: Lab, rows: np.ndarray, findings: list[str]) -> tuple[np.nda
     keep = (lab.table.patients[rows][i] != lab.table.patients[rows][j]) & ~np.isnan(alike[i, j])
     return i[keep], j[keep], alike[i, j][keep] > 0.5
 
-# %% ../nbs/65_train.ipynb #a51e1896
+# %% ../nbs/65_train.ipynb #380a45ff
+def pair_similarities(lab: Lab, net: nn.Module, rows: np.ndarray, findings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    "Give, for the pairs of `pair_labels`, their cosine similarity and whether they are the same."
+    i, j, same = pair_labels(lab, rows, findings)
+    return cosine_similarity(embed_rows(lab, net, rows)).numpy()[i, j], same
+
+# %% ../nbs/65_train.ipynb #9384956a
 def similarity_report(lab: Lab, net: nn.Module, rows: np.ndarray, threshold: float = None, findings: list[str] = None) -> dict:
     "Say how well similarity tells same from different; choose the threshold unless one is given."
     rows = rows[:2000]
-    i, j, same = pair_labels(lab, rows, findings or lab.findings.base)
+    s, same = pair_similarities(lab, net, rows, findings or lab.findings.base)
     if same.all() or not same.any(): return dict(pairs=len(same), auc=None, accuracy=None, threshold=threshold)
-    s = cosine_similarity(embed_rows(lab, net, rows)).numpy()[i, j]
     threshold = choose_threshold(s, same) if threshold is None else threshold
     return dict(pairs=len(same), auc=float(auc(s, same)), accuracy=float(similarity_accuracy(s, same, threshold)), threshold=float(threshold))
 
-# %% ../nbs/65_train.ipynb #7850aad8
+# %% ../nbs/65_train.ipynb #dabcc086
 @torch.no_grad()
 def fit_pair_logits(lab: Lab, net: SiameseNet, limit: int = 600):
     "Set the network's `scale` and `bias` so that `scale * s + bias` is the logit of two training X-rays being alike."
-    i, j, same = pair_labels(lab, lab.train[:limit], lab.findings.base)
-    s = cosine_similarity(embed_rows(lab, net, lab.train[:limit])).numpy()[i, j]
+    s, same = pair_similarities(lab, net, lab.train[:limit], lab.findings.base)
     fit = LogisticRegression(class_weight='balanced', C=1e4).fit(s[:, None], same)
     scale = max(float(fit.coef_[0, 0]), 1.)
     net.scale.fill_(scale); net.bias.fill_(-scale * (s[same].mean() + s[~same].mean()) / 2)
