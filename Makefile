@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Every target that needs it first makes .venv, and makes it again only
 # when settings.ini or setup.py changed. Another Python: `make test PYTHON=python3.12`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab docs clean
+.PHONY: help demo test test-long lab docs clean
 SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
@@ -12,7 +12,7 @@ LAB    ?=
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): settings.ini setup.py
 	@command -v "$(PYTHON)" >/dev/null || { echo "smlxray needs Python 3.10 or newer, but there is no '$(PYTHON)' here: say which one with 'make PYTHON=/path/to/python'." >&2; exit 1; }
@@ -37,6 +37,9 @@ test: $(STAMP)  ## run every check: notebooks, modules, chapters, runs, site, te
 	$(BIN)/python -m smlxray.site check-runs
 	$(BIN)/python -m smlxray.site check-site
 	$(BIN)/python -m pytest tests -q
+
+test-long: $(STAMP)  ## run the tests that take long: builds killed at random, throughput ratios (alone on the machine, please)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests_long -q
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks (more options: make lab LAB='--no-browser --port 9999')
 	$(BIN)/jupyter lab nbs $(LAB)

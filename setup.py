@@ -9,7 +9,7 @@ from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
 RUNS = ('train_siamese', 'train_meta', 'evaluate_meta', 'real_xrays', 'compare')  # run notebooks: shipped where they exist
-EXTRA = {'_presets': sorted((ROOT/'config').glob('*.yaml')),
+EXTRA = {'_presets': sorted((ROOT/'config').glob('*.yaml')), '_presets/tables': sorted((ROOT/'config'/'tables').glob('*.yaml')),
          '_notebooks': [p for n in RUNS if (p := ROOT/'nbs'/f'{n}.ipynb').exists()]}
 
 cfg = configparser.ConfigParser(delimiters=['='], interpolation=None)
@@ -48,8 +48,9 @@ setup(
     packages=find_packages(include=['smlxray', 'smlxray.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
-    entry_points={'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},  # lets nbdev link `names` in prose to their page
+    extras_require={'dicom': cfg['dicom_requirements'].split(), 'dev': (cfg['dicom_requirements'] + ' ' + cfg['dev_requirements']).split()},
+    entry_points={'console_scripts': ['smlxray=smlxray.cli:main'],
+                  'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},  # lets nbdev link `names` in prose to their page
     cmdclass={'build_py': BuildWithExtras, 'sdist': SdistWithExtras},
     zip_safe=False,
 )
