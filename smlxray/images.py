@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'TRANSFORM', 'ImageHeader', 'image_header', 'decode', 'read_image', 'resize_image']
 
-# %% ../nbs/15_images.ipynb #9fd4e718
-import io, struct
+# %% ../nbs/15_images.ipynb #f7dfcb8f
+import io, logging, os, struct, warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,27 +16,26 @@ import simplejpeg
 from PIL import Image, ImageOps
 from .config import ImageError
 
-# %% ../nbs/15_images.ipynb #b3b92a01
+# %% ../nbs/15_images.ipynb #c9a2063f
 _MAGIC = (('JPEG', 0, b'\xff\xd8\xff'), ('PNG', 0, b'\x89PNG\r\n\x1a\n'), ('DICOM', 128, b'DICM'), ('TIFF', 0, b'II*\0'),
           ('TIFF', 0, b'MM\0*'), ('GIF', 0, b'GIF8'), ('BMP', 0, b'BM'), ('WebP', 8, b'WEBP'), ('PDF', 0, b'%PDF'),
           ('zip', 0, b'PK\3\4'), ('gzip', 0, b'\x1f\x8b'))
 
 def _kind(data: bytes, name: str) -> str:
-    "Return 'JPEG' or 'PNG'; raise `ImageError` with advice for everything else."
+    "Return 'JPEG', 'PNG' or 'DICOM'; raise `ImageError` with advice for everything else."
     kind = next((kind for kind, at, magic in _MAGIC if data[at:at + len(magic)] == magic), '')
-    if kind in ('JPEG', 'PNG'): return kind
+    if kind in ('JPEG', 'PNG', 'DICOM'): return kind
     if not data: raise ImageError(f'{name} is empty (0 bytes); copy the file again.')
-    if kind == 'DICOM': raise ImageError(f'{name} is a DICOM file, and DICOM is not read yet; convert it to PNG.')
-    if kind: raise ImageError(f'{name} is a {kind} file, not a JPEG or PNG image; convert it to PNG.')
-    raise ImageError(f'{name} is not an image (it begins with {data[:8]!r}); only JPEG and PNG are read.')
+    if kind: raise ImageError(f'{name} is a {kind} file, not a JPEG, PNG or DICOM image; convert it to PNG.')
+    raise ImageError(f'{name} is not an image (it begins with {data[:8]!r}); only JPEG, PNG and DICOM are read.')
 
-# %% ../nbs/15_images.ipynb #e5d9d2f3
+# %% ../nbs/15_images.ipynb #19f2691c
 class ImageHeader(NamedTuple):
     "What a file says about itself before it is decoded."
-    kind: str  # 'JPEG' or 'PNG'
+    kind: str  # 'JPEG', 'PNG' or 'DICOM'
     height: int  # pixels
     width: int  # pixels
-    colours: str  # of a JPEG: 'Gray', 'YCbCr', 'RGB', 'CMYK' or 'YCCK'; of a PNG: ''
+    colours: str  # of a JPEG: 'Gray', 'YCbCr', 'RGB', 'CMYK' or 'YCCK'; of a DICOM: its photometric interpretation; of a PNG: ''
 
 def image_header(
     data: bytes,  # the file's content, or its beginning
@@ -46,9 +46,10 @@ def image_header(
     try:
         if kind == 'JPEG':
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        else:
-            (width, height), colours = struct.unpack('>II', data[16:24]), ''
-    except (ValueError, KeyError, struct.error):
+        elif kind == 'PNG': (width, height), colours = struct.unpack('>II', data[16:24]), ''
+        else: height, width, colours = _dicom_size(_dicom_dataset(data, name))
+    except ImageError: raise
+    except Exception:
         raise ImageError(f'{name} has a damaged {kind} header; copy the file again.') from None
     if not height or not width: raise ImageError(f'{name} has a damaged {kind} header (no width or no height); copy the file again.')
     return ImageHeader(kind, height, width, colours)
@@ -77,35 +78,130 @@ def _decode_jpeg(data: bytes, colours: str) -> np.ndarray:
 def _decode_png(data: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=['PNG']) as image: return _grey(image)
 
-# %% ../nbs/15_images.ipynb #340392f5
+# %% ../nbs/15_images.ipynb #0fd47371
+_DEFLATED = b'1.2.840.10008.1.2.1.99'
+
+@contextmanager
+def _quiet():
+    "Keep pydicom's warnings and log lines from the user, who gets one sentence instead."
+    log = logging.getLogger('pydicom'); before, log.disabled = log.disabled, True
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: yield
+        finally: log.disabled = before
+
+def _dicom_dataset(data: bytes, name: str):
+    "Parse a DICOM file, pixels still packed; raise `ImageError` unless it is one image with a size."
+    import pydicom
+    if _DEFLATED in data[:4096]: raise ImageError(f'{name} is a deflated DICOM file, whose size cannot be known beforehand; convert it to explicit little endian.')
+    try:
+        with _quiet():
+            ds = pydicom.dcmread(io.BytesIO(data))
+            directory = str(ds.file_meta.get('MediaStorageSOPClassUID', '')) == '1.2.840.10008.1.3.10' or 'DirectoryRecordSequence' in ds
+            frames, complete = int(ds.get('NumberOfFrames') or 1), all(k in ds for k in ('Rows', 'Columns', 'PhotometricInterpretation', 'BitsStored'))
+    except Exception as error: raise ImageError(f'{name} is a damaged DICOM file ({_short(error)}); export it again.') from None
+    if directory: raise ImageError(f'{name} is a DICOMDIR, a table of contents; name the image files that it lists.')
+    if 'PixelData' not in ds: raise ImageError(f'{name} is a DICOM file without pixels (perhaps a report); leave it out.')
+    if frames != 1: raise ImageError(f'{name} is a DICOM file with {frames} frames; export the one frame that is the X-ray.')
+    if not complete: raise ImageError(f'{name} is a DICOM file that does not say how large its image is; export it again.')
+    return ds
+
+def _dicom_size(ds) -> tuple[int, int, str]: return int(ds.Rows), int(ds.Columns), str(ds.PhotometricInterpretation)
+def _short(error: Exception) -> str: return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip('.')
+
+# %% ../nbs/15_images.ipynb #3b9d00c7
+def _inner_size(frame: bytes) -> tuple[int, int]:
+    "Height and width that a JPEG, JPEG-LS or JPEG 2000 frame claims, or (0, 0) if it makes no claim."
+    at = frame.find(b'\xff\x4f\xff\x51', 0, 4096)                                   # JPEG 2000: SIZ follows the start of the codestream
+    if at >= 0 and len(frame) >= at + 24:
+        right, bottom, left, top = struct.unpack('>IIII', frame[at + 8:at + 24])
+        return max(bottom - top, 0), max(right - left, 0)
+    at = 2 if frame[:2] == b'\xff\xd8' else len(frame)
+    while at + 9 <= len(frame) and frame[at] == 0xff:
+        mark = frame[at + 1]
+        if mark == 0xf7 or 0xc0 <= mark <= 0xcf and mark not in (0xc4, 0xc8, 0xcc): return struct.unpack('>HH', frame[at + 5:at + 9])
+        at += 1 if mark == 0xff else 2 + int.from_bytes(frame[at + 2:at + 4], 'big')
+    return 0, 0
+
+# %% ../nbs/15_images.ipynb #b9e832b1
+def _window(x: np.ndarray, centre: float, width: float, function: str = 'LINEAR') -> np.ndarray:
+    "Map detector units (n,) to [0, 1] by a window (PS3.3 C.11.2.1.2)."
+    if function == 'SIGMOID': return 1/(1 + np.exp(-4*(x - centre)/width))
+    if function == 'LINEAR_EXACT': return np.clip((x - centre)/width + .5, 0, 1)
+    return np.clip((x - centre + .5)/(width - 1) + .5, 0, 1) if width > 1 else (x > centre - .5).astype(float)
+
+def _first(value): return float(value[0] if isinstance(value, (list, tuple)) or hasattr(value, 'insert') else value)
+
+def _grey_levels(ds, stored: np.ndarray) -> np.ndarray:
+    "Turn stored values (n,), ascending, into uint8 as the record demands."
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    x = np.asarray(apply_modality_lut(stored, ds), float)
+    if ds.get('VOILUTSequence'):
+        x = np.asarray(apply_voi_lut(x.astype(np.int64), ds), float)
+        unit = x/(2**int(ds.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+    elif ds.get('WindowCenter') is not None and ds.get('WindowWidth') is not None:
+        unit = _window(x, _first(ds.WindowCenter), _first(ds.WindowWidth), str(ds.get('VOILUTFunction') or 'LINEAR'))
+    else: unit = (x - x.min())/max(float(np.ptp(x)), 1e-9)
+    if ds.PhotometricInterpretation == 'MONOCHROME1': unit = 1 - unit
+    return (np.clip(np.nan_to_num(unit), 0, 1)*255 + .5).astype(np.uint8)
+
+# %% ../nbs/15_images.ipynb #b7a41421
+def _decode_dicom(data: bytes, name: str, max_pixels: int) -> np.ndarray:
+    "Decode the one frame of a DICOM file into (H, W) uint8."
+    from pydicom.encaps import get_frame
+    from pydicom.pixels import get_decoder
+    ds = _dicom_dataset(data, name)
+    kind, syntax = str(ds.PhotometricInterpretation), ds.file_meta.TransferSyntaxUID
+    if kind not in ('MONOCHROME1', 'MONOCHROME2', 'RGB', 'YBR_FULL', 'YBR_FULL_422'):
+        raise ImageError(f'{name} is a DICOM file of the kind {kind}, not a grey X-ray; convert it to PNG.')
+    if syntax.is_encapsulated:
+        _check_cap(*_inner_size(get_frame(ds.PixelData, 0, number_of_frames=1)), name, max_pixels)
+        if not get_decoder(syntax).is_available:
+            raise ImageError(f"{name} is a DICOM file compressed as {syntax.name}; to read it, pip install 'smlxray[dicom]'.")
+    pixels = ds.pixel_array
+    if pixels.ndim == 3: return np.array(Image.fromarray(pixels.astype(np.uint8)).convert('L'))
+    low = int(pixels.min())
+    return _grey_levels(ds, np.arange(low, int(pixels.max()) + 1))[pixels.astype(np.int64) - low]
+
+# %% ../nbs/15_images.ipynb #a077122e
 MAX_PIXELS = 50_000_000  # the largest image that is decoded
 TRANSFORM = 1  # raised whenever decoding or resizing changes a pixel: caches built before are then stale
 
+def _check_cap(height: int, width: int, name: str, max_pixels: int):
+    "Raise `ImageError` for an image that claims more pixels than the cap."
+    if height * width > max_pixels:
+        raise ImageError(f'{name} claims {width} x {height} = {height * width / 1e6:,.1f} million pixels, '
+                         f'more than the cap of {max_pixels / 1e6:,g} million; shrink it, or raise max_pixels if you trust it.')
+
 def decode(
-    data: bytes,  # the content of a JPEG or PNG file
+    data: bytes,  # the content of a JPEG, PNG or DICOM file
     name: str = 'the image',  # what to call it in an error
     max_pixels: int = MAX_PIXELS,  # refuse larger images before decoding them
 ) -> np.ndarray:  # (H, W) uint8, writable, black is 0
-    "Decode a JPEG or PNG into grey; raises `ImageError` for anything else, damaged data, and images over the cap."
+    "Decode a JPEG, PNG or DICOM into grey; raises `ImageError` for anything else, damaged data, and images over the cap."
     head = image_header(data, name)
-    if head.height * head.width > max_pixels:
-        raise ImageError(f'{name} claims {head.width} x {head.height} = {head.height * head.width / 1e6:,.1f} million pixels, '
-                         f'more than the cap of {max_pixels / 1e6:,g} million; shrink it, or raise max_pixels if you trust it.')
-    try: return _decode_jpeg(data, head.colours) if head.kind == 'JPEG' else _decode_png(data)
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ImageError(f'{name} is a damaged or truncated {head.kind} ({error}); copy or export the file again.') from None
+    _check_cap(head.height, head.width, name, max_pixels)
+    try:
+        if head.kind == 'JPEG': return _decode_jpeg(data, head.colours)
+        if head.kind == 'PNG': return _decode_png(data)
+        with _quiet(): return _decode_dicom(data, name, max_pixels)
+    except ImageError: raise
+    except Exception as error:  # whatever a decoder of somebody else's makes of a damaged file
+        raise ImageError(f'{name} is a damaged or truncated {head.kind} ({_short(error)}); copy or export the file again.') from None
 
-# %% ../nbs/15_images.ipynb #50436378
+# %% ../nbs/15_images.ipynb #c85ce051
 def read_image(
-    path: str | Path,  # a JPEG or PNG file
+    path: str | Path,  # a JPEG, PNG or DICOM file
     max_pixels: int = MAX_PIXELS,  # refuse larger images before decoding them
 ) -> np.ndarray:  # (H, W) uint8
     "Read one X-ray file into grey pixels; raises `ImageError` naming the file."
     try:
-        with open(path, 'rb') as file: data = file.read(8 * max_pixels + 1)
+        with open(path, 'rb') as file:
+            if os.fstat(file.fileno()).st_size > 8 * max_pixels + 100_000:
+                raise ImageError(f'{path} is larger than any image of {max_pixels / 1e6:,g} million pixels could be.')
+            data = file.read()
     except FileNotFoundError: raise ImageError(f'{path} does not exist; check the path, or copy the file there.') from None
     except OSError as error: raise ImageError(f'{path} cannot be read ({error.strerror}).') from None
-    if len(data) > 8 * max_pixels: raise ImageError(f'{path} is larger than any image of {max_pixels / 1e6:,g} million pixels could be.')
     return decode(data, str(path), max_pixels)
 
 # %% ../nbs/15_images.ipynb #0ce813a1
