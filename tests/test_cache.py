@@ -1,4 +1,4 @@
-"""What the cache promises across processes: a killed builder leaves nothing that passes for a cache, and two builders share one result."""
+"""What the cache promises across processes: a killed builder leaves nothing that passes for a cache, the next one goes on, and two builders share one result."""
 import multiprocessing, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from smlxray.cache import DirectPixels, ImageCache, StaleCache, cache_key, open_pixels
+from smlxray.cache import PIECE, DirectPixels, ImageCache, StaleCache, _take_over, cache_info, cache_key
 from smlxray.data import XrayTable
 
 SIZE, COUNT = (32, 32), 200
@@ -59,28 +59,52 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 180):
 def folders(cache: Path) -> list[str]: return sorted(p.name for p in cache.iterdir() if p.is_dir())
 
 
-def test_killed_builder_leaves_no_cache(table, tmp_path):
-    key, log = cache_key(table, SIZE), tmp_path/'log'
-    builder = start(tmp_path, 'log', 0.02)
-    wait_until(lambda: log.exists() and log.read_text().count('\n') > COUNT // 2, builder)
-    builder.kill()
-    builder.communicate()
-    assert folders(tmp_path/'cache') == [f'{key}.building']
-    with pytest.raises(StaleCache, match='There is no cache'): ImageCache.open(tmp_path/'cache', table, SIZE)
+def lines(log: Path) -> int: return log.read_text().count('\n') if log.exists() else 0
 
-    cache = open_pixels(table, SIZE, cache_path=tmp_path/'cache', progress=False)  # the lock died with its holder
+
+@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_builder_leaves_no_cache_and_the_next_goes_on(table, tmp_path, how):
+    key, undisturbed = cache_key(table, SIZE), ImageCache.build(table, SIZE, tmp_path/'calm', progress=False)
+    builder = start(tmp_path, 'log', 0.04)
+    wait_until(lambda: lines(tmp_path/'log') > 150, builder)
+    builder.send_signal(how)
+    builder.communicate(timeout=180)
+    assert builder.returncode != 0 and folders(tmp_path/'cache') == [f'{key}.building']
+    with pytest.raises(StaleCache, match='There is no cache'): ImageCache.open(tmp_path/'cache', table, SIZE)
+    assert list(cache_info(tmp_path/'cache')['state']) == ['half built']
+
+    second = start(tmp_path, 'log2', 0)                       # the lock died with its holder
+    out, err = second.communicate(timeout=180)
+    assert second.returncode == 0, err
+    assert lines(tmp_path/'log2') <= COUNT - PIECE, 'at least one piece was safe on the disk'
     assert folders(tmp_path/'cache') == [key]
+    cache = ImageCache.open(tmp_path/'cache', table, SIZE)
     cache.verify()
+    assert cache.manifest['sha256'] == undisturbed.manifest['sha256']
+    assert (cache.path/'pixels.npy').read_bytes() == (undisturbed.path/'pixels.npy').read_bytes()
     assert torch.equal(cache.gather(range(COUNT)), DirectPixels(table, SIZE).gather(range(COUNT)))
 
 
-def test_interrupted_builder_tidies_up(table, tmp_path):
-    log = tmp_path/'log'
-    builder = start(tmp_path, 'log', 0.02)
-    wait_until(lambda: log.exists() and log.read_text().count('\n') > 20, builder)
-    builder.send_signal(signal.SIGINT)
-    builder.communicate(timeout=180)
-    assert builder.returncode != 0 and folders(tmp_path/'cache') == []
+def test_a_damaged_draft_is_not_believed(table, tmp_path):
+    whole = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    expected, key = (whole.path/'pixels.npy').read_bytes(), whole.path.name
+    _take_over(whole.path, tmp_path/f'cache/{key}.building')
+    with open(tmp_path/f'cache/{key}.building/pixels.npy', 'r+b') as file: file.seek(128 + 70*32*32); file.write(b'damage')      # in the second piece
+    with open(tmp_path/f'cache/{key}.building/journal.jsonl', 'r+') as file: file.truncate(len(file.read()) - 9)                 # the last line is half written
+    (whole.path/'manifest.json').unlink()
+    again = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    again.verify()
+    assert (again.path/'pixels.npy').read_bytes() == expected
+
+
+def test_a_file_size_limit_is_a_sentence_and_nothing_is_lost(table, tmp_path):
+    code = BUILDER.replace('table = ', 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))\ntable = ', 1)
+    code = code.replace('print(cache', 'try: print(cache').replace("['sha256'])", "['sha256'])\nexcept ValueError as e: print('refused:', e)")
+    out = subprocess.run([sys.executable, '-c', code, str(tmp_path), str(tmp_path/'log'), '0'], capture_output=True, text=True)
+    assert out.returncode == 0 and 'refused: The cache' in out.stdout and 'cannot be written (File too large)' in out.stdout, out
+    with pytest.raises(StaleCache): ImageCache.open(tmp_path/'cache', table, SIZE)
+    cache = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    cache.verify()
 
 
 def test_killed_while_replacing_a_stale_cache(table, tmp_path):
