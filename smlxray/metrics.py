@@ -171,14 +171,16 @@ def _multiplicities(patients: int, n: int, rng) -> np.ndarray:
     for r in range(n): out[r] = np.minimum(np.bincount(rng.integers(0, patients, patients), minlength=patients), 255)
     return np.ascontiguousarray(out.T)
 
-# %% ../nbs/55_metrics.ipynb #fc7f4fa3
+# %% ../nbs/55_metrics.ipynb #45989d83
 def _weighted_auc(e, w):
     "AUC (n,) of one episode and the episode's weight (n,) at patient multiplicities w (Q, n)."
-    y = e.labels == 1
-    s, wp, wn = e.scores, w[y], w[~y]
-    wins = (s[y][:, None] > s[~y]) + .5*(s[y][:, None] == s[~y])
-    pairs = wp.sum(0)*wn.sum(0)
-    return ((wins.T@wp)*wn).sum(0)/np.maximum(pairs, 1), pairs/wins.size
+    order = np.argsort(e.scores, kind='stable')
+    s, y, w = e.scores[order], e.labels[order] == 1, w[order]
+    first, last = np.searchsorted(s, s[y], 'left'), np.searchsorted(s, s[y], 'right')   # where the ties of each positive begin and end
+    below = np.cumsum(np.r_[np.zeros((1, w.shape[1])), w*~y[:, None]], 0)              # negatives before each place
+    wins = (w[y]*(below[first] + below[last])).sum(0)/2
+    pairs = w[y].sum(0)*below[-1]
+    return wins/np.maximum(pairs, 1), pairs/(y.sum()*(~y).sum())
 
 def _weighted_ap(e, w):
     "Average precision (n,) of one episode and the episode's weight (n,) at patient multiplicities w (Q, n)."
