@@ -173,13 +173,13 @@ def _translated(rule: str | dict, raw: pd.DataFrame, file: str, word: str) -> pd
         raise DataError(f"Row {i + 2} of {file} has {value.iloc[i]!r} in {rule['column']!r}; the mapping's {word} knows {', '.join(known)} and says nothing of others.")
     return out if other == 'drop' else out.where(~strange, other)
 
-# %% ../nbs/12_readers.ipynb #5ab526a7
+# %% ../nbs/12_readers.ipynb #da62c282
 def _listed(rule: dict, raw: pd.DataFrame, names: dict, file: str) -> pd.DataFrame:
     "Turn a column of lists into one column a finding."
     text = _column(raw, rule['list'], file)
-    if rule.get('separator') == 'quoted': said = text.str.findall(r"'\s*([^']*?)\s*'")
-    else: said = text.str.split(rule.get('separator', '|')).map(lambda parts: [p.strip() for p in parts])
-    known = said.explode().dropna().pipe(lambda x: x[x != ''])
+    if rule.get('separator') == 'quoted': said = text.str.findall("'([^']*)'")
+    else: said = text.str.split(rule.get('separator', '|'), regex=False)
+    known = said.explode().dropna().str.strip().pipe(lambda x: x[x != ''])
     keep = [n for n in known.unique() if rule.get('others', 'keep') == 'keep' or n in names]
     absent = {'negative': 0., 'unknown': np.nan}.get(rule.get('absent'))
     if absent is None: raise DataError(f"A list of findings must say what absence means: write absent: negative, or absent: unknown.")
@@ -239,12 +239,12 @@ def _voted(frame: pd.DataFrame, findings: list[str], how: str) -> pd.DataFrame:
     label = np.where(share > .5, 1., np.where(share == .5, -1., np.where(share.isna(), np.nan, 0.)))
     return frame.drop_duplicates('path').set_index('path').assign(**dict(zip(findings, label.T))).reset_index()
 
-# %% ../nbs/12_readers.ipynb #aa23a7e3
+# %% ../nbs/12_readers.ipynb #57f83717
 def _split_of(rule, raw: pd.DataFrame, root: Path, file: str) -> pd.Series:
     "The data set's own split: a template, a translation, or lists of names in text files."
     if not (isinstance(rule, dict) and 'lists' in rule): return _translated(rule, raw, file, 'split')
     part = {name.strip(): ours for listing, ours in rule['lists'].items() if (root/listing).is_file() for name in (root/listing).read_text().split()}
-    return _filled(rule['key'], raw, file).map(part).fillna('')
+    return _filled(rule['key'], raw, file).map(lambda k: part.get(k, ''))
 
 def _mapped_part(root: Path, part: dict) -> tuple[pd.DataFrame, list[str]]:
     "Read one part of a mapping as the frame of an `XrayTable`, and its findings."
