@@ -202,7 +202,7 @@ def _mapped_labels(rule, raw: pd.DataFrame, names: dict, used: set[str], file: s
     for name, column in zip(final, labels.columns): merged[name] = labels[column] if name not in merged else merged[name].combine(labels[column], np.fmax)
     return pd.DataFrame(merged, raw.index)
 
-# %% ../nbs/12_readers.ipynb #44f3e6d0
+# %% ../nbs/12_readers.ipynb #f5ea9570
 def _label_file(root: Path, pattern: str) -> Path:
     "The one file of a folder that fits a pattern; raise `DataError` for none."
     hits = sorted(root.glob(pattern))
@@ -211,7 +211,7 @@ def _label_file(root: Path, pattern: str) -> Path:
 
 def _read_text(file: Path) -> pd.DataFrame:
     "Read a CSV file (perhaps gzipped) or a file of JSON lines, all as text."
-    if not file.name.endswith(('.json', '.jsonl')): return _read_csv(file, (), dtype=str, keep_default_na=False, na_values=[''])
+    if not file.name.endswith(('.json', '.jsonl')): return _read_csv(file, (), dtype=str, keep_default_na=False, na_values=['', 'nan', 'NaN'])
     try: return pd.read_json(file, lines=True, dtype=False)
     except (ValueError, OSError) as e: raise DataError(f'The label file {file} cannot be read as lines of JSON: {e}.') from None
 
