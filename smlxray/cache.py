@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'cache_key', 'StaleCache', 'ImageCache', 'cache_info', 'DirectPixels', 'open_pixels', 'fingerprints',
-           'convert_cache', 'to_float', 'augment']
+           'convert_cache', 'check_data', 'to_float', 'augment']
 
-# %% ../nbs/20_cache.ipynb #59141942
+# %% ../nbs/20_cache.ipynb #caa118ae
 import csv, hashlib, io, json, os, shutil, time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .config import DataError, ImageError, resolve_path, write_atomic
-from .data import Fingerprints, XrayTable
+from .data import Fingerprints, XrayTable, conflicts
 from .images import TRANSFORM, read_image, resize_image
 
 # %% ../nbs/20_cache.ipynb #475d4559
@@ -486,6 +486,46 @@ def _convert_pieces(table, found, size, draft, progress) -> dict[int, dict]:
     return records
 
 def _nothing(table, row): raise ImageError(f'the old cache has no file for {table.frame["path"].iat[row]}')
+
+# %% ../nbs/20_cache.ipynb #f864beac
+def _look(path: str) -> tuple[int, str]:
+    "Digest of the decoded pixels of a file, or what is wrong with it."
+    try: return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(read_image(path)), digest_size=8).digest(), 'big'), ''
+    except ImageError as error: return 0, str(error)
+
+def _image_problems(table: XrayTable, workers: int, progress: bool) -> list[tuple[str, str, list]]:
+    "Missing, unreadable and repeated images as (level, kind, examples)."
+    paths = [os.path.join(table.root, p) for p in table.frame['path']]
+    there = np.array([os.path.isfile(p) for p in paths])
+    rows = np.flatnonzero(there)
+    pool = joblib.Parallel(workers or joblib.cpu_count(), backend='threading', return_as='generator')
+    looked = list(tqdm(pool(joblib.delayed(_look)(paths[r]) for r in rows), total=len(rows), desc='looking at images', unit='image', disable=not progress))
+    first, twice, strangers = {}, [], []
+    for row, (digest, wrong) in zip(rows, looked):
+        if wrong or first.setdefault(digest, row) == row: continue
+        pair = f'{table.frame["path"].iat[first[digest]]} = {table.frame["path"].iat[row]}'
+        (twice if table.patients[row] == table.patients[first[digest]] else strangers).append(pair)
+    return [('error', 'missing image', [table.frame['path'].iat[r] for r in np.flatnonzero(~there)]), ('error', 'unreadable image', [w for _, w in looked if w]),
+            ('error', 'same picture, two patients', strangers), ('warning', 'same picture twice', twice)]
+
+# %% ../nbs/20_cache.ipynb #05c910a6
+def check_data(
+    table: XrayTable,      # any table of X-rays
+    images: bool = True,   # open every image; False looks at the labels alone
+    workers: int = 0,      # threads, 0: all cores
+    progress: bool = True,
+) -> pd.DataFrame:         # level ('error' or 'warning'), kind, count, example; no row where nothing was found
+    "Look for what would spoil a study: missing, unreadable and repeated images, contradicting labels, odd views, patients on two sides."
+    frame, found = table.frame, _image_problems(table, workers, progress) if images else []
+    sides = frame[frame['split'] != ''].groupby('patient')['split'].nunique() if (frame['split'] != '').any() else pd.Series(dtype=int)
+    found.append(('error', 'patient in two parts of the split', sorted(sides.index[sides > 1])))
+    against = conflicts(table)
+    for kind, title in {'no finding': 'No Finding beside a finding', 'hierarchy': 'finding without its parent', 'unlabelled': 'no label at all'}.items():
+        rows = against[against['kind'] == kind]
+        found.append(('warning', title, (rows['path'] + ': ' + rows['what']).tolist()))
+    odd = ~frame['projection'].isin(['AP', 'PA', ''])
+    found.append(('warning', 'projection neither AP nor PA', (frame['path'] + ': ' + frame['projection'])[odd].tolist()))
+    return pd.DataFrame([(level, kind, len(examples), examples[0]) for level, kind, examples in found if examples], columns=['level', 'kind', 'count', 'example'])
 
 # %% ../nbs/20_cache.ipynb #0bfaa9c9
 MEAN, STD = 0.5, 0.25  # of grey values on the scale from 0 (black) to 1 (white)
