@@ -254,20 +254,27 @@ def _finish(table: XrayTable, size: tuple[int, int], draft: Path, sources: np.nd
     (draft/'journal.jsonl').unlink(missing_ok=True)
     return manifest
 
-# %% ../nbs/20_cache.ipynb #c095cf55
-def _rows(index, count: int) -> np.ndarray:
-    "Turn row numbers or a mask into (B,) int64; raise `DataError` for what is not a row."
+# %% ../nbs/20_cache.ipynb #a227bcbe
+def _numbers(index, count: int) -> np.ndarray:
+    "Turn lists, tensors, other whole numbers and masks into (B,) int64."
     index = np.asarray(index.cpu() if isinstance(index, torch.Tensor) else index)
     if index.dtype == bool:
         if index.shape != (count,): raise DataError(f'A mask of shape {index.shape} does not fit a table of {count} rows.')
         return np.flatnonzero(index)
     if index.size and index.dtype.kind not in 'iu': raise DataError(f'Rows are asked for by whole numbers, not by {index.dtype}.')
-    index = index.reshape(-1).astype(np.int64)
-    wrong = index[(index < 0) | (index >= count)]
-    if len(wrong): raise DataError(f'There is no row {wrong[0]} in a table of {count} rows (0 to {count - 1}).')
+    return index.reshape(-1).astype(np.int64)
+
+_INT64 = np.dtype(np.int64)
+
+def _rows(index, count: int) -> np.ndarray:
+    "Turn row numbers or a mask into (B,) int64; raise `DataError` for what is not a row."
+    if not (isinstance(index, np.ndarray) and index.dtype is _INT64 and index.ndim == 1): index = _numbers(index, count)
+    if len(index):
+        low, high = index.item(index.argmin()), index.item(index.argmax())     # these start quicker than min and max, which shows in small batches
+        if low < 0 or high >= count: raise DataError(f'There is no row {low if low < 0 else high} in a table of {count} rows (0 to {count - 1}).')
     return index
 
-# %% ../nbs/20_cache.ipynb #afcb532e
+# %% ../nbs/20_cache.ipynb #24f74a7b
 class ImageCache:
     "The pixels of a table at one size, (N, H, W) uint8 in one file that is mapped into memory, read-only."
     def __init__(self,
@@ -292,7 +299,7 @@ class ImageCache:
     @property
     def pixels(self) -> np.ndarray:
         "All pixels, (N, H, W) uint8, read-only."
-        if self._pixels is None: self._pixels = np.load(self.path/'pixels.npy', mmap_mode='r')
+        if self._pixels is None: self._pixels = np.load(self.path/'pixels.npy', mmap_mode='r').view(np.ndarray)   # without memmap's ceremony at every index
         return self._pixels
 
     @cached_property
@@ -313,9 +320,7 @@ class ImageCache:
         if self.quarantined and not self.usable[rows].all():
             row = int(rows[~self.usable[rows]][0])
             raise ImageError(f'Row {row} of {self.manifest["table"]} is in quarantine: {self.quarantined[row]}')
-        batch = torch.empty(len(rows), 1, *self.image_size, dtype=torch.uint8)
-        if len(rows): np.take(self.pixels, rows, axis=0, out=batch.numpy()[:, 0], mode='clip')   # the rows were checked: no second look
-        return batch
+        return torch.from_numpy(self.pixels.take(rows, axis=0, mode='clip')[:, None])   # the rows were checked: no second look
 
     def verify(self) -> None:
         "Read every pixel and compare with the checksums; raises `StaleCache` naming the rows that were altered."

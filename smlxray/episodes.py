@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['MIN_QUERIES', 'Episode', 'EpisodeBlock', 'EpisodeSampler', 'balanced_batches', 'balanced_pairs', 'show_episode']
 
-# %% ../nbs/50_episodes.ipynb #93eb6d17
+# %% ../nbs/50_episodes.ipynb #4e032d3c
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from hashlib import blake2b
 from typing import Sequence
 import matplotlib.pyplot as plt
@@ -50,10 +51,23 @@ class EpisodeBlock:
     def __getitem__(self, e: int) -> Episode:
         return Episode(self.finding, int(self.seeds[e]), self.support[e], self.support_labels, self.query[e], self.query_labels)
 
-# %% ../nbs/50_episodes.ipynb #bc0022fe
-def _below(bound: np.ndarray, rng) -> np.ndarray:
-    "A random whole number in [0, bound) for each bound below 2**20, as fast as can be: 24 random bits, multiplied and cut."
-    return (rng.random(bound.shape, dtype=np.float32)*bound).astype(np.int32)
+# %% ../nbs/50_episodes.ipynb #29129c2f
+def _bits(rng, *shape: int) -> np.ndarray:
+    "32 random bits for each place, the cheapest that a generator has to give."
+    n = int(np.prod(shape))
+    return rng.bit_generator.random_raw(n//2 + 1).view(np.uint32)[:n].reshape(shape)
+
+def _below(bits: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    "A whole number in [0, bound) from 32 random bits: multiply and cut, off by less than bound/2**32 from even odds."
+    wide = np.multiply(bits, bound, dtype=np.uint64); wide >>= 32
+    return wide.view(np.int64)
+
+def _packed(start: np.ndarray, count: np.ndarray) -> np.ndarray: return np.stack([start, count], 1).astype(np.uint32).view(np.uint64)[:, 0]   # one look instead of two
+
+def _look(deck: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Start and count of what is packed."
+    both = deck.take(at, mode='clip').view(np.uint32)
+    return both[..., ::2], both[..., 1::2]
 
 @dataclass(frozen=True)
 class _Group:
@@ -61,11 +75,13 @@ class _Group:
     patient: np.ndarray # (P,) codes
     stratum: np.ndarray # (P,) ascending
     start: np.ndarray   # (P,) where the patient's rows begin
-    count: np.ndarray   # (P,) how many there are
+    count: np.ndarray   # (P,) uint32, how many there are
     rows: np.ndarray    # (R,) rows of the table
     sizes: np.ndarray   # (S,) patients a stratum
     def draw(self, who, rng): return self.rows[self.start[who] + rng.integers(0, self.count[who])]
-    def pick(self, who, rng): return self.rows[self.start[who] + _below(self.count[who], rng)]
+    @cached_property
+    def deck(self): return _packed(self.start, self.count)
+    def pick(self, who, bits): return self.rows[self.start[who] + _below(bits, self.count[who])]
 
 def _group(rows, patients, strata, n_strata) -> _Group:
     "Index eligible rows by patient; a patient stands in the stratum of most of its rows (the first of equals)."
@@ -78,7 +94,7 @@ def _group(rows, patients, strata, n_strata) -> _Group:
     kept = place[at] >= 0
     count = times[home]
     mine = rows[kept][np.argsort(place[at][kept], kind='stable')]
-    small = (x.astype(np.int32) for x in (where[home], np.cumsum(count) - count, count, mine))  # half the memory to walk through
+    small = (x.astype(t) for x, t in zip((where[home], np.cumsum(count) - count, count, mine), ('i4', 'i4', 'u4', 'i4')))  # half the memory to walk through
     return _Group(who[home], *small, np.bincount(where[home], minlength=n_strata))
 
 # %% ../nbs/50_episodes.ipynb #1ab8947d
@@ -113,7 +129,7 @@ def _negatives(table: XrayTable, finding: str, kind: str) -> np.ndarray:
 # %% ../nbs/50_episodes.ipynb #c98761cf
 MIN_QUERIES = 8  # a class; queries shrink to what the patients allow, but not below this
 
-# %% ../nbs/50_episodes.ipynb #361062f1
+# %% ../nbs/50_episodes.ipynb #d2b3eb73
 @dataclass(frozen=True)
 class _TaskPool:
     "What one finding has to draw from."
@@ -123,6 +139,17 @@ class _TaskPool:
     queries: int         # a class, after shrinking
     @property
     def room(self) -> np.ndarray: return np.minimum(self.positives.sizes, self.negatives.sizes) # (S,) pairs a stratum
+    @cached_property
+    def alike(self) -> float:
+        "How often two pairs share somebody, if both are drawn from all."
+        able = self.positives.sizes*(self.negatives.sizes > 0); all_ = max(able.sum(), 1)
+        return 1/all_ + ((able/all_)**2/np.maximum(self.negatives.sizes, 1)).sum()
+    @cached_property
+    def deck(self) -> tuple[np.ndarray, np.ndarray]:
+        "All that a draw looks up of A positives that can have partners: where their rows begin and how many they are (A,), the same of their partners (A,)."
+        able = self.negatives.sizes[self.positives.stratum] > 0
+        sizes, at = self.negatives.sizes, self.positives.stratum[able]
+        return self.positives.deck[able], _packed((np.cumsum(sizes) - sizes)[at], sizes[at])
     @property
     def counts(self) -> dict:
         "Patients that are positive and negative, pairs of them that match, and queries a class."
@@ -160,41 +187,31 @@ def _draw_pairs(pool: _TaskPool, n: int, rng) -> tuple[np.ndarray, np.ndarray]:
         no[here] = first[t] + rng.choice(neg.sizes[t], here.sum(), replace=False)
     return pos.draw(yes, rng), neg.draw(no, rng)
 
-# %% ../nbs/50_episodes.ipynb #9edb123b
+# %% ../nbs/50_episodes.ipynb #e5272639
 BLOCK = 1024  # episodes that are drawn together
 
-def _first_rows(group: _Group) -> np.ndarray: return np.cumsum(group.sizes) - group.sizes   # (S,) where each stratum begins
-
-def _coincidences(pool: _TaskPool, n: int) -> float:
-    "How often somebody is expected twice if n pairs are drawn with replacement."
-    share = pool.positives.sizes*(pool.negatives.sizes > 0); share = share/max(share.sum(), 1)
-    alike = 1/max((pool.positives.sizes*(pool.negatives.sizes > 0)).sum(), 1) + (share**2/np.maximum(pool.negatives.sizes, 1)).sum()
-    return n*(n - 1)/2*alike
+def _coincidences(pool: _TaskPool, n: int) -> float: return n*(n - 1)/2*pool.alike   # expected among n pairs drawn with replacement
 
 def _twice(who: np.ndarray) -> np.ndarray:
     "Mark the rows of who (B, n) in which a number occurs twice."
-    ordered = np.sort(who, axis=1)
+    ordered = np.sort(who.astype(np.int32), axis=1)
     return (ordered[:, 1:] == ordered[:, :-1]).any(1)
 
-# %% ../nbs/50_episodes.ipynb #41705382
-def _as_slice(x: np.ndarray):
-    "A slice where the numbers are consecutive, which copies faster than an index; else the numbers."
-    return slice(int(x[0]), int(x[-1]) + 1) if x[-1] - x[0] == len(x) - 1 and (np.diff(x) == 1).all() else x
-
+# %% ../nbs/50_episodes.ipynb #e40b4d67
 def _draw_block(pool: _TaskPool, n: int, rng) -> tuple[np.ndarray, np.ndarray]:
     "Rows of n positives and of their partners for a block of episodes, (BLOCK, n) each."
     pos, neg = pool.positives, pool.negatives
     if _coincidences(pool, n) > 2: return tuple(np.stack(side) for side in zip(*(_draw_pairs(pool, n, rng) for _ in range(BLOCK))))
-    able = np.flatnonzero(neg.sizes[pos.stratum] > 0).astype(np.int32)     # positives that can have a partner
-    start, yes, no, todo = _first_rows(neg), *np.empty((2, BLOCK, n), np.int32), np.arange(BLOCK)
-    while len(todo):
-        yes[todo] = who = able[rng.integers(len(able), size=(len(todo), n), dtype=np.int32)]
-        stratum = pos.stratum[who]
-        no[todo] = partner = start[stratum] + _below(neg.sizes[stratum], rng)
-        todo = todo[_twice(who) | _twice(partner.astype(np.int32))]
-    return pos.pick(yes, rng), neg.pick(no, rng)
+    (mine, theirs), found, missing = pool.deck, [], BLOCK
+    while missing > 0:
+        bits = _bits(rng, 4, int(1.05*missing*np.exp(_coincidences(pool, n))) + 16, n)     # with what will be rejected
+        who = _below(bits[0], len(mine)); first, room = _look(theirs, who); partner = first + _below(bits[1], room)
+        keep = np.flatnonzero(~(_twice(who) | _twice(partner)))[:missing]; missing -= len(keep)
+        found.append([group.rows.take(start + _below(some[keep], count)) for group, (start, count), some in
+                      ((pos, _look(mine, who[keep]), bits[2]), (neg, _look(neg.deck, partner[keep]), bits[3]))])
+    return found[0] if len(found) == 1 else [np.concatenate(side) for side in zip(*found)]
 
-# %% ../nbs/50_episodes.ipynb #296c7b21
+# %% ../nbs/50_episodes.ipynb #152523b1
 class EpisodeSampler:
     "Draw balanced, patient-disjoint, matched episodes; raises `DataError` for unknown findings or columns and for too few patients."
     def __init__(self, table: XrayTable,
@@ -227,23 +244,23 @@ class EpisodeSampler:
             raise DataError(f'this sampler has {len(self.pools)} findings: name one, or let sample(i) draw it')
         return self.pools[canonical_finding(finding, tuple(self.pools)) if finding else self.findings[0]]
     def _block(self, finding: str, number: int) -> tuple:
-        "Positives and partners (BLOCK, K + Q) and seeds (BLOCK,) of a block; the last few are kept."
+        "Support (BLOCK, 2K), query (BLOCK, 2Q) and seeds (BLOCK,) of a block; the last few are kept."
         if (finding, number) not in self._blocks:
-            pool, rng = self.pools[finding], _rng(self.seed, finding, number)
+            pool, k, rng = self.pools[finding], self.shots, _rng(self.seed, finding, number)
             if len(self._blocks) >= 4*len(self.pools): self._blocks.pop(next(iter(self._blocks)))
-            self._blocks[finding, number] = (*_draw_block(pool, self.shots + pool.queries, rng), rng.integers(2**62, size=BLOCK))
+            yes, no = _draw_block(pool, k + pool.queries, rng)
+            self._blocks[finding, number] = *(np.concatenate([yes[:, part], no[:, part]], 1) for part in np.s_[:k, k:]), (rng.bit_generator.random_raw(BLOCK) >> np.uint64(2)).view(np.int64)
         return self._blocks[finding, number]
     def episodes(self, numbers, finding: str=None) -> EpisodeBlock:
         "Many episodes of a finding at once; each is the one that `episode` gives for its number."
         pool, k, numbers = self._pool(finding), self.shots, np.atleast_1d(np.asarray(numbers, np.int64))
         if (numbers < 0).any(): raise DataError(f'episodes are numbered from 0, got {numbers.min()}')
-        n = k + pool.queries
-        support, query, seeds = np.empty((len(numbers), 2*k), np.int64), np.empty((len(numbers), 2*(n - k)), np.int64), np.empty(len(numbers), np.int64)
-        for b in np.unique(numbers//BLOCK):
-            at = _as_slice(np.flatnonzero(numbers//BLOCK == b)); where = _as_slice(numbers[at] % BLOCK)
-            yes, no, seed = (side[where] for side in self._block(pool.finding, int(b)))
-            support[at, :k], support[at, k:], query[at, :n - k], query[at, n - k:], seeds[at] = yes[:, :k], no[:, :k], yes[:, k:], no[:, k:], seed
-        return EpisodeBlock(pool.finding, seeds, support, np.repeat([1, 0], k), query, np.repeat([1, 0], n - k))
+        support, query, seeds = (np.empty((len(numbers), *tail), np.int64) for tail in ((2*k,), (2*pool.queries,), ()))
+        block, place = np.divmod(numbers, BLOCK)
+        for b in np.unique(block):
+            at = block == b
+            for into, drawn in zip((support, query, seeds), self._block(pool.finding, int(b))): into[at] = drawn[place[at]]
+        return EpisodeBlock(pool.finding, seeds, support, np.repeat([1, 0], k), query, np.repeat([1, 0], pool.queries))
     def episode(self, i: int, finding: str=None) -> Episode:
         "Episode i of a finding: always the same for the same table, rows, seed and settings."
         return self.episodes(i, finding)[0]
@@ -272,7 +289,7 @@ def _redrawn(draw, again, rounds: int, problem: str):
         if not todo.any(): return
     raise DataError(problem)
 
-# %% ../nbs/50_episodes.ipynb #61e8d794
+# %% ../nbs/50_episodes.ipynb #b6b4a8c4
 def balanced_batches(
     table: XrayTable,
     rows,                             # (R,) training rows, an index or a mask
@@ -292,7 +309,7 @@ def balanced_batches(
         mask = np.zeros(drawn.shape, bool); mask[which] = True
         for c, g in enumerate(groups):
             at = mask & (slot == c)
-            drawn[at] = g.pick(rng.integers(len(g.patient), size=int(at.sum())), rng)
+            drawn[at] = g.pick(rng.integers(len(g.patient), size=int(at.sum())), _bits(rng, int(at.sum())))
     def again():                                                            # all but the first image of a patient in a batch
         who = table.patients[drawn]; order = np.argsort(who, axis=1, kind='stable')
         twice = np.zeros(drawn.shape, bool)
@@ -302,7 +319,7 @@ def balanced_batches(
     for batch in drawn: rng.shuffle(batch)
     return list(drawn)[process[0]::process[1]]
 
-# %% ../nbs/50_episodes.ipynb #91cf5fcb
+# %% ../nbs/50_episodes.ipynb #58321be0
 def balanced_pairs(
     table: XrayTable,
     rows,                     # (R,) rows to draw from
@@ -324,7 +341,7 @@ def balanced_pairs(
         for side, kind in zip(ends, (a, b)):
             for c, g in enumerate(groups):
                 at = mask & (kind == c)
-                side[at] = g.pick(rng.integers(len(g.patient), size=int(at.sum())), rng)
+                side[at] = g.pick(rng.integers(len(g.patient), size=int(at.sum())), _bits(rng, int(at.sum())))
     def again(): return (table.patients[ends[0]] == table.patients[ends[1]]) | (~same & (has[ends[0]] & has[ends[1]]).any(1))
     _redrawn(draw, again, 500, f"Among {', '.join(names)} some pair cannot be drawn: a finding has one patient only, or never stands without another.")
     order = rng.permutation(pairs)
