@@ -72,7 +72,7 @@ def data_check(
     typer.echo(f'\nkinds of error: {errors}, kinds of warning: {len(found) - errors}' + ('' if images else '; the images were not opened'))
     raise typer.Exit(errors > 0)
 
-# %% ../nbs/90_cli.ipynb #00985b1f
+# %% ../nbs/90_cli.ipynb #915ea640
 @cache_app.command('build')
 def cache_build(
     path: _Data,
@@ -84,7 +84,8 @@ def cache_build(
 ):
     "Decode and resize every image once; an interrupted build goes on where it stopped. Unreadable images are listed and left out."
     from smlxray.cache import ImageCache
-    cache = ImageCache.build(_table(path, dataset, views), _pixels(size), _here(cache_path), workers, progress=sys.stderr.isatty())
+    pixels = _pixels(size)
+    cache = ImageCache.build(_table(path, dataset, views), pixels, _here(cache_path), workers, progress=sys.stderr.isatty())
     typer.echo(f'{cache}\n{cache.path}')
     _lost(cache)
 
@@ -112,7 +113,7 @@ def _list(frame, cache_path) -> None:
     if len(frame): _show(frame)
     else: typer.echo(f'There is no cache in {_here(cache_path)}.')
 
-# %% ../nbs/90_cli.ipynb #31227618
+# %% ../nbs/90_cli.ipynb #0633b689
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help='Folder of an SML-X-ray cache: .pt or .npy files, one an image.', show_default=False)],
@@ -124,7 +125,8 @@ def convert(
 ):
     "Turn a per-image cache of SML-X-ray into one file, grey values kept bit for bit."
     from smlxray.cache import convert_cache
-    cache = convert_cache(_here(source), _table(data, dataset, views), _pixels(size), _here(cache_path), progress=sys.stderr.isatty())
+    pixels = _pixels(size)
+    cache = convert_cache(_here(source), _table(data, dataset, views), pixels, _here(cache_path), progress=sys.stderr.isatty())
     typer.echo(f'{cache}\n{cache.path}')
     _lost(cache)
 

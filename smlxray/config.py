@@ -177,7 +177,7 @@ _Dataset = Annotated[str, Field(pattern=rf'^({"|".join(DATASETS)}|.+\.ya?ml)$'),
 _Seed = Annotated[str, Field(pattern=r'^(auto|\d{1,18})$'), 'auto or a whole number']
 _Device = Annotated[str, Field(pattern=r'^(auto|cpu|mps|cuda(:\d+)?)$'), 'auto, cpu, mps, cuda or cuda:0 (1, 2, ...)']
 
-# %% ../nbs/00_config.ipynb #d8a3bbe6
+# %% ../nbs/00_config.ipynb #0df1267e
 class DataSettings(_Section):
     "Which X-rays, how large, and who is kept apart from whom."
     dataset_path: _Text = 'data/CheXpert-v1.0-small'  # folder of the data set
@@ -191,6 +191,7 @@ class DataSettings(_Section):
     views: Literal['frontal', 'all'] = 'frontal'      # lateral images or not
     novel_findings: _Findings = ['Cardiomegaly', 'Pneumothorax', 'Consolidation']  # never trained on
     match_on: _Names = ['projection']                 # columns in which negatives are drawn to match positives
+    negatives: Literal['normals', 'others'] = 'normals'  # who they are: without any finding, or with another one
     patients: _Count = 1000                           # phantom patients to draw
     phantom_size: Annotated[int, Field(ge=32, le=2048)] = 128  # side of a drawn phantom in pixels
     split: Literal['hash', 'own'] = 'hash'            # deal patients by a hash of their id, or as the data set itself says

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['evaluation_episodes', 'FrozenMethod', 'pixel_method', 'network_method', 'untrained_method', 'calibrate_batch_norm',
            'AdaptedMethod', 'answer', 'make_row', 'add_gain', 'standard_methods', 'Results', 'evaluate_methods',
-           'shuffled', 'similarity_rows', 'save_results', 'results_table', 'print_results', 'plot_overall',
-           'plot_confusion', 'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings', 'adaptation_curve',
-           'plot_adaptation']
+           'shuffled', 'similarity_rows', 'save_results', 'read_results', 'results_table', 'print_results',
+           'plot_overall', 'plot_confusion', 'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings',
+           'adaptation_curve', 'plot_adaptation']
 
-# %% ../nbs/70_evaluate.ipynb #62dd1b18
+# %% ../nbs/70_evaluate.ipynb #16de5e65
 import json, platform
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,16 +19,16 @@ from tqdm.auto import tqdm
 from .config import SmlxrayError, resolve_path, set_seed, write_atomic
 from .siamese import SiameseNet, norm_mode
 from .losses import query_scores
-from .episodes import Episode, EpisodeSampler
+from .episodes import Episode
 from .metrics import EpisodeScores, bootstrap_patients, bootstrap_paired, mean_episode_auc, mean_episode_ap, confusion_matrix
 from .maml import adapt, use
 from .train import table_digest, Lab, TaskModel, task_inputs, inner_rates, embed_rows, episode_batch, rows_to_batch, pair_similarities, similarity_report
 
-# %% ../nbs/70_evaluate.ipynb #fc31cc0f
+# %% ../nbs/70_evaluate.ipynb #16b52869
 def evaluation_episodes(lab: Lab, finding: str) -> list[Episode]:
     "Draw the evaluation episodes of one novel finding from the test patients; the same ones for every method."
     m, s = lab.settings.meta, lab.settings
-    sampler = EpisodeSampler(lab.table, lab.test, finding, m.shots, m.queries, match_on=s.data.match_on, seed=s.training.seed)
+    sampler = lab.sampler(lab.test, finding)
     if sampler.queries < m.queries: print(f'{finding}: {sampler.queries} queries a class instead of {m.queries}; there are not more patients.')
     return [sampler.episode(i) for i in range(s.evaluation.episodes)]
 
@@ -190,12 +190,16 @@ def save_results(results: Results) -> Path:
     lab.settings.to_yaml(folder/'config.yaml')
     return folder/'results.json'
 
-# %% ../nbs/70_evaluate.ipynb #f21a1b6e
-def results_table(folder: Path, finding: str = 'mean') -> pd.DataFrame:
-    "Read a run's results and lay out one finding as a table for people."
+# %% ../nbs/70_evaluate.ipynb #efcaf3e6
+def read_results(folder: Path) -> dict:
+    "Read a run's `results.json`; raise `SmlxrayError` if the run has none."
     path = resolve_path(folder)/'results.json'
     if not path.exists(): raise SmlxrayError(f'There is no results.json in {Path(folder).name}/; run the notebook evaluate_meta first.')
-    t = pd.DataFrame(json.loads(path.read_text())['rows']).query('finding == @finding').reindex(columns=_COLUMNS).reset_index(drop=True)
+    return json.loads(path.read_text())
+
+def results_table(folder: Path, finding: str = 'mean') -> pd.DataFrame:
+    "Read a run's results and lay out one finding as a table for people."
+    t = pd.DataFrame(read_results(folder)['rows']).query('finding == @finding').reindex(columns=_COLUMNS).reset_index(drop=True)
     span = lambda r, k: '' if pd.isna(r[k]) else f"{r[k]:.3f}  [{r[k + '_low']:.3f}, {r[k + '_high']:.3f}]"
     return pd.DataFrame({'method': t.method, 'AUC [95 % interval]': [span(r, 'auc') for _, r in t.iterrows()], 'AP': t.ap.map('{:.3f}'.format),
                          'accuracy': t.accuracy.map('{:.3f}'.format), 'steps': t.adapted_steps,
@@ -203,15 +207,14 @@ def results_table(folder: Path, finding: str = 'mean') -> pd.DataFrame:
 
 _COLUMNS = 'method auc auc_low auc_high ap accuracy adapted_steps gain gain_low gain_high'.split()
 
-# %% ../nbs/70_evaluate.ipynb #24e34b25
+# %% ../nbs/70_evaluate.ipynb #c09341a5
 def print_results(folder: Path):
     "Print a run's summary table, and say how to read it."
-    r = json.loads((resolve_path(folder)/'results.json').read_text()) if (resolve_path(folder)/'results.json').exists() else None
-    table = results_table(folder)
+    r = read_results(folder)
     first = r['rows'][0]
     print(f"\nNovel findings: {', '.join(r['data']['novel'])}; {first['shots']}-shot, {first['queries']} queries a class, "
           f"{first['episodes']} episodes a finding, the same for every row; mean over findings.\n")
-    print(table.to_string(index=False))
+    print(results_table(folder).to_string(index=False))
     print(f"\nIntervals resample test patients. Nothing here was trained on a test patient or a novel finding.\nFiles: {Path(folder)}/")
 
 # %% ../nbs/70_evaluate.ipynb #44f64361
@@ -285,12 +288,12 @@ def plot_embeddings(lab: Lab, net: SiameseNet, limit: int = 800):
         ax.scatter(*xy[lab.table.positive(f)[rows]].T, s=9, color=f'C{k}', label=f)
     ax.set(xticks=[], yticks=[]); ax.legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, .5)); ax.figure.tight_layout()
 
-# %% ../nbs/70_evaluate.ipynb #375a89be
+# %% ../nbs/70_evaluate.ipynb #5ac3b863
 def adaptation_curve(lab: Lab, net: SiameseNet, algorithm: str, steps=(0, 1, 3, 5), episodes: int = 2, findings: int = 4) -> pd.DataFrame:
     "Measure mean AUC after each number of inner steps, on base findings of unseen patients; columns steps, finding, auc."
-    m, d, rows = lab.settings.meta, lab.settings.data, []
+    rows = []
     for f in lab.findings.base:
-        try: sampler = EpisodeSampler(lab.table, lab.test, f, m.shots, m.queries, match_on=d.match_on, seed=lab.settings.training.seed)
+        try: sampler = lab.sampler(lab.test, f)
         except SmlxrayError: continue
         for n in steps:
             answers = answer(AdaptedMethod(algorithm, lab, net, algorithm, n), [sampler.episode(i) for i in range(episodes)], lab)

@@ -7,7 +7,8 @@ from smlxray.episodes import EpisodeSampler
 from smlxray.evaluate import AdaptedMethod, FrozenMethod, answer, evaluate_methods, pixel_method, print_results, save_results, shuffled, standard_methods
 from smlxray.metrics import auc, bootstrap_patients
 from smlxray.siamese import SiameseNet
-from smlxray.train import ensure_siamese, open_lab, train_meta
+from smlxray.data import XrayTable, check_patient_disjoint
+from smlxray.train import deal_patients, ensure_siamese, open_lab, recipe, train_meta, train_siamese, training_batches
 
 
 @pytest.fixture(scope='module')
@@ -127,18 +128,59 @@ def test_a_missing_column_is_named(broken):
     sentence(lambda: reopen(broken), 'Edema', 'train.csv')
 
 
-def test_a_missing_image_is_named_with_its_row(broken):
-    gone = sorted(broken.rglob('*frontal.jpg'))[3]; gone.unlink()
-    sentence(lambda: reopen(broken), gone.parent.parent.name, 'row')
+@pytest.mark.parametrize('spoil', [lambda path: path.unlink(), lambda path: path.write_text('this is text')], ids=['missing', 'text'])
+def test_a_spoilt_image_is_left_out_and_said(broken, spoil, capsys):
+    bad = sorted(broken.rglob('*frontal.jpg'))[3]; spoil(bad)
+    lab = reopen(broken)
+    row = next(i for i, p in enumerate(lab.table.paths()) if str(p).endswith(str(bad.relative_to(broken))))
+    assert '1 of' in (said := capsys.readouterr().out) and bad.parent.parent.name in said
+    assert not any(row in rows for rows in (*lab.patients, lab.train, lab.valid)) and recipe(lab, 'siamese')['unreadable'] == 1
+    sentence(lambda: lab.pixels.gather([row]), 'quarantine', bad.parent.parent.name)
 
 
-@pytest.mark.parametrize('use_cache', [True, False])
-def test_a_file_that_is_no_image_is_named(broken, use_cache):
+def test_too_many_spoilt_images_stop_everything(broken):
+    images = sorted(broken.rglob('*frontal.jpg'))
+    for bad in images[::10]: bad.unlink()
+    sentence(lambda: reopen(broken), f'of the {len(images)} images', 'row', 'smlxray data check')
+
+
+def test_without_a_cache_each_image_must_be_there_and_readable(broken):
     bad = sorted(broken.rglob('*frontal.jpg'))[3]; bad.write_text('this is text')
-    def read():
-        lab = reopen(broken, use_cache=use_cache)
-        lab.pixels.gather(np.arange(len(lab.table)))
-    sentence(read, bad.parent.parent.name)
+    lab = reopen(broken, use_cache=False)
+    sentence(lambda: lab.pixels.gather(np.arange(len(lab.table))), bad.parent.parent.name)
+    bad.unlink()
+    sentence(lambda: reopen(broken, use_cache=False), bad.parent.parent.name, 'row')
+
+
+def test_a_data_set_without_a_split_of_its_own_says_so(broken): sentence(lambda: reopen(broken, split='own'), 'split: hash')
+
+
+def test_validation_patients_come_out_of_training_where_none_are_named(lab):
+    frame = lab.table.frame.assign(split=np.where(lab.table.patients % 3 == 0, 'test', 'train'))
+    table = XrayTable(frame, lab.table.findings, lab.table.root)
+    split, _ = deal_patients(tiny(lab.folder, split='own', valid_fraction=.2), table)
+    assert set(split.test) == set(np.flatnonzero(frame['split'] == 'test')) and .1 < len(split.valid) / (len(split.valid) + len(split.train)) < .3
+    check_patient_disjoint(table, *split)
+
+
+def test_a_chosen_salt_stays_and_moves_nobody(lab):
+    seed = lab.settings.data.split_seed
+    more = lab.table[np.arange(0, len(lab.table), 2)]
+    half, _ = deal_patients(lab.settings, more)
+    whole = {p: part for part, rows in lab.patients._asdict().items() for p in lab.table.frame['patient'].iloc[rows]}
+    assert seed.isdecimal() and all(whole[p] == part for part, rows in half._asdict().items() for p in more.frame['patient'].iloc[rows])
+
+
+@pytest.mark.parametrize('over', [dict(sampling='balanced'), dict(uncertain='smooth'), dict(uncertain='chexpert'), dict(blanks='unknown'), dict(negatives='others')], ids=str)
+def test_every_policy_trains(here, over):
+    lab = open_lab(tiny(here, run='policy', meta_episodes=2, **over))
+    net = train_meta(lab, train_siamese(lab), 'anil')
+    assert all(p.isfinite().all() for p in net.parameters())
+    if 'sampling' in over:
+        rows = np.concatenate(training_batches(lab, 0))
+        share = lab.table.labels[rows][:, [lab.table.findings.index(f) for f in lab.findings.base]]
+        plain = lab.table.labels[lab.train][:, [lab.table.findings.index(f) for f in lab.findings.base]]
+        assert np.nanmin((share == 1).mean(0)) > 1.5 * np.nanmin((plain == 1).mean(0))
 
 
 def test_an_unknown_novel_finding_is_answered_with_the_nearest(here): sentence(lambda: open_lab(tiny(here, novel_findings=['Cardiomegalie'])), 'Cardiomegaly')
