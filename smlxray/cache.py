@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'cache_key', 'StaleCache', 'ImageCache', 'cache_info', 'verify_caches', 'DirectPixels', 'open_pixels',
-           'fingerprints', 'convert_cache', 'check_data', 'to_float', 'augment']
+           'fingerprints', 'convert_cache', 'check_data', 'count_problems', 'to_float', 'augment']
 
 # %% ../nbs/20_cache.ipynb #caa118ae
 import csv, hashlib, io, json, os, shutil, time
@@ -102,7 +102,7 @@ def _safe_pieces(folder: Path, sources: np.ndarray, size: tuple[int, int]) -> di
     header, safe, piece = len(_npy_header(len(sources), size)), {}, size[0] * size[1]
     with file:
         for start, record in _read_journal(folder).items() if before.shape == sources.shape else ():
-            if not (before[start:start + PIECE] == sources[start:start + PIECE]).all(): continue
+            if record['quarantine'] or not (before[start:start + PIECE] == sources[start:start + PIECE]).all(): continue
             file.seek(header + start * piece)
             if _digest_of(file.read(len(sources[start:start + PIECE]) * piece)) == record['digest']: safe[start] = record
     return safe
@@ -214,8 +214,10 @@ def _build(table: XrayTable, size: tuple[int, int], folder: Path, workers: int, 
     key, sources = cache_key(table, size), _sources(table)
     _check_folder(folder, 0)
     with _only_builder(folder, key, progress):
-        try: return _manifest(table, size, folder, sources)
+        try: manifest = _manifest(table, size, folder, sources)
         except StaleCache: pass
+        else:
+            if not _mended(table, manifest, size): return manifest
         draft = folder/f'{key}.building'
         held = (draft/'pixels.npy').stat().st_blocks * 512 if (draft/'pixels.npy').exists() else 0
         _check_folder(folder, len(table) * size[0] * size[1] - held)
@@ -224,21 +226,31 @@ def _build(table: XrayTable, size: tuple[int, int], folder: Path, workers: int, 
             records = _fill(table, size, draft, sources, workers, progress)
             manifest = _finish(table, size, draft, sources, records)
             _install(draft, folder/key)
+            (folder/key/'journal.jsonl').unlink(missing_ok=True)   # only now: a finished draft that was not installed is not decoded again
         except OSError as error:
             raise DataError(f'The cache {key} cannot be written ({error.strerror}); make room or choose another cache_path. '
                             'What was finished is kept, and the next build goes on from there.') from None
     return manifest
 
+def _mended(table: XrayTable, manifest: dict, size: tuple[int, int]) -> bool:
+    "Try the rows in quarantine again: permissions, a missing decoder or a full memory can be mended without touching the file."
+    for row in (int(row) for piece in manifest['pieces'] for row in piece['quarantine']):
+        try: _read_row(table, row, size); return True
+        except ImageError: continue
+    return False
+
 def _take_over(old: Path, draft: Path):
-    "Begin a draft with the pieces of an older cache, if there is one."
+    "Begin a draft with the pieces of an older cache, if there is one that was decoded here."
     draft.mkdir()
-    try: records = json.loads((old/'manifest.json').read_text())['pieces']
+    try:
+        manifest = json.loads((old/'manifest.json').read_text())
+        records = [] if manifest.get('converted') else manifest['pieces']
     except (OSError, ValueError, KeyError, TypeError): return
     for name in ('pixels.npy', 'sources.npy'): shutil.copyfile(old/name, draft/name)
     (draft/'journal.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
 
 # %% ../nbs/20_cache.ipynb #0651ee03
-def _finish(table: XrayTable, size: tuple[int, int], draft: Path, sources: np.ndarray, records: dict[int, dict]) -> dict:
+def _finish(table: XrayTable, size: tuple[int, int], draft: Path, sources: np.ndarray, records: dict[int, dict], **more) -> dict:
     "Write the manifest and the quarantine list of a complete draft; raise `ImageError` if not one image could be read."
     pieces = [records[start] for start in range(0, len(table), PIECE)]
     quarantine = {int(row): why for r in pieces for row, why in r['quarantine'].items()}
@@ -249,9 +261,8 @@ def _finish(table: XrayTable, size: tuple[int, int], draft: Path, sources: np.nd
             csv.writer(file).writerows([('row', 'path', 'reason'), *((row, table.frame['path'].iat[row], why) for row, why in sorted(quarantine.items()))])
     manifest = {'table': table.name, 'rows': len(table), 'image_size': list(size), 'transform': TRANSFORM, 'format': FORMAT, 'root': str(Path(table.root).resolve()),
                 'sources': _digest(sources.tobytes()), 'sha256': _digest([r['digest'] for r in pieces]), 'bytes': (draft/'pixels.npy').stat().st_size,
-                'quarantined': len(quarantine), 'pillow': PIL.__version__, 'simplejpeg': simplejpeg.__version__, 'pieces': pieces}
+                'quarantined': len(quarantine), 'pillow': PIL.__version__, 'simplejpeg': simplejpeg.__version__, 'pieces': pieces, **more}
     write_atomic(draft/'manifest.json', json.dumps(manifest))
-    (draft/'journal.jsonl').unlink(missing_ok=True)
     return manifest
 
 # %% ../nbs/20_cache.ipynb #a227bcbe
@@ -344,15 +355,15 @@ def _reopen(path: Path) -> ImageCache: return ImageCache(path, json.loads((path/
 # %% ../nbs/20_cache.ipynb #7b28a682
 def cache_info(
     folder: str | Path = 'data/cache',  # where caches live
-) -> pd.DataFrame:  # cache, table, rows, size, MB, quarantined, state ('complete', 'half built', 'damaged')
+) -> pd.DataFrame:  # cache, table, rows, size, MB, quarantined, state ('complete', 'half built', 'left over', 'damaged')
     "List the caches of a folder; an empty list if there is no such folder."
     out = []
     for path in sorted(p for p in resolve_path(folder).glob('*') if p.is_dir() and (p/'pixels.npy').exists()):
-        state, m = 'half built' if path.suffix == '.building' else 'complete', {}
+        state, m = {'.building': 'half built', '.converting': 'half built', '.stale': 'left over'}.get(path.suffix, 'complete'), {}
         if state == 'complete':
             try: m = dict(json.loads((path/'manifest.json').read_text()))
-            except (OSError, ValueError, TypeError): state = 'damaged'
-            if m and (path/'pixels.npy').stat().st_size != m.get('bytes'): state = 'damaged'
+            except (OSError, ValueError, TypeError): pass
+            if not {'table', 'rows', 'image_size', 'pieces'} <= set(m) or (path/'pixels.npy').stat().st_size != m.get('bytes'): state, m = 'damaged', {}
         size = ' x '.join(map(str, m.get('image_size', [])))
         out.append((path.name, m.get('table', ''), m.get('rows', 0), size, round((path/'pixels.npy').stat().st_blocks*512/1e6, 1), m.get('quarantined', 0), state))
     return pd.DataFrame(out, columns=['cache', 'table', 'rows', 'size', 'MB', 'quarantined', 'state'])
@@ -367,6 +378,7 @@ def verify_caches(
         if state != 'complete': return f'{state}; building it again mends it'
         try: _reopen(resolve_path(folder)/cache).verify()
         except StaleCache as error: return str(error)
+        except (OSError, ValueError, KeyError, TypeError): return f'Cache {cache} is damaged; delete the folder to build it again.'
         return 'sound'
     return info.assign(found=[look(cache, state) for cache, state in zip(info['cache'], info['state'])])
 
@@ -463,8 +475,8 @@ def _match_old(table: XrayTable, source: Path) -> tuple[list[Path | None], int]:
     if not files: raise DataError(f'The folder {source} holds no .pt or .npy file of an old cache.')
     stems = [str(Path(path).with_suffix('').as_posix()) for path in table.frame['path']]
     names = pd.Series([s.rsplit('/', 1)[-1] for s in stems])
-    single = ~names.duplicated(keep=False).to_numpy()
-    found = [files.get(s) or files.get(s.replace('/', '_')) or (files.get(n) if one else None) for s, n, one in zip(stems, names, single)]
+    single, own = ~names.duplicated(keep=False).to_numpy(), ~pd.Series(stems).duplicated(keep=False).to_numpy()      # a/0.png and a/0.jpg: nobody knows whose a/0.pt is
+    found = [(files.get(s) or files.get(s.replace('/', '_')) or (files.get(n) if one else None)) if mine else None for s, n, one, mine in zip(stems, names, single, own)]
     return found, len(files) - len({f for f in found if f})
 
 # %% ../nbs/20_cache.ipynb #7aad5a76
@@ -480,15 +492,17 @@ def convert_cache(
     if not source.is_dir(): raise DataError(f'There is no folder {source}.')
     found, strangers = _match_old(table, source)
     if not any(found): raise DataError(f'None of the files in {source} is named after an image of {table.name}, such as {table.frame["path"].iat[0]}.')
-    key = cache_key(table, size); draft = folder/f'{key}.building'
+    key = cache_key(table, size); draft = folder/f'{key}.converting'
+    if (folder/key).exists(): raise DataError(f'The cache {key} is there already; delete its folder to convert the old one instead.')
     _check_folder(folder, len(table) * size[0] * size[1])
     with _only_builder(folder, key, progress):
         shutil.rmtree(draft, ignore_errors=True); draft.mkdir()
         sources = _sources(table)
         np.save(draft/'sources.npy', sources)
         records = _convert_pieces(table, found, size, draft, progress)
-        manifest = _finish(table, size, draft, sources, records)
+        manifest = _finish(table, size, draft, sources, records, converted=sum(f is not None for f in found))
         _install(draft, folder/key)
+        (folder/key/'journal.jsonl').unlink(missing_ok=True)
     if strangers and progress: print(f'{strangers:,} files of {source.name} belong to no image of {table.name}; they were left alone.')
     return ImageCache(folder/key, manifest)
 
@@ -499,14 +513,17 @@ def _convert_pieces(table, found, size, draft, progress) -> dict[int, dict]:
         for start in tqdm(range(0, len(table), PIECE), desc=f'converting {table.name}', unit='piece', disable=not progress):
             pixels, reasons = np.zeros((min(PIECE, len(table) - start), *size), np.uint8), {}
             for at, path in enumerate(found[start:start + PIECE]):
-                try: pixels[at] = _old_pixels(path, size) if path else _nothing(table, start + at)
+                try: pixels[at] = _old_pixels(path, size) if path else _not_there(table, start + at, size)
                 except ImageError as error: reasons[start + at] = str(error)
             records[start] = file.add(start, pixels, reasons)
         file.settle()
     finally: file.close()
     return records
 
-def _nothing(table, row): raise ImageError(f'the old cache has no file for {table.frame["path"].iat[row]}')
+def _not_there(table: XrayTable, row: int, size: tuple[int, int]) -> np.ndarray:
+    "Decode the image of a row for which the old cache has no file."
+    try: return _read_row(table, row, size)
+    except ImageError as error: raise ImageError(f'the old cache has no file for {table.frame["path"].iat[row]}, and the image: {str(error).split(": ", 1)[1]}') from None
 
 # %% ../nbs/20_cache.ipynb #f864beac
 def _look(path: str) -> tuple[int, str]:
@@ -517,7 +534,7 @@ def _look(path: str) -> tuple[int, str]:
 def _image_problems(table: XrayTable, workers: int, progress: bool) -> list[tuple[str, str, list]]:
     "Missing, unreadable and repeated images as (level, kind, examples)."
     paths = [os.path.join(table.root, p) for p in table.frame['path']]
-    there = np.array([os.path.isfile(p) for p in paths])
+    there = np.array([os.path.exists(p) for p in paths])
     rows = np.flatnonzero(there)
     pool = joblib.Parallel(workers or joblib.cpu_count(), backend='threading', return_as='generator')
     looked = list(tqdm(pool(joblib.delayed(_look)(paths[r]) for r in rows), total=len(rows), desc='looking at images', unit='image', disable=not progress))
@@ -535,7 +552,7 @@ def check_data(
     images: bool = True,   # open every image; False looks at the labels alone
     workers: int = 0,      # threads, 0: all cores
     progress: bool = True,
-) -> pd.DataFrame:         # level ('error' or 'warning'), kind, count, example; no row where nothing was found
+) -> pd.DataFrame:         # level ('error' or 'warning'), kind, what: one row a problem
     "Look for what would spoil a study: missing, unreadable and repeated images, contradicting labels, odd views, patients on two sides."
     frame, found = table.frame, _image_problems(table, workers, progress) if images else []
     sides = frame[frame['split'] != ''].groupby('patient')['split'].nunique() if (frame['split'] != '').any() else pd.Series(dtype=int)
@@ -546,7 +563,13 @@ def check_data(
         found.append(('warning', title, (rows['path'] + ': ' + rows['what']).tolist()))
     odd = ~frame['projection'].isin(['AP', 'PA', ''])
     found.append(('warning', 'projection neither AP nor PA', (frame['path'] + ': ' + frame['projection'])[odd].tolist()))
-    return pd.DataFrame([(level, kind, len(examples), examples[0]) for level, kind, examples in found if examples], columns=['level', 'kind', 'count', 'example'])
+    return pd.DataFrame([(level, kind, what) for level, kind, problems in found for what in problems], columns=['level', 'kind', 'what'])
+
+def count_problems(
+    problems: pd.DataFrame,   # from `check_data`
+) -> pd.DataFrame:            # level, kind, count, example: one row a kind
+    "Count problems by kind, with the first of each as an example."
+    return problems.groupby(['level', 'kind'], sort=False)['what'].agg(count='size', example='first').reset_index()
 
 # %% ../nbs/20_cache.ipynb #0bfaa9c9
 MEAN, STD = 0.5, 0.25  # of grey values on the scale from 0 (black) to 1 (white)

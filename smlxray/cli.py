@@ -30,7 +30,7 @@ def _here(path: Path|None) -> Path:
 def _pixels(size: str) -> tuple[int, int]:
     "Read '224' or '256x224'."
     parts = size.lower().split('x')
-    if len(parts) > 2 or not all(p.strip().isdecimal() and int(p) > 0 for p in parts): raise SmlxrayError(f"--size is {size!r}; write one number of pixels, or height x width, such as 224 or 256x224.")
+    if len(parts) > 2 or not all(p.strip().isdecimal() and 0 < int(p) <= 4096 for p in parts): raise SmlxrayError(f"--size is {size!r}; write one number of pixels up to 4096, or height x width, such as 224 or 256x224.")
     return int(parts[0]), int(parts[-1])
 
 def _table(data: Path, dataset: str, views: str):
@@ -60,14 +60,17 @@ def data_check(
     dataset: _Dataset = 'auto',
     views: _Views = 'all',
     images: Annotated[bool, typer.Option(help='Open every image, or look at the labels alone.')] = True,
+    save: Annotated[Optional[Path], typer.Option('--list', help='Write every problem, one a row, to this CSV file.', show_default=False)] = None,
     workers: _Workers = 0,
 ):
     "Look for missing, corrupt and repeated images, conflicting labels, odd views, patients on two sides. Exit code 1 if there are errors."
-    from smlxray.cache import check_data
+    from smlxray.cache import check_data, count_problems
     table = _table(path, dataset, views)
     typer.echo(f'{table}\n')
-    found = check_data(table, images, workers, progress=sys.stderr.isatty())
+    problems = check_data(table, images, workers, progress=sys.stderr.isatty())
+    found = count_problems(problems)
     if len(found): _show(found)
+    if save: write_atomic(_here(save), problems.to_csv(index=False))
     errors = int((found['level'] == 'error').sum())
     typer.echo(f'\nkinds of error: {errors}, kinds of warning: {len(found) - errors}' + ('' if images else '; the images were not opened'))
     raise typer.Exit(errors > 0)
@@ -106,7 +109,7 @@ def cache_verify(cache_path: _Place = None):
     from smlxray.cache import verify_caches
     seen = verify_caches(_here(cache_path))
     _list(seen[['cache', 'rows', 'found']], cache_path)
-    raise typer.Exit(bool((seen['found'] != 'sound').any()))
+    raise typer.Exit(not len(seen) or bool((seen['found'] != 'sound').any()))
 
 def _list(frame, cache_path) -> None:
     "Print a table of caches, or that there are none."

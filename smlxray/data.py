@@ -10,6 +10,7 @@ __all__ = ['ALIASES', 'HEDGES', 'CHEXPERT_MIX', 'HIERARCHY', 'NEVER_NOVEL', 'NEA
            'near_pairs', 'leakage_report', 'carries', 'training_rows', 'clean_negatives']
 
 # %% ../nbs/10_data.ipynb #96a25f33
+import os
 from functools import cached_property
 from hashlib import blake2b
 from itertools import combinations
@@ -67,15 +68,19 @@ def _checked_frame(frame: pd.DataFrame, findings: Sequence[str], name: str) -> p
     for column in ('path', 'patient', *findings):
         if column not in frame.columns:
             raise DataError(f"The table {name!r} has no column {column!r}; it has {', '.join(map(str, frame.columns))}.")
+    if len(set(findings)) < len(findings):
+        double = next(f for k, f in enumerate(findings) if f in findings[:k])
+        raise DataError(f"The table {name!r} has two columns for the finding {double!r}; keep one of them.")
     frame = frame.reset_index(drop=True)
     for column in ('path', 'patient'):
         blank = (frame[column].isna() | (frame[column].astype(str) == '')).to_numpy()
         if blank.any(): refuse(blank.argmax(), f"has no {column}; fill it in or drop the row")
         frame[column] = frame[column].astype(str)
-    twice = frame['path'].duplicated().to_numpy()
+    plain = frame['path'].map(os.path.normpath) if frame['path'].str.contains('./', regex=False).any() else frame['path']
+    twice = plain.duplicated().to_numpy()                    # ./a.png is a.png
     if twice.any(): refuse(twice.argmax(), f"repeats the path {frame['path'].iloc[twice.argmax()]!r}; keep one row an image")
     for i, path in enumerate(frame['path']):
-        if path[0] in '/\\' or path[1:2] == ':' or ('..' in path and '..' in path.replace('\\', '/').split('/')):
+        if path[0] in '/\\' or path[1:2] == ':' or '\0' in path or ('..' in path and '..' in path.replace('\\', '/').split('/')):
             refuse(i, f"has the path {path!r}; write paths inside the data folder")
     for column, default in _OPTIONAL.items():
         given = frame[column] if column in frame.columns else pd.Series(default, frame.index)
@@ -455,11 +460,12 @@ def near_pairs(
     distance: float = NEAR, # how far apart copies may be
 ) -> np.ndarray:            # (M, 2) rows i < j whose shapes are that near
     "Find all pairs of near shapes without comparing everything with everything."
-    centred = np.nan_to_num(np.asarray(shape, np.float64)); centred -= centred.mean(0) if len(centred) else 0
+    shown = np.flatnonzero(np.isfinite(shape).all(1) & np.any(shape, axis=1))    # what was not read, and what is all of one grey, is like nothing
+    centred = np.asarray(shape, np.float64)[shown]; centred -= centred.mean(0) if len(centred) else 0
     axes = np.linalg.eigh(centred.T@centred)[1][:, ::-1][:, :8]          # a projection never lengthens a distance, so nothing is missed
     pairs = cKDTree(centred@axes).query_pairs(distance, output_type='ndarray')
     near = [np.linalg.norm(centred[p[:, 0]] - centred[p[:, 1]], axis=1) <= distance for p in np.array_split(pairs, len(pairs)//100_000 + 1)]
-    return pairs[np.concatenate(near)]
+    return shown[pairs[np.concatenate(near)]]
 
 # %% ../nbs/10_data.ipynb #7a585148
 def leakage_report(

@@ -331,7 +331,8 @@ def balanced_pairs(
     "Draw similar and dissimilar pairs of different patients, balanced over findings; raises `DataError` where none can be had."
     names, groups = _classes(table, rows, findings)
     if len(groups) < 2: raise DataError(f'Dissimilar pairs need two findings with positive images; here is only {names[0]!r}.')
-    rng, has = _rng(seed, 'pairs', epoch), np.stack([table.positive(f) for f in names], 1)
+    rng, label = _rng(seed, 'pairs', epoch), np.stack([table.column(f) for f in names], 1)
+    has, may = label == 1, np.abs(label) == 1                  # a blank counts as negative, as in training; an uncertain label rules a dissimilar pair out
     same = np.arange(pairs) < -(-pairs//2)
     a = rng.integers(len(groups), size=pairs)
     b = np.where(same, a, (a + rng.integers(1, len(groups), size=pairs)) % len(groups))
@@ -342,7 +343,7 @@ def balanced_pairs(
             for c, g in enumerate(groups):
                 at = mask & (kind == c)
                 side[at] = g.pick(rng.integers(len(g.patient), size=int(at.sum())), _bits(rng, int(at.sum())))
-    def again(): return (table.patients[ends[0]] == table.patients[ends[1]]) | (~same & (has[ends[0]] & has[ends[1]]).any(1))
+    def again(): return (table.patients[ends[0]] == table.patients[ends[1]]) | (~same & (has[ends[0]] & may[ends[1]] | may[ends[0]] & has[ends[1]]).any(1))
     _redrawn(draw, again, 500, f"Among {', '.join(names)} some pair cannot be drawn: a finding has one patient only, or never stands without another.")
     order = rng.permutation(pairs)
     return ends[0][order], ends[1][order], same[order]

@@ -6,7 +6,7 @@
 __all__ = ['MAX_PIXELS', 'TRANSFORM', 'ImageHeader', 'image_header', 'decode', 'read_image', 'resize_image']
 
 # %% ../nbs/15_images.ipynb #f7dfcb8f
-import io, logging, os, struct, warnings
+import io, logging, os, stat, struct, subprocess, sys, threading, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -101,7 +101,8 @@ def _dicom_dataset(data: bytes, name: str):
             frames, complete = int(ds.get('NumberOfFrames') or 1), all(k in ds for k in ('Rows', 'Columns', 'PhotometricInterpretation', 'BitsStored'))
     except Exception as error: raise ImageError(f'{name} is a damaged DICOM file ({_short(error)}); export it again.') from None
     if directory: raise ImageError(f'{name} is a DICOMDIR, a table of contents; name the image files that it lists.')
-    if 'PixelData' not in ds: raise ImageError(f'{name} is a DICOM file without pixels (perhaps a report); leave it out.')
+    if 'PixelData' not in ds: raise ImageError(f'{name} is a DICOM file without pixels: a report, which can be left out, or a file cut short, to be exported again.')
+    if int(ds.get('BitsAllocated') or 0) not in (8, 16): raise ImageError(f'{name} is a DICOM file of {ds.get("BitsAllocated")} bits a pixel; 8 and 16 are read.')
     if frames != 1: raise ImageError(f'{name} is a DICOM file with {frames} frames; export the one frame that is the X-ray.')
     if not complete: raise ImageError(f'{name} is a DICOM file that does not say how large its image is; export it again.')
     return ds
@@ -145,6 +146,33 @@ def _grey_levels(ds, stored: np.ndarray) -> np.ndarray:
     if ds.PhotometricInterpretation == 'MONOCHROME1': unit = 1 - unit
     return (np.clip(np.nan_to_num(unit), 0, 1)*255 + .5).astype(np.uint8)
 
+# %% ../nbs/15_images.ipynb #4cd68aef
+_CHILD = """
+import io, os, sys
+import numpy as np, pydicom
+read, write = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+while len(head := read.read(8)) == 8:
+    out = io.BytesIO()
+    try: np.save(out, pydicom.dcmread(io.BytesIO(read.read(int.from_bytes(head, 'little')))).pixel_array)
+    except Exception as error: out = io.BytesIO(b'!' + (str(error).strip() or type(error).__name__).encode())
+    write.write(len(out.getvalue()).to_bytes(8, 'little') + out.getvalue()); write.flush()
+"""
+_own = threading.local()   # .child and .pid: each thread of each process has a child of its own
+
+def _in_child(data: bytes) -> np.ndarray:
+    "Unpack a DICOM file in another process; raise `ImageError` if that makes it crash."
+    if getattr(_own, 'pid', None) != os.getpid() or _own.child.poll() is not None:       # the first file, or we were forked, or the last child died
+        _own.pid, _own.child = os.getpid(), subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child, answer = _own.child, b''
+    try:
+        child.stdin.write(len(data).to_bytes(8, 'little') + data); child.stdin.flush()
+        answer = child.stdout.read(int.from_bytes(child.stdout.read(8), 'little'))
+    except OSError: pass
+    if not answer: child.kill(); child.wait(); raise ValueError('its decoder crashed')
+    if answer[:1] == b'!': raise ValueError(answer[1:].decode())
+    return np.load(io.BytesIO(answer), allow_pickle=False)
+
 # %% ../nbs/15_images.ipynb #b7a41421
 def _decode_dicom(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     "Decode the one frame of a DICOM file into (H, W) uint8."
@@ -158,14 +186,21 @@ def _decode_dicom(data: bytes, name: str, max_pixels: int) -> np.ndarray:
         _check_cap(*_inner_size(get_frame(ds.PixelData, 0, number_of_frames=1)), name, max_pixels)
         if not get_decoder(syntax).is_available:
             raise ImageError(f"{name} is a DICOM file compressed as {syntax.name}; to read it, pip install 'smlxray[dicom]'.")
-    pixels = ds.pixel_array
+    pixels = _in_child(data) if syntax.is_encapsulated and not syntax.is_deflated else ds.pixel_array
     if pixels.ndim == 3: return np.array(Image.fromarray(pixels.astype(np.uint8)).convert('L'))
-    low = int(pixels.min())
-    return _grey_levels(ds, np.arange(low, int(pixels.max()) + 1))[pixels.astype(np.int64) - low]
+    return _to_grey(ds, pixels)
+
+def _to_grey(ds, pixels: np.ndarray) -> np.ndarray:
+    "Give stored values (H, W) their grey levels; what only fills the frame (PixelPaddingValue) is black and stretches nothing."
+    padding = pixels == ds.PixelPaddingValue if isinstance(ds.get('PixelPaddingValue'), int) else np.zeros((), bool)
+    inside = pixels[~padding] if padding.any() and not padding.all() else pixels
+    low, high = int(inside.min()), int(inside.max())
+    grey = _grey_levels(ds, np.arange(low, high + 1))[np.clip(pixels.astype(np.int64), low, high) - low]
+    return np.where(padding, np.uint8(0), grey) if inside is not pixels else grey
 
 # %% ../nbs/15_images.ipynb #a077122e
 MAX_PIXELS = 50_000_000  # the largest image that is decoded
-TRANSFORM = 1  # raised whenever decoding or resizing changes a pixel: caches built before are then stale
+TRANSFORM = 2  # raised whenever decoding or resizing changes a pixel: caches built before are then stale
 
 def _check_cap(height: int, width: int, name: str, max_pixels: int):
     "Raise `ImageError` for an image that claims more pixels than the cap."
@@ -196,12 +231,14 @@ def read_image(
 ) -> np.ndarray:  # (H, W) uint8
     "Read one X-ray file into grey pixels; raises `ImageError` naming the file."
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode): raise ImageError(f'{path} is no file but a folder, a pipe or a device; name an image file.')
         with open(path, 'rb') as file:
             if os.fstat(file.fileno()).st_size > 8 * max_pixels + 100_000:
                 raise ImageError(f'{path} is larger than any image of {max_pixels / 1e6:,g} million pixels could be.')
             data = file.read()
     except FileNotFoundError: raise ImageError(f'{path} does not exist; check the path, or copy the file there.') from None
     except OSError as error: raise ImageError(f'{path} cannot be read ({error.strerror}).') from None
+    except ValueError as error: raise error if isinstance(error, ImageError) else ImageError(f'{str(path)!r} is no path ({error}).') from None
     return decode(data, str(path), max_pixels)
 
 # %% ../nbs/15_images.ipynb #0ce813a1

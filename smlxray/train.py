@@ -99,7 +99,7 @@ def readable(table: XrayTable, pixels) -> np.ndarray:  # (N,) bool
     lost = np.flatnonzero(~pixels.usable)
     if len(lost) > TOO_MANY*len(table):
         row = int(lost[0])
-        raise DataError(f"{len(lost):,} of the {len(table):,} images of {table.name!r} cannot be read, row {row} for one: {pixels.quarantined[row]} `smlxray data check` lists them; mend the folder, or take the rows out of its table.")
+        raise DataError(f"{len(lost):,} of the {len(table):,} images of {table.name!r} cannot be read, row {row} for one: {pixels.quarantined[row]} `smlxray data check --list FILE` lists them; mend the folder, or take the rows out of its table.")
     return pixels.usable
 
 # %% ../nbs/65_train.ipynb #3a0547a5

@@ -1,5 +1,5 @@
 "Compressed DICOM of every kind that a hospital sends, hostile files from disk, and memory that a bomb must not take."
-import io, struct, subprocess, sys, warnings, zlib
+import io, multiprocessing, os, struct, subprocess, sys, warnings, zlib
 
 import numpy as np
 import pydicom
@@ -91,18 +91,46 @@ def test_window_functions_agree_with_pydicom(function):
     assert np.abs(decode(data).astype(float) - theirs).max() <= .51
 
 
+def jpeg_inside(): out = io.BytesIO(); Image.fromarray(XRAY).save(out, 'JPEG', quality=92); return dicom(XRAY, 8, JPEGBaseline8Bit, out.getvalue())
+
+
 def test_damaged_dicom_gives_pixels_or_one_error():
     "Random damage, with warnings turned into errors: none may leak."
     rng, seen = np.random.default_rng(1), {'pixels': 0, 'error': 0}
-    sources = [dicom(FILM, 12, WindowCenter=2000, WindowWidth=1500), dicom(FILM, 12, RLELossless), dicom(FILM, 12, JPEG2000Lossless)]
+    sources = [dicom(FILM, 12, WindowCenter=2000, WindowWidth=1500), dicom(FILM, 12, RLELossless), dicom(FILM, 12, JPEG2000Lossless), jpeg_inside()]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         for k in range(300):
-            hurt = bytearray(sources[k % 3])
+            hurt = bytearray(sources[k % 4])
             for at in rng.integers(0, min(len(hurt), 900 if k % 2 else len(hurt)), 8): hurt[at] = rng.integers(256)
             try: assert decode(bytes(hurt), 'x.dcm', max_pixels=10**6).dtype == np.uint8; seen['pixels'] += 1
             except ImageError as error: assert str(error).startswith('x.dcm') and '\n' not in str(error); seen['error'] += 1
     assert min(seen.values()) > 20, seen
+
+
+def test_a_decoder_that_crashes_takes_nobody_along(tmp_path):
+    "Bytes of a JPEG header that make GDCM end its process (abort, or a segmentation fault): one file is lost, the next is read."
+    good = transcode(dicom(FILM, 12), tmp_path, 'JPEGLosslessProcess14_1'); whole, crashed = decode(good), 0
+    for source in (good, jpeg_inside()):
+        start = source.find(b'\xff\xd8\xff')
+        for at in range(start + 2, start + 40, 2):
+            hurt = bytearray(source); hurt[at] ^= 255
+            try: decode(bytes(hurt), 'x.dcm')
+            except ImageError as error: crashed += 'decoder crashed' in str(error)
+    assert crashed and np.array_equal(decode(good), whole)
+
+
+def test_a_forked_process_has_a_decoder_of_its_own(tmp_path):
+    data = dicom(FILM, 12, RLELossless); mine = decode(data)
+    with multiprocessing.get_context('fork').Pool(2) as pool: theirs = pool.map(decode, [data]*8)
+    assert all(np.array_equal(t, mine) for t in theirs) and np.array_equal(decode(data), mine)
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path/'x.png')
+    for path in (tmp_path/'x.png', tmp_path, '/dev/zero'):
+        with pytest.raises(ImageError, match='no file but a folder, a pipe or a device'): read_image(path)
+    with pytest.raises(ImageError, match='is no path'): read_image('a\0b.png')
 
 
 def test_a_bomb_takes_no_memory(tmp_path):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from smlxray.config import CHEXPERT_FINDINGS, DataError
-from smlxray.data import (apply_policy, balanced_seed, check_patient_disjoint, conflicts, derive_no_finding, index_rows, leakage_report, split_findings,
+from smlxray.data import (CHEXPERT_MIX, apply_policy, balanced_seed, check_patient_disjoint, conflicts, derive_no_finding, index_rows, leakage_report, split_findings,
                           split_patients, training_rows)
 from smlxray.episodes import EpisodeSampler, balanced_batches
 from smlxray.readers import check_files, read_boxes, read_table, read_xrays
@@ -40,7 +40,8 @@ def test_chexpert_conflicts_and_policies(chexpert):
     assert not ((own == 1) & (derived == 0)).any() and np.isnan(derived[own == 1]).mean() > .9     # blanks leave it open, nothing contradicts it
     for policy in ('ignore', 'ones', 'zeros', 'smooth', 'smooth-zeros', 'chexpert'):
         y = apply_policy(chexpert.labels, policy, 'negative', chexpert.findings)
-        assert np.isnan(y).sum() == {'ignore': (chexpert.labels == -1).sum(), 'chexpert': np.isnan(y).sum()}.get(policy, 0)
+        open_ = [f for f in chexpert.findings if policy == 'ignore' or policy == 'chexpert' and CHEXPERT_MIX.get(f, 'ignore') == 'ignore']
+        assert np.isnan(y).sum() == sum((chexpert.column(f) == -1).sum() for f in open_), policy
         assert (y[chexpert.labels == 1] == 1).all() and (y[chexpert.labels == 0] == 0).all()
 
 
@@ -91,5 +92,11 @@ def test_padchest_table(tmp_path):
     frontal = raw[raw['Projection'].isin(['PA', 'AP', 'AP_horizontal'])]
     assert len(table) == len(frontal) and set(table.frame['patient']) == set(frontal['PatientID'])
     assert table.positive('Cardiomegaly').sum() == frontal['Labels'].fillna('').str.contains(r"'\s*cardiomegaly\s*'").sum()
-    assert np.isnan(table.labels).all(1).sum() == frontal['Labels'].isna().sum()
+    said = frontal['Labels'].fillna('').str.findall("'([^']*)'").map(lambda names: {n.strip() for n in names}).to_numpy()
+    void, at = {'unchanged', 'exclude', 'suboptimal study'}, {p: k for k, p in enumerate(frontal['ImageDir'] + '/' + frontal['ImageID'])}
+    said = said[[at[p] for p in table.frame['path']]]
+    silent = np.array([not names or bool(names & void) for names in said])
+    assert np.array_equal(np.isnan(table.labels).any(1), silent) and np.isnan(table.labels[np.array([names <= void for names in said])]).all()
+    for name, finding in (('atypical pneumonia', 'Pneumonia'), ('segmental atelectasis', 'Atelectasis'), ('reservoir central venous catheter', 'Support Devices')):
+        assert table.positive(finding)[np.array([name in names for names in said])].all(), name
     with pytest.raises(DataError, match='images of .* are missing'): check_files(table)
