@@ -92,7 +92,7 @@ def _group_norms(net: nn.Module):
             if isinstance(layer, nn.BatchNorm2d): setattr(parent, name, nn.GroupNorm(math.gcd(32, layer.num_features), layer.num_features))
 
 # %% ../nbs/30_siamese.ipynb #e7302818
-BACKBONES = ('resnet18', 'resnet50', 'densenet121', 'conv4')
+BACKBONES = ('resnet18', 'resnet50', 'densenet121', 'conv4', 'resnet18_gn', 'resnet50_gn', 'densenet121_gn')   # gn: group norm
 
 def make_backbone(
     name: str,      # one of `BACKBONES`
@@ -103,6 +103,7 @@ def make_backbone(
     if _choose('backbone', name, BACKBONES) == 'conv4':
         net = ConvNet4(**options)
         return net, net.layers[0].out_channels
+    name, _, group = name.partition('_')
     net = getattr(models, name)(weights=None)
     if name == 'densenet121':
         channels, net.classifier = net.classifier.in_features, nn.Identity()
@@ -110,7 +111,7 @@ def make_backbone(
     else:
         channels, net.fc = net.fc.in_features, nn.Identity()
         net.conv1 = _one_channel(net.conv1)
-    if _choose('norm', options.get('norm', 'batch'), ('batch', 'group')) == 'group': _group_norms(net)
+    if _choose('norm', options.get('norm', 'group' if group else 'batch'), ('batch', 'group')) == 'group': _group_norms(net)
     return net, channels
 
 # %% ../nbs/30_siamese.ipynb #614ae028
