@@ -316,7 +316,7 @@ def engine_row(case: str, task: Engines, algorithm: str, engine: str, rounds: in
     return dict(case=case, algorithm=algorithm, engine=engine, batch_norm=task.batch_norm if batch_norms(task.net) else 'group', time_ratio=round(float(np.median([a/b for a, b in turns])), 2),
                 memory_ratio=round(memory, 3), gradient_error=float(f'{gradient_error(task, algorithm, engine):.0e}'))
 
-# %% ../nbs/75_bench.ipynb #fd695453
+# %% ../nbs/75_bench.ipynb #d41fa552
 def within_budget(task: Engines, engine: str, budget: float) -> tuple[bool, float]:
     "Run a meta-gradient where no more than `budget` bytes can be had: did it come to its end, and how many did it take?"
     import resource
@@ -328,7 +328,7 @@ def within_budget(task: Engines, engine: str, budget: float) -> tuple[bool, floa
     try: return True, peak_bytes(work, lambda: task.double().run('maml', 'loop', steps=0))
     except RuntimeError: return False, float('nan')
 
-def large_rows(backbone: str = 'resnet50', size: int = 224, shots: int = 2, steps: int = 3, budget: float = 2e9) -> list[dict]:
+def large_rows(backbone: str = 'resnet50', size: int = 224, shots: int = 2, steps: int = 2, budget: float = 2e9) -> list[dict]:
     "A meta-gradient whose full graph exceeds a budget, with the engines `loop` and `reverse`, each where no more can be had; memory as a share of the budget."
     task, small, rows = Engines(backbone, 'batch', size=size, shots=shots, steps=steps), Engines(backbone, 'batch', steps=2), []
     ran = {engine: within_budget(task, engine, budget) for engine in ('loop', 'reverse')}
@@ -340,23 +340,21 @@ def large_rows(backbone: str = 'resnet50', size: int = 224, shots: int = 2, step
                          memory_ratio=round((peak if fits else graph)/budget, 2), gradient_error=float(f'{gradient_error(small, "maml", engine):.0e}')))
     return rows
 
-# %% ../nbs/75_bench.ipynb #765d8674
+# %% ../nbs/75_bench.ipynb #23443bb6
 def bench_engines(rounds: int = 3) -> list[dict]:
-    "Case by case: every engine and algorithm on conv4, long inner loops, ResNet18 and DenseNet121 in each mode of batch norm, and ResNet50 in a budget."
-    small = Engines('conv4', 'group', size=64, shots=5, steps=5)
-    plans = [('conv4 64 px', small, 'maml', e, rounds) for e in ('loop', 'reverse', 'checkpoint', 'vmap', 'auto')]
-    plans += [('conv4 64 px', small, a, e, rounds) for a, e in (('fomaml', 'loop'), ('reptile', 'loop'), ('anil', 'loop'), ('anil, one pass', 'loop'), ('meta-sgd', 'reverse'), ('maml++', 'reverse'))]
-    for steps in (10, 20):
-        plans += [(f'conv4 64 px, {steps} steps', Engines('conv4', 'group', size=64, shots=5, steps=steps), 'maml', e, 3) for e in ('reverse', 'checkpoint')]
-    plans += [('resnet18 64 px, one forward', Engines('resnet18', norm, size=64, branches=True), 'maml', 'loop', 5) for norm in ('group', 'batch')]
-    for mode, names in (('frozen', ('loop', 'reverse', 'checkpoint', 'vmap')), ('support', ('loop', 'reverse')), ('transductive', ('loop', 'reverse'))):
-        task = Engines('resnet18', 'batch', mode)
-        plans += [('resnet18 32 px', task, 'maml', e, 3) for e in names]
-    task = Engines('densenet121', 'batch', 'support', steps=2, shots=2)
-    plans += [('densenet121 32 px', task, 'maml', e, 3) for e in ('loop', 'reverse', 'checkpoint')]
-    memory = [memory_ratio(task, algorithm, engine) for _, task, algorithm, engine, _ in plans]     # first, in a clean process
+    "Case by case: every engine and algorithm on conv4, long inner loops, ResNet18 and DenseNet121 in the modes of batch norm, and ResNet50 in a budget."
+    small, plans = Engines('conv4', 'group', size=64, shots=5, steps=5), []
+    def add(case, task, *ways): plans.extend((case, task, *way) for way in ways)
+    add('conv4 64 px', small, *(('maml', e) for e in ('loop', 'reverse', 'checkpoint', 'vmap', 'auto')), ('fomaml', 'loop'), ('reptile', 'loop'), ('anil', 'loop'), ('anil, one pass', 'loop'),
+        ('meta-sgd', 'reverse'), ('maml++', 'reverse'))
+    for steps in (10, 20): add(f'conv4 64 px, {steps} steps', Engines('conv4', 'group', size=64, shots=5, steps=steps), ('maml', 'reverse'), ('maml', 'checkpoint'))
+    for norm in ('group', 'batch'): add('resnet18 64 px, one forward', Engines('resnet18', norm, size=64, branches=True), ('maml', 'loop'))
+    for mode, engines in (('frozen', ('loop', 'reverse')), ('support', ('loop', 'checkpoint')), ('transductive', ('reverse', 'vmap'))):
+        add('resnet18 32 px', Engines('resnet18', 'batch', mode), *(('maml', e) for e in engines))
+    add('densenet121 32 px', Engines('densenet121', 'batch', shots=2, steps=2), ('maml', 'loop'), ('maml', 'reverse'))
+    memory = [memory_ratio(*plan[1:]) for plan in plans]     # first, in a clean process
     large = large_rows()
-    return [engine_row(*plan, memory=m) for plan, m in zip(plans, memory)] + large
+    return [engine_row(*plan, rounds, m) for plan, m in zip(plans, memory)] + large
 
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:

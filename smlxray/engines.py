@@ -35,7 +35,7 @@ class KeptBytes:
         self.open.close()
         return sum(self.storages.values())
 
-# %% ../nbs/62_engines.ipynb #9d0aa2af
+# %% ../nbs/62_engines.ipynb #1cc576b5
 def peak_bytes(work:Callable,                # called without arguments in a process of its own
                warm:Callable=lambda: None,   # called there before, unmeasured: loads code, and scratch space that stays
               ) -> int:                      # most memory above what there was before
@@ -49,7 +49,7 @@ def peak_bytes(work:Callable,                # called without arguments in a pro
     os.close(write)
     with os.fdopen(read) as said: answer = said.read()
     os.waitpid(child, 0)
-    if not answer: raise RuntimeError('The measured work did not come to its end: it failed, or it was killed for want of memory.')
+    if not answer.isdigit(): raise RuntimeError(f"The measured work did not come to its end: {answer or 'it was killed, perhaps for want of memory'}.")
     return int(answer)
 
 def _measure(work:Callable, warm:Callable, write:int):
@@ -57,11 +57,12 @@ def _measure(work:Callable, warm:Callable, write:int):
     try:
         import ctypes
         libc = ctypes.CDLL(None)
-        for option, value in ((-3, 2**17), (-1, 2**17)): libc.mallopt(option, value)   # large pieces straight from the kernel, and back to it
+        for option, value in ((-3, 2**20), (-1, 2**20)): libc.mallopt(option, value)   # large pieces straight from the kernel, and back to it
         warm(); libc.malloc_trim(0)
         with open('/proc/self/clear_refs', 'w') as f: f.write('5')                      # forget the highest mark so far
         before = _status('VmRSS'); work()
         os.write(write, str(_status('VmHWM') - before).encode())
+    except BaseException as error: os.write(write, f'{type(error).__name__}: {error}'[:400].encode())
     finally: os._exit(0)
 
 def _status(key:str) -> int:

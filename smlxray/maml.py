@@ -369,7 +369,7 @@ def record(model:nn.Module,
           ) -> MetaGradient:
     "Check an outcome, and carry the gradients of the given tensors on to the weights that they were computed from."
     losses, own, steps = _finite_losses(out.fast.losses), _trainable(model), len(out.fast.losses)
-    grads = {n: torch.zeros_like(own[n]) if g is None else g.detach() for n, g in out.grads.items()}
+    grads = {n: torch.zeros_like(p) if out.grads[n] is None else out.grads[n].detach() for n, p in own.items()}
     behind = [(t, g) for t, g in zip([t for t in given if isinstance(t, Tensor) and t.requires_grad], out.inputs[len(learned):]) if g is not None]
     if behind:
         tensors, theirs = zip(*behind)
