@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'paired', 'row', 'chexpert_size_table', 'plain_index', 'PlainSampler', 'bench_episodes', 'memory_row',
-           'bench_metrics', 'write_jpegs', 'plain_build', 'bench_cache', 'machine']
+           'bench_metrics', 'write_jpegs', 'plain_build', 'bench_cache', 'Engines', 'gradient_error', 'memory_ratio',
+           'engine_row', 'within_budget', 'large_rows', 'bench_engines', 'machine']
 
 # %% ../nbs/75_bench.ipynb #c1c51edb
 import copy, itertools, os, platform, random, subprocess, sys, tempfile, time
@@ -236,10 +237,129 @@ def _bytes_row(home: Path, cache: ImageCache) -> dict:
     ours, plain = cache.manifest['bytes'], sum(p.stat().st_size for p in (home/'pt').iterdir())
     return dict(case='bytes', method=f'{ours/len(cache)/1e3:.1f} kB an image', baseline=f'{plain/len(cache)/1e3:.1f} kB an image', ratio=round(plain/ours, 2), method_ms=None, baseline_ms=None, note='')
 
+# %% ../nbs/75_bench.ipynb #6bfc72f1
+from .engines import KeptBytes, LearnedRates, multi_step_weights, peak_bytes
+from .losses import pair_loss, query_loss
+from .maml import adapt, meta_gradient
+from .siamese import SiameseNet, batch_norms, norm_mode
+
+# %% ../nbs/75_bench.ipynb #184f6490
+class Engines:
+    "One network and one made-up task, on which engines and algorithms are measured against the plain loop of `higher`."
+    def __init__(self,
+                 backbone: str,             # one of `siamese.BACKBONES`
+                 norm: str,                 # 'batch' or 'group'
+                 batch_norm: str = 'frozen',# mode of batch norm in the task
+                 size: int = 32,            # pixels a side
+                 shots: int = 3,            # support images a class, and as many to ask about
+                 steps: int = 3,            # inner steps
+                 branches: bool = False):   # the plain loop feeds the two classes in two forwards, as a network of two towers does
+        torch.manual_seed(0); torch.set_num_threads(1)
+        self.net, self.batch_norm, self.steps, self.branches = SiameseNet(backbone, 32, 64, norm=norm).eval(), batch_norm, steps, branches
+        self.y = (torch.arange(2*shots) >= shots).float()
+        self.x, self.xq = torch.randn(2, 2*shots, 1, size, size) + .3*self.y[:, None, None, None]
+        self.known = {}
+
+    def once(self, name: str, measure: Callable):
+        "What is measured once for all engines."
+        if name not in self.known: self.known[name] = measure()
+        return self.known[name]
+
+    def losses(self, two: bool = False) -> tuple[Callable, Callable]:
+        "Support loss and query loss; with `two`, each class in a forward of its own."
+        x, xq, y, n = self.x, self.xq, self.y, len(self.y)//2
+        embed = (lambda net, *parts: torch.cat([net(half) for p in parts for half in p.split(n)])) if two else (lambda net, *parts: net(torch.cat(parts)))
+        def query(net): z = embed(net, x, xq); return query_loss(z[2*n:], y, z[:2*n], y, net.scale)
+        return (lambda net: pair_loss(embed(net, x), y, net.scale, net.bias)), query
+
+    def run(self, algorithm: str, engine: str, two: bool = False, **kw):
+        "The meta-gradient; algorithm 'anil, one pass', 'meta-sgd' and 'maml++' besides those of `meta_gradient`."
+        name = dict(zip(('anil, one pass', 'meta-sgd', 'maml++'), ('anil', 'maml', 'maml'))).get(algorithm, algorithm)
+        kw = dict(steps=self.steps, lr=.003, params=self.net.adaptable(name), algorithm=name, engine=engine) | kw
+        if algorithm == 'meta-sgd': kw['lr'] = LearnedRates(self.net, .003)
+        if algorithm == 'maml++': kw |= dict(lr=LearnedRates(self.net, .003, each='tensor', steps=kw['steps']), multi_step=multi_step_weights(kw['steps'], 0.))
+        with norm_mode(self.net, self.batch_norm, self.x):
+            return self._one_pass(kw) if algorithm == 'anil, one pass' else meta_gradient(self.net, *self.losses(two), **kw)
+
+    def _one_pass(self, kw: dict):
+        "ANIL on features that are computed once."
+        y, f = self.y, self.net.features(torch.cat([self.x, self.xq]))
+        def query(net, f): z = net.embed_features(f); return query_loss(z[len(y):], y, z[:len(y)], y, net.scale)
+        return meta_gradient(self.net, lambda net, f: pair_loss(net.embed_features(f[:len(y)]), y, net.scale, net.bias), query, given=(f,), **kw)
+
+    def double(self) -> 'Engines':
+        "The same in float64, where a ReLU cannot flip by rounding."
+        twin = copy.copy(self); twin.net = copy.deepcopy(self.net).double()
+        twin.x, twin.xq, twin.y = (t.double() for t in (twin.x, twin.xq, twin.y))
+        return twin
+
+# %% ../nbs/75_bench.ipynb #ff99e111
+def gradient_error(task: Engines, algorithm: str, engine: str) -> float:
+    "Largest difference from `higher` in float64, over the largest entry; the rates' gradients count, too."
+    exact, same = task.double(), 'anil' if algorithm.startswith('anil') else algorithm
+    ours, plain = exact.run(algorithm, engine), task.once(same, lambda: exact.run(same, 'higher', two=task.branches))
+    pairs = [(ours.grads[n], g) for n, g in plain.grads.items()] + [(a, b) for (_, a), (_, b) in zip(ours.rate_grads, plain.rate_grads)]
+    return max((a - b).abs().max().item() for a, b in pairs)/max(g.abs().max().item() for g in plain.grads.values())
+
+def memory_ratio(task: Engines, algorithm: str, engine: str) -> float:
+    "Peak memory over that of the plain loop, each in a process of its own that is warmed by a single step."
+    warm = lambda: task.run('maml', 'loop', steps=1)
+    return peak_bytes(lambda: task.run(algorithm, engine), warm)/task.once('memory', lambda: peak_bytes(lambda: task.run('maml', 'higher', two=task.branches), warm))
+
+def engine_row(case: str, task: Engines, algorithm: str, engine: str, rounds: int = 5, memory: float = None) -> dict:
+    "Measure one engine beside the plain loop: memory (unless it is given), processor time in turn, gradients in float64."
+    memory = memory_ratio(task, algorithm, engine) if memory is None else memory
+    ours, plain = (lambda: task.run(algorithm, engine)), (lambda: task.run('maml', 'higher', two=task.branches))
+    def spent(way): start = time.process_time(); way(); return time.process_time() - start
+    ours(), plain()
+    turns = [(spent(ours), spent(plain)) if r % 2 else (spent(plain), spent(ours))[::-1] for r in range(rounds)]
+    return dict(case=case, algorithm=algorithm, engine=engine, batch_norm=task.batch_norm if batch_norms(task.net) else 'group', time_ratio=round(float(np.median([a/b for a, b in turns])), 2),
+                memory_ratio=round(memory, 3), gradient_error=float(f'{gradient_error(task, algorithm, engine):.0e}'))
+
+# %% ../nbs/75_bench.ipynb #d41fa552
+def within_budget(task: Engines, engine: str, budget: float) -> tuple[bool, float]:
+    "Run a meta-gradient where no more than `budget` bytes can be had: did it come to its end, and how many did it take?"
+    import resource
+    def work():
+        with open('/proc/self/status') as f: now = next(int(l.split()[1])*1024 for l in f if l.startswith('VmData'))
+        resource.setrlimit(resource.RLIMIT_DATA, (now + int(budget),)*2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)      # what the allocator says when it fails
+        task.run('maml', engine)
+    try: return True, peak_bytes(work, lambda: task.double().run('maml', 'loop', steps=0))
+    except RuntimeError: return False, float('nan')
+
+def large_rows(backbone: str = 'resnet50', size: int = 224, shots: int = 2, steps: int = 2, budget: float = 2e9) -> list[dict]:
+    "A meta-gradient whose full graph exceeds a budget, with the engines `loop` and `reverse`, each where no more can be had; memory as a share of the budget."
+    task, small, rows = Engines(backbone, 'batch', size=size, shots=shots, steps=steps), Engines(backbone, 'batch', steps=2), []
+    ran = {engine: within_budget(task, engine, budget) for engine in ('loop', 'reverse')}
+    with KeptBytes() as kept, norm_mode(task.net, 'frozen'): adapt(task.net, task.losses()[0], 1, .003)
+    graph = kept.stop()*(steps + 1)     # the rule of `auto`
+    for engine, (fits, peak) in ran.items():
+        if fits != (engine == 'reverse'): raise AssertionError(f"{engine} {'fits' if fits else 'does not fit'} into {budget/1e9:g} GB.")
+        rows.append(dict(case=f'{backbone} {size} px in {budget/1e9:g} GB: ' + ('fits' if fits else 'does not fit'), algorithm='maml', engine=engine, batch_norm='frozen', time_ratio=None,
+                         memory_ratio=round((peak if fits else graph)/budget, 2), gradient_error=float(f'{gradient_error(small, "maml", engine):.0e}')))
+    return rows
+
+# %% ../nbs/75_bench.ipynb #23443bb6
+def bench_engines(rounds: int = 3) -> list[dict]:
+    "Case by case: every engine and algorithm on conv4, long inner loops, ResNet18 and DenseNet121 in the modes of batch norm, and ResNet50 in a budget."
+    small, plans = Engines('conv4', 'group', size=64, shots=5, steps=5), []
+    def add(case, task, *ways): plans.extend((case, task, *way) for way in ways)
+    add('conv4 64 px', small, *(('maml', e) for e in ('loop', 'reverse', 'checkpoint', 'vmap', 'auto')), ('fomaml', 'loop'), ('reptile', 'loop'), ('anil', 'loop'), ('anil, one pass', 'loop'),
+        ('meta-sgd', 'reverse'), ('maml++', 'reverse'))
+    for steps in (10, 20): add(f'conv4 64 px, {steps} steps', Engines('conv4', 'group', size=64, shots=5, steps=steps), ('maml', 'reverse'), ('maml', 'checkpoint'))
+    for norm in ('group', 'batch'): add('resnet18 64 px, one forward', Engines('resnet18', norm, size=64, branches=True), ('maml', 'loop'))
+    for mode, engines in (('frozen', ('loop', 'reverse')), ('support', ('loop', 'checkpoint')), ('transductive', ('reverse', 'vmap'))):
+        add('resnet18 32 px', Engines('resnet18', 'batch', mode), *(('maml', e) for e in engines))
+    add('densenet121 32 px', Engines('densenet121', 'batch', shots=2, steps=2), ('maml', 'loop'), ('maml', 'reverse'))
+    memory = [memory_ratio(*plan[1:]) for plan in plans]     # first, in a clean process
+    large = large_rows()
+    return [engine_row(*plan, rounds, m) for plan, m in zip(plans, memory)] + large
+
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:
     "What the numbers depend on: processor, cores, versions; no names and no paths."
     return dict(processor=platform.machine(), cores=os.cpu_count(), system=platform.system(), python=platform.python_version(), numpy=np.__version__, torch=torch.__version__.split('+')[0],
                 threads=torch.get_num_threads())
 
-BENCHES = dict(cache=bench_cache, episodes=bench_episodes, metrics=bench_metrics)
+BENCHES = dict(cache=bench_cache, episodes=bench_episodes, metrics=bench_metrics, engines=bench_engines)

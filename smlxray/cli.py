@@ -136,7 +136,7 @@ def convert(
 # %% ../nbs/90_cli.ipynb #bb8a6ea6
 @app.command()
 def bench(
-    what: Annotated[Literal['cache', 'episodes', 'metrics'], typer.Argument(help='Pixels; index, episodes and memory; or intervals.', show_default=False)],
+    what: Annotated[Literal['cache', 'episodes', 'metrics', 'engines'], typer.Argument(help='Pixels; index, episodes and memory; intervals; or adaptation engines.', show_default=False)],
     save: Annotated[Optional[Path], typer.Option('--json', help='Write the rows and what the machine is to this file.', show_default=False)] = None,
 ):
     "Measure our way and a plain way in turn; the ratio says how often ours is faster."
@@ -144,7 +144,7 @@ def bench(
     import pandas as pd
     from smlxray.bench import BENCHES, machine
     rows = BENCHES[what]()
-    _show(pd.DataFrame(rows)[['case', 'method', 'baseline', 'ratio', 'note']])
+    _show(pd.DataFrame(rows).drop(columns=['method_ms', 'baseline_ms'], errors='ignore'))
     if save: write_atomic(_here(save), json.dumps(dict(bench=what, machine=machine(), rows=rows), indent=1))
 
 # %% ../nbs/90_cli.ipynb #626bdee7

@@ -210,7 +210,7 @@ class DataSettings(_Section):
 # %% ../nbs/00_config.ipynb #e92aa759
 class SiameseSettings(_Section):
     "The network that turns an X-ray into an embedding, and when two X-rays count as alike."
-    backbone: Literal['resnet18', 'resnet50', 'densenet121', 'conv4'] = 'resnet50'  # conv4 is for tests
+    backbone: Literal['resnet18', 'resnet50', 'densenet121', 'conv4', 'resnet18_gn', 'resnet50_gn', 'densenet121_gn'] = 'resnet50'  # gn: group norm; conv4 is for tests
     embedding_dim: Annotated[int, Field(ge=2)] = 256            # length of an embedding
     margin: Annotated[float, Field(gt=0, le=2)] = 1.0           # distance beyond which unlike images are left alone
     similarity_rule: Literal['jaccard', 'any', 'exact'] = 'jaccard'  # how alike two sets of findings are
@@ -219,7 +219,7 @@ class SiameseSettings(_Section):
 # %% ../nbs/00_config.ipynb #fb8cc1dc
 class MetaSettings(_Section):
     "The few-shot task and the adaptation that is learned over many of them."
-    algorithm: Literal['maml', 'fomaml', 'anil'] = 'maml'  # what the outer loop differentiates, what the inner loop adapts
+    algorithm: Literal['maml', 'fomaml', 'anil', 'reptile'] = 'maml'  # what the outer loop differentiates, what the inner loop adapts
     inner_lr: _Positive = 0.01     # learning rate of the inner loop
     body_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # the backbone's inner learning rate, as a share of inner_lr
     meta_lr: _Positive = 0.001     # learning rate of the outer loop
@@ -228,7 +228,9 @@ class MetaSettings(_Section):
     queries: _Count = 15           # query patients a class
     meta_batch: _Count = 4         # tasks a step of the outer loop
     batch_norm: Literal['frozen', 'support', 'transductive'] = 'frozen'  # whose statistics batch norm uses
-    engine: Literal['loop', 'higher'] = 'loop'             # who differentiates through the inner loop
+    engine: Literal['auto', 'loop', 'higher', 'reverse', 'checkpoint', 'vmap'] = 'auto'  # who differentiates through the inner loop; all give the same gradient
+    memory_gb: _Positive = 4.0     # what the graph of a task may take before auto goes from loop to reverse
+    checkpoint_backbone: bool = False  # compute the backbone's blocks again on the way back, rather than keep them
 
 # %% ../nbs/00_config.ipynb #068b5b7b
 class TrainingSettings(_Section):

@@ -84,18 +84,26 @@ def _one_channel(conv: nn.Conv2d) -> nn.Conv2d:
     nn.init.kaiming_normal_(new.weight, mode='fan_out', nonlinearity='relu')
     return new
 
+# %% ../nbs/30_siamese.ipynb #7f06ca19
+def _group_norms(net: nn.Module):
+    "Put a group norm of 32 groups (or the most that divide the channels) in place of every batch norm, as Wu and He (2018) do."
+    for parent in list(net.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.BatchNorm2d): setattr(parent, name, nn.GroupNorm(math.gcd(32, layer.num_features), layer.num_features))
+
 # %% ../nbs/30_siamese.ipynb #e7302818
-BACKBONES = ('resnet18', 'resnet50', 'densenet121', 'conv4')
+BACKBONES = ('resnet18', 'resnet50', 'densenet121', 'conv4', 'resnet18_gn', 'resnet50_gn', 'densenet121_gn')   # gn: group norm
 
 def make_backbone(
     name: str,      # one of `BACKBONES`
-    **options,      # of `ConvNet4` when `name` is 'conv4'; the torchvision networks take none
+    **options,      # of `ConvNet4` when `name` is 'conv4'; the torchvision networks take `norm`, 'batch' (as published) or 'group'
 ) -> tuple[nn.Module, int]:   # the network (B, 1, H, W) -> (B, C), and C
     "Build an untrained backbone for one-channel images; unknown names and options raise `ConfigError`."
-    for key in options: _choose('backbone option', key, ('width', 'norm', 'activation', 'pool') if name == 'conv4' else ('no option',))
+    for key in options: _choose('backbone option', key, ('width', 'norm', 'activation', 'pool') if name == 'conv4' else ('norm',))
     if _choose('backbone', name, BACKBONES) == 'conv4':
         net = ConvNet4(**options)
         return net, net.layers[0].out_channels
+    name, _, group = name.partition('_')
     net = getattr(models, name)(weights=None)
     if name == 'densenet121':
         channels, net.classifier = net.classifier.in_features, nn.Identity()
@@ -103,6 +111,7 @@ def make_backbone(
     else:
         channels, net.fc = net.fc.in_features, nn.Identity()
         net.conv1 = _one_channel(net.conv1)
+    if _choose('norm', options.get('norm', 'group' if group else 'batch'), ('batch', 'group')) == 'group': _group_norms(net)
     return net, channels
 
 # %% ../nbs/30_siamese.ipynb #614ae028
@@ -113,7 +122,7 @@ class SiameseNet(nn.Module):
         backbone: str = 'resnet18',   # one of `BACKBONES`
         embedding_dim: int = 256,     # length of an embedding
         hidden: int = 512,            # units between the two linear layers of the head
-        **options,                    # of `ConvNet4`, for backbone 'conv4'
+        **options,                    # of `make_backbone`: `norm`, and for 'conv4' those of `ConvNet4`
     ):
         super().__init__()
         self.backbone, channels = make_backbone(backbone, **options)
@@ -135,10 +144,16 @@ class SiameseNet(nn.Module):
         return self.embed_features(self.features(x))
 
     def adaptable(self, algorithm: str = 'maml') -> list[str]:
-        "Name the parameters that the inner loop changes: all ('maml', 'fomaml') or last layer, scale and bias ('anil')."
-        _choose('algorithm', algorithm, ('maml', 'fomaml', 'anil'))
+        "Name the parameters that the inner loop changes: last layer, scale and bias ('anil'), or all."
+        _choose('algorithm', algorithm, ('maml', 'fomaml', 'anil', 'reptile'))
         last = ('head.2.weight', 'head.2.bias', 'scale', 'bias')
         return [name for name, _ in self.named_parameters() if algorithm != 'anil' or name in last]
+
+    def blocks(self) -> list[nn.Module]:
+        "List the blocks of the backbone, those that can be computed again one by one to save memory; 'conv4' has none."
+        stages = [m for n, m in self.backbone.named_children() if n.startswith('layer') and n != 'layers']
+        dense = getattr(self.backbone, 'features', nn.Identity()).named_children()
+        return [block for stage in stages for block in stage] or [m for n, m in dense if n.startswith(('denseblock', 'transition'))]
 
     def to_config(self) -> dict:
         "Return what `from_config` needs to build this network anew (its shape, not its weights)."

@@ -33,7 +33,8 @@ from .siamese import SiameseNet, cosine_similarity, norm_mode
 from .losses import label_similarity, contrastive_loss, pair_loss, query_scores
 from .episodes import EpisodeSampler, Episode, balanced_batches
 from .metrics import auc, choose_threshold, similarity_accuracy
-from .maml import meta_gradient, accumulate
+from .maml import AdaptationError, meta_gradient, accumulate
+from .engines import checkpointed
 
 # %% ../nbs/65_train.ipynb #b9d71c48
 @dataclass
@@ -392,10 +393,12 @@ def add_meta_gradients(lab: Lab, model: TaskModel, episodes: list[Episode], algo
     m, losses = lab.settings.meta, []
     for e in episodes:
         support, ys, query, yq = episode_batch(lab, e, generator)
-        with norm_mode(model.net, m.batch_norm, support):
+        with norm_mode(model.net, m.batch_norm, support), checkpointed(model.net.blocks() if m.checkpoint_backbone else []):
             xs, xq, from_features = task_inputs(model, support, query, algorithm, m.batch_norm)
-            result = meta_gradient(model, *task_losses(xs, ys, xq, yq, from_features), steps=m.adapt_steps,
-                                   lr=inner_rates(model, lab.settings, algorithm), params=model.adaptable(algorithm), algorithm=algorithm, engine=m.engine)
+            losses_of = lambda xs, xq: task_losses(xs, ys, xq, yq, from_features)
+            try: result = meta_gradient(model, lambda call, xs, xq: losses_of(xs, xq)[0](call), lambda call, xs, xq: losses_of(xs, xq)[1](call), m.adapt_steps, inner_rates(model, lab.settings, algorithm),
+                                        model.adaptable(algorithm), algorithm, m.engine, given=(xs, xq), budget=m.memory_gb*1e9)
+            except AdaptationError as error: raise SmlxrayError(f'Task {e.finding!r} (episode seed {e.seed}): {error}') from error
         accumulate(model, result.grads, 1 / len(episodes)); losses.append(result.query_loss)
     return float(np.mean(losses))
 

@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from smlxray.engines import LearnedRates, checkpointed, meta_gradients, multi_step_weights
 from smlxray.losses import pair_loss, query_loss, query_scores
 from smlxray.maml import ALGORITHMS, ENGINES, AdaptationError, accumulate, adapt, meta_gradient, meta_step, use
 from smlxray.metrics import auc
 from smlxray.siamese import SiameseNet, norm_mode, unit_vectors
 
 LR = 0.003
+DIFFERENTIATED = [a for a in ALGORITHMS if a != 'reptile']  # an engine has nothing to do for reptile
+OTHERS = [e for e in ENGINES if e != 'higher']              # all are held against `higher`
 
 
 def rows_of(shots=3, queries=3, size=16, seed=0):
@@ -80,34 +83,73 @@ def test_every_tensor_moves_and_nothing_else_is_touched(algorithm, engine):
     assert {n for n, p in net.named_parameters() if torch.equal(p, before[n])} == still
 
 
+def agree(run, engines=OTHERS, tolerance=1e-9):
+    "Hold engines against `higher`: gradients, fast weights, rates, losses, and where the random numbers stand afterwards."
+    torch.manual_seed(3); plain = run('higher'); dice = torch.rand(1)
+    scale = max(1., max(g.abs().max().item() for g in plain.grads.values()))
+    for e in engines:
+        torch.manual_seed(3); said = run(e)
+        assert torch.equal(torch.rand(1), dice), e
+        assert furthest(said.grads, plain.grads) < tolerance*scale and furthest(said.fast, plain.fast) < tolerance, e
+        assert all((a - b).abs().max() < tolerance*scale for (_, a), (_, b) in zip(said.rate_grads, plain.rate_grads)) and len(said.rate_grads) == len(plain.rate_grads), e
+        assert said.query_loss == pytest.approx(plain.query_loss, abs=1e-9) and said.support_losses == pytest.approx(plain.support_losses, abs=1e-9), e
+        if plain.fast.buffers and e != 'vmap': assert all(torch.allclose(said.fast.buffers[n], t) for n, t in plain.fast.buffers.items()), e
+    return plain
+
+
 @pytest.mark.parametrize('steps', [0, 1, 3])
 @pytest.mark.parametrize('algorithm', ALGORITHMS)
 def test_engines_agree(algorithm, steps):
-    net = smooth_net()
-    a, b = (gradient(net, steps=steps, algorithm=algorithm, engine=e) for e in ENGINES)
-    assert furthest(a.grads, b.grads) < 1e-9 and furthest(a.fast, b.fast) < 1e-9
-    assert a.query_loss == pytest.approx(b.query_loss, abs=1e-12) and a.support_losses == pytest.approx(b.support_losses, abs=1e-12)
+    net = smooth_net(); agree(lambda e: gradient(net, steps=steps, algorithm=algorithm, engine=e, budget=1.))
 
 
-def test_engines_agree_with_a_rate_for_each_weight():
-    net = smooth_net(); torch.manual_seed(1)
-    rates = {n: LR*torch.rand_like(p) for n, p in net.named_parameters()}
-    a, b = (meta_gradient(net, *losses_of(rows_of()), steps=2, lr=rates, engine=e) for e in ENGINES)
-    assert furthest(a.grads, b.grads) < 1e-9
-
-
-@pytest.mark.parametrize('mode', ['frozen', 'support', 'transductive'])
-def test_engines_agree_through_batch_norm(mode):
-    net = smooth_net(norm='batch'); before = copy.deepcopy(net.state_dict()); task = rows_of()
-    with norm_mode(net, mode, task[0]): a, b = (gradient(net, task, engine=e) for e in ENGINES)
-    assert furthest(a.grads, b.grads) < 1e-9
+@pytest.mark.parametrize('algorithm', DIFFERENTIATED)
+@pytest.mark.parametrize('mode', ['group', 'frozen', 'support', 'transductive'])
+def test_engines_agree_through_every_norm(mode, algorithm):
+    net = smooth_net(norm='group' if mode == 'group' else 'batch'); before = copy.deepcopy(net.state_dict()); task = rows_of()
+    with norm_mode(net, 'frozen' if mode == 'group' else mode, task[0]): agree(lambda e: gradient(net, task, engine=e, algorithm=algorithm, budget=1.))
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
 
 
-def test_engines_agree_on_resnet18():
-    torch.manual_seed(0); net = SiameseNet('resnet18', embedding_dim=8, hidden=16).double().eval()
-    a, b = (gradient(net, rows_of(2, 2, 32), steps=2, algorithm='maml', engine=e) for e in ENGINES)
-    assert furthest(a.grads, b.grads) < 1e-9*max(g.abs().max().item() for g in a.grads.values())
+@pytest.mark.parametrize('backbone, mode', [('resnet18', 'support'), ('resnet18', 'group'), ('densenet121', 'transductive')])
+def test_engines_agree_on_large_backbones(backbone, mode):
+    "One mode each; tests_long has all of them."
+    torch.manual_seed(0); task = rows_of(1, 1, 32)
+    net = SiameseNet(backbone, embedding_dim=8, hidden=16, norm='group' if mode == 'group' else 'batch').double().eval()
+    with norm_mode(net, 'frozen' if mode == 'group' else mode, task[0]): agree(lambda e: gradient(net, task, steps=1, engine=e), ['loop', 'reverse', 'checkpoint'])
+
+
+@pytest.mark.parametrize('kind', ['a rate a weight', 'meta-sgd', 'maml++', 'first order', 'momentum'])
+def test_engines_agree_on_what_else_there_is(kind):
+    net = smooth_net(); torch.manual_seed(1)
+    kw = {'a rate a weight': dict(lr={n: LR*torch.rand_like(p) for n, p in net.named_parameters()}), 'meta-sgd': dict(lr=LearnedRates(net, LR)),
+          'maml++': dict(lr=LearnedRates(net, LR, each='tensor', steps=3), multi_step=multi_step_weights(3, .2)),
+          'first order': dict(lr=LearnedRates(net, LR), algorithm='fomaml'), 'momentum': dict(lr=LR, optimizer='momentum', multi_step=[0, 1, 1])}[kind]
+    run = lambda e: meta_gradient(net, *losses_of(rows_of()), steps=3, engine=e, budget=1., **kw)
+    if kind != 'first order':
+        agree(run)
+        return
+    with pytest.raises(AdaptationError, match='cannot teach inner rates'): run('higher')
+    agree(lambda e: run('loop' if e == 'higher' else e))
+
+
+@pytest.mark.parametrize('engine', ['loop', 'reverse', 'checkpoint', 'vmap'])
+@pytest.mark.parametrize('each, steps, multi', [('element', None, None), ('tensor', 3, [.2, .3, .5])])
+def test_finite_differences_agree_for_learned_rates(engine, each, steps, multi):
+    net, (of_support, of_query), h = smooth_net(), losses_of(rows_of()), 1e-6
+    rates = LearnedRates(net, LR, each=each, steps=steps).double()
+    said = meta_gradient(net, of_support, of_query, 3, rates, engine=engine, multi_step=multi)
+    accumulate(net, {}, 1., said.rate_grads)
+    for seed in range(2):
+        torch.manual_seed(seed); way = [torch.randn_like(r) for r in rates.rates]
+
+        def at(k):
+            moved = copy.deepcopy(rates)
+            for r, d in zip(moved.rates, way): r.data += k*h*d
+            with torch.no_grad():
+                return sum(w*of_query(use(net, adapt(net, of_support, i, moved))).item() for i, w in enumerate(multi or [0, 0, 1], 1) if w)
+        measured = (8*(at(1) - at(-1)) - (at(2) - at(-2)))/(12*h)
+        assert sum((r.grad*d).sum().item() for r, d in zip(rates.rates, way)) == pytest.approx(measured, rel=1e-6)
 
 
 @pytest.mark.parametrize('algorithm', ['maml', 'anil'])
@@ -137,7 +179,7 @@ def test_fomaml_is_the_query_gradient_at_the_fast_weights(engine):
     assert furthest(first.grads, second.grads) > 1e-3
 
 
-@pytest.mark.parametrize('algorithm', ALGORITHMS)
+@pytest.mark.parametrize('algorithm', DIFFERENTIATED)
 def test_zero_steps_give_the_plain_gradient(algorithm):
     net = smooth_net(); m = gradient(net, steps=0, algorithm=algorithm)
     losses_of(rows_of())[1](net).backward()
@@ -180,15 +222,14 @@ def test_tied_weights_follow_and_stay_tied(params):
     torch.manual_seed(0); net = Tied().double(); weight, bias = net.a.weight, net.b.bias
     x = torch.randn(2, 5, 3).double()
     losses = lambda m: m(x[0]).square().sum(), lambda m: (m(x[1]) - 1).square().sum()
-    a, b = (meta_gradient(net, *losses, 2, 0.05, params, engine=e) for e in ENGINES)
-    assert furthest(a.grads, b.grads) < 1e-9 and furthest(a.fast, b.fast) < 1e-9
+    agree(lambda e: meta_gradient(net, *losses, 2, 0.05, params, engine=e))
     assert net.a.weight is weight and net.b.weight is weight and net.c is net.b and net.b.bias is bias
 
 
 def test_frozen_parameters_neither_adapt_nor_get_gradients():
     net = smooth_net(); net.backbone.requires_grad_(False)
-    a, b = (meta_gradient(net, *losses_of(rows_of()), steps=2, lr=LR, engine=e) for e in ENGINES)
-    assert furthest(a.grads, b.grads) < 1e-9 and not any(n.startswith('backbone') for n in [*a.grads, *a.fast])
+    said = agree(lambda e: meta_gradient(net, *losses_of(rows_of()), steps=2, lr=LR, engine=e))
+    assert not any(n.startswith('backbone') for n in [*said.grads, *said.fast])
     with pytest.raises(AdaptationError, match='is frozen'): gradient(net)
 
 
@@ -199,10 +240,11 @@ def test_gradients_add_up_over_a_meta_batch():
 
 
 @pytest.mark.parametrize('wrong, sentence', [
-    (dict(algorithm='reptile'), 'There is no algorithm'), (dict(engine='jax'), 'choose one of loop, higher'),
+    (dict(algorithm='reptil'), 'There is no algorithm'), (dict(engine='jax'), 'choose one of loop, higher, reverse, checkpoint, vmap, auto'),
     (dict(params=['head.9.weight']), 'did you mean'),
     (dict(algorithm='anil'), "name the head's parameters"), (dict(steps=-1), 'whole number'), (dict(lr={'scale': 0.1}), 'name none for'),
-    (dict(lr=1e300, steps=3), 'at inner step'), (dict(params=[]), 'No parameter adapts')])
+    (dict(lr=1e300, steps=3), 'at inner step'), (dict(params=[]), 'No parameter adapts'), (dict(optimizer=torch.optim.Adam), 'no differentiable form'),
+    (dict(optimizer='lbfgs'), 'choose one of sgd, momentum'), (dict(multi_step=[1.]), 'must be 5 weights')])
 def test_mistakes_are_answered_in_a_sentence(wrong, sentence):
     with pytest.raises(AdaptationError, match=sentence): meta_gradient(smooth_net(), *losses_of(rows_of()), **wrong)
 
