@@ -249,6 +249,7 @@ class EvaluationSettings(_Section):
     "How much evidence is gathered, and the folder it goes to."
     episodes: _Count = 100                            # episodes a novel finding
     bootstrap: Annotated[int, Field(ge=10)] = 1000    # resamples of the patients behind an interval
+    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.1  # assumed share of X-rays with a finding, for probabilities
     run: _Folder = 'paper'                            # name of the run
     runs_path: _Text = 'runs'                         # folder of all runs
 
