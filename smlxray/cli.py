@@ -115,13 +115,13 @@ def _lost(cache) -> None:
     for row, why in sorted(cache.quarantined.items())[:3]: typer.echo(f'  quarantine, row {row}: {why}')
     if cache.quarantined: typer.echo(f'  {len(cache.quarantined):,} in all; the list is {cache.path/"quarantine.csv"}')
 
-@cache_app.command('info')
+@cache_app.command('info', epilog=_examples('smlxray cache info --json'))
 def cache_info_(cache_path: _Place = None, as_json: _Json = False):
     "List the caches there are: table, rows, size, megabytes, quarantine, state."
     from smlxray.cache import cache_info
     _list(cache_info(_here(cache_path)), cache_path, as_json)
 
-@cache_app.command('verify')
+@cache_app.command('verify', epilog=_examples('smlxray cache verify'))
 def cache_verify(cache_path: _Place = None, as_json: _Json = False):
     "Read every cache whole and compare it with its checksums. Exit code 1 if one is not sound."
     from smlxray.cache import verify_caches
@@ -152,7 +152,7 @@ def convert(
     _lost(cache)
 
 # %% ../nbs/90_cli.ipynb #bb8a6ea6
-@app.command()
+@app.command(epilog=_examples('smlxray bench metrics'))
 def bench(
     what: Annotated[Literal['cache', 'episodes', 'metrics'], typer.Argument(help='Pixels; index, episodes and memory; or intervals.', show_default=False)],
     save: Annotated[Optional[Path], typer.Option('--json', help='Write the rows and what the machine is to this file.', show_default=False)] = None,
