@@ -355,7 +355,7 @@ def compare_many(bundle, file: Path):  # a table: a, b, distance, similarity, pe
     if not {'a', 'b'} <= set(pairs): raise SmlxrayError(f'{file.name} needs the columns a and b, two paths a line; it has {", ".join(pairs) or "none"}.')
     known, problems = {}, {}
     for batch in decode_ahead(lambda name: bundle.read(file.parent/name), dict.fromkeys([*pairs['a'], *pairs['b']])):
-        problems |= {name: image for name, image in batch if isinstance(image, str)}
+        problems |= {name: image.replace(f'{file.parent}{os.sep}', '') for name, image in batch if isinstance(image, str)}
         good = [(name, image) for name, image in batch if not isinstance(image, str)]
         if good: known |= dict(zip([name for name, _ in good], bundle.embed(torch.stack([image for _, image in good]))))
     rows = []
@@ -429,7 +429,8 @@ def write_predictions(
     left = [p for p in paths if name(p) not in done]
     with open(output, 'a', newline='', encoding='utf-8') as f, tqdm(total=len(paths), initial=len(paths) - len(left), unit='X-ray', disable=not sys.stderr.isatty()) as bar:
         for rows in predict_files(bundle, left, prevalence, batch_size, workers):
-            rows['file'] = rows['file'].map(name); rows['unusual'] = rows['unusual'].astype(float)
+            rows['file'], rows['error'] = rows['file'].map(name), rows['error'].str.replace(f'{root}{os.sep}', '', regex=False)   # no folder of this machine in the table
+            rows['unusual'] = rows['unusual'].astype(float)
             f.write(rows.to_csv(index=False, header=not f.tell(), float_format='%.7g', lineterminator='\n')); f.flush(); bar.update(len(rows))
     note.unlink(missing_ok=True)
     table = pd.read_csv(output, usecols=['error', 'unusual'])
