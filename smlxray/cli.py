@@ -390,8 +390,8 @@ def compare(
         elif as_json: _show(table, True)
         else: typer.echo(table.to_csv(index=False).rstrip())
         raise typer.Exit(bool(len(table)) and bool((table['error'] != '').all()))
+    os.environ.setdefault('MPLBACKEND', 'agg')   # a picture is saved, no window is opened
     from smlxray.bundle import plot_comparison
-    import matplotlib; matplotlib.use('agg')
     x, y = bundle.read(_here(a)), bundle.read(_here(b))
     found = bundle.compare(x, y); plot_comparison(found, x, y, _here(picture))
     if as_json: return _print_json(dict(found.summary(), picture=str(picture), model=bundle.version))
