@@ -244,6 +244,7 @@ class TrainingSettings(_Section):
     device: _Device = 'auto'                          # auto takes the GPU if there is one
     precision: Literal['no', 'bf16', 'fp16'] = 'no'   # mixed precision
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    resume: bool = False                              # go on where an interrupted training stopped
     progress: bool = True                             # progress bars
 
 # %% ../nbs/00_config.ipynb #c4476a8e
@@ -251,6 +252,7 @@ class EvaluationSettings(_Section):
     "How much evidence is gathered, and the folder it goes to."
     episodes: _Count = 100                            # episodes a novel finding
     bootstrap: Annotated[int, Field(ge=10)] = 1000    # resamples of the patients behind an interval
+    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.1  # assumed share of X-rays with a finding, for probabilities
     run: _Folder = 'paper'                            # name of the run
     runs_path: _Text = 'runs'                         # folder of all runs
 
