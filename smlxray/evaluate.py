@@ -148,6 +148,7 @@ class Results:
     answers: dict = field(default_factory=dict)  # (method, finding) -> list[EpisodeScores]
     similarity: list[dict] = field(default_factory=list)
     episodes: dict = field(default_factory=dict)  # finding -> list[Episode]
+    default: str = ''  # name of the method that the run is about
     tables: dict = field(default_factory=dict)  # name -> list[dict]: other examinations, curves, comparisons
 
     def frame(self) -> pd.DataFrame:
@@ -242,7 +243,7 @@ def save_results(results: Results) -> Path:
     rows = [{k: v for k, v in r.items() if v is not None or not k.startswith(('gain', 'control', 'holds'))} for r in plain]
     data = dict(name=lab.table.name, rows=len(lab.table), patients=int(len(np.unique(lab.table.patients))), digest=table_digest(lab.table),
                 base=list(lab.findings.base), novel=list(lab.findings.novel), related=list(lab.findings.related))
-    write_atomic(folder/'results.json', json.dumps(dict(settings=lab.settings.model_dump(mode='json'), data=data, **repeat_facts(), rows=rows,
+    write_atomic(folder/'results.json', json.dumps(dict(settings=lab.settings.model_dump(mode='json'), data=data, **repeat_facts(), default=results.default, rows=rows,
                                                         similarity=results.similarity, tables=results.tables), indent=1, default=_plain))
     write_atomic(folder/'results.csv', results.frame().to_csv(index=False))
     lab.settings.to_yaml(folder/'config.yaml')

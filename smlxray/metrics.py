@@ -360,7 +360,7 @@ def episode_interval(episodes: Sequence[EpisodeScores], level=.999, by='finding'
     mean = np.bincount(groups, values)/size
     half = student_t.ppf((1 + level)/2, len(values) - k)*np.sqrt((np.bincount(groups, (values - mean[groups])**2)/(size - 1)/size).sum())/k
     value = float(mean.mean())
-    return Interval(value, value - half, value + half, level, 0, len(values), None, 'covers the shuffling of the labels')
+    return Interval(value, max(0., value - half), min(1., value + half), level, 0, len(values), None, 'covers the shuffling of the labels')
 
 # %% ../nbs/55_metrics.ipynb #97d0081f
 @dataclass(frozen=True)
