@@ -453,11 +453,11 @@ class WaySampler:
         "Episode i: always the same for the same table, rows, seed and settings."
         if i < 0: raise DataError(f'episodes are numbered from 0, got {i}')
         rng = _rng(self.seed, 'ways', i); findings = list(self.sets)[rng.integers(len(self.sets))]
-        for _ in range(50):
+        for _ in range(1000):
             support, query = self._draw(findings, self.sets[findings], rng)
             s, q = (self.labels[rows][:, [self.names.index(f) for f in findings]] for rows in (support, query))
             if all((y == 0).any(0).all() for y in (s, q)): break
-        else: raise DataError(f"In {', '.join(findings)} some finding has no patient who is certainly free of it: use negatives='normals', or findings that are labelled 0")
+        else: raise DataError(f"In {', '.join(findings)} 1,000 draws found no episode in which every finding has an image that is certainly free of it: use negatives='normals', or findings that are labelled 0")
         return WayEpisode(findings, np.array([f in self.unseen for f in findings]), int(rng.integers(2**62)), support, s, query, q)
     def _draw(self, findings, queries, rng) -> tuple[np.ndarray, np.ndarray]:
         "Rows of support and query, group by group."

@@ -43,7 +43,7 @@ def _shared(x: list, y: list) -> tuple[list, list]:
 
 def verdict(low: float, high: float) -> str: return 'better' if low > 0 else 'worse' if high < 0 else 'no difference shown'
 
-# %% ../nbs/72_report.ipynb #d8a299e0
+# %% ../nbs/72_report.ipynb #a23d4561
 def mean_curves(answers: list[EpisodeScores], points: int = 201) -> dict:
     "Average the ROC and PR curves of episodes: arrays `x`, `tpr` (at false positive rate x) and `precision` (at recall x)."
     x, tpr, precision = np.linspace(0, 1, points), [], []
@@ -51,7 +51,7 @@ def mean_curves(answers: list[EpisodeScores], points: int = 201) -> dict:
         c = roc_curve(a.scores, a.labels); yes = (a.labels == 1).sum()
         tp, fp = c.tpr*yes, c.fpr*(len(a.labels) - yes)
         tpr.append(np.interp(x, c.fpr, c.tpr) if len(c.fpr) > 1 else x)
-        at = np.searchsorted(c.tpr, x - 1e-12).clip(1)                       # the first threshold that reaches this recall
+        at = np.searchsorted(c.tpr, np.maximum(x, 1e-9) - 1e-12)             # the first threshold that reaches this recall
         precision.append((tp/np.maximum(tp + fp, 1))[at])
     return dict(x=x, tpr=np.mean(tpr, 0), precision=np.mean(precision, 0))
 
@@ -200,7 +200,7 @@ def draw_errors(lab: Lab, errors: list[dict]) -> plt.Figure:
         fig.tight_layout(pad=.4)
     return fig
 
-# %% ../nbs/72_report.ipynb #b239b181
+# %% ../nbs/72_report.ipynb #ca3c3cb9
 def _text(x) -> str: return html.escape(str(x))
 def _value(x, digits: int = 3) -> str: return '' if x is None or x != x else f'{x:.{digits}f}'
 def _signed(x, digits: int = 3) -> str: return f'{x:+.{digits}f}'.replace('-', '\u2212')
@@ -221,10 +221,10 @@ def _table(head: list[str], rows: list[list[str]], marks: list[str] = None) -> s
 def _bar(low: float, value: float, high: float, left: float, right: float, zero: float, strong: bool = False) -> str:
     "An interval as a small drawing between `left` and `right`, with a line at `zero`."
     x = lambda v: 4 + 192*(min(max(v, left), right) - left)/(right - left); colour = _BLUE if strong else '#7d8894'
-    return (f'<svg class="bar" viewBox="0 0 200 16" role="img" aria-label="{value:.3f} from {low:.3f} to {high:.3f}"><line x1="{x(zero):.1f}" x2="{x(zero):.1f}" y1="0" y2="16" stroke="#c5ccd3" stroke-dasharray="2 2"/>'
+    return (f'<svg class="bar" viewBox="0 0 200 16" role="img" aria-label="{value:.3f} from {low:.3f} to {high:.3f}"><line x1="{x(zero):.1f}" x2="{x(zero):.1f}" y1="0" y2="16" stroke="#8d98a4" stroke-dasharray="2 2"/>'
             f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="8" y2="8" stroke="{colour}" stroke-width="{4 if strong else 3}" stroke-linecap="round" opacity=".55"/><circle cx="{x(value):.1f}" cy="8" r="4" fill="{colour}"/></svg>')
 
-# %% ../nbs/72_report.ipynb #0dcab841
+# %% ../nbs/72_report.ipynb #64ddba1f
 def _main_table(r: dict) -> str:
     "Mean over findings: every method with its interval, and what adaptation gained."
     rows = [x for x in r['rows'] if x['finding'] == 'mean' and not x.get('control')]; left = min(.45, *(x['auc_low'] for x in rows))
@@ -242,7 +242,7 @@ def _finding_table(r: dict) -> str:
 def _comparison_table(rows: list[dict]) -> str:
     "Paired differences with their verdicts."
     edge = max(.05, *(max(abs(x['low']), abs(x['high'])) for x in rows))
-    return _table(['over', 'difference in AUC, 95 %', '', 'p, exchange', 'p, bootstrap', 'episodes', 'verdict'],
+    return _table([f"{_text(rows[0]['method'])} minus", 'difference in AUC, 95 %', '', 'p, exchange', 'p, bootstrap', 'episodes', 'verdict'],
                   [[_text(x['over']), _span(x, 'difference', 'low', 'high', _signed), _bar(x['low'], x['difference'], x['high'], -edge, edge, 0, x['low'] > 0), _value(x['p_exchange']), _value(x['p_bootstrap']), str(x['episodes']),
                     f'<span class="tag {verdict(x["low"], x["high"]).split()[0]}">{verdict(x["low"], x["high"])}</span>'] for x in rows])
 
@@ -304,16 +304,16 @@ def _repeat(r: dict, folder: Path) -> str:
     return (_table(['', ''], [[_text(a), f'<code>{_text(b)}</code>'] for a, b in facts]) + f'<p>Again, with the settings that lie beside this page:</p><pre>papermill nbs/evaluate_meta.ipynb again.ipynb -p config runs/{_text(folder.name)}/config.yaml -p run again</pre>'
             f'<details><summary>All settings</summary><pre>{_text(Settings(**hidden).to_yaml())}</pre></details><p>Files beside this page: <code>results.json</code> and <code>results.csv</code> (all rows), <code>answers.npz</code> (every episode and score; every number above follows from it), <code>tables/</code> and <code>figures/</code>.</p>')
 
-# %% ../nbs/72_report.ipynb #c7953df8
+# %% ../nbs/72_report.ipynb #3bc85396
 _STYLE = '''
 :root{--ink:#1f2a37;--soft:#5b6875;--line:#e3e8ed;--blue:#2563a8;--paper:#fff;--wash:#f5f7f9}
 *{box-sizing:border-box}body{margin:0;background:var(--wash);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif}
-header{background:#16324f;color:#fff;padding:2.2rem 1rem 4.6rem}header>div,main{max-width:1060px;margin:0 auto;padding:0 1.2rem}header h1{font-size:1.75rem;line-height:1.25;margin:.2rem 0 .6rem;font-weight:650}header p{margin:.3rem 0;max-width:54rem;color:#dbe6f1}header .run{font-size:.82rem;letter-spacing:.06em;text-transform:uppercase;color:#9fc0df}
+header{background:#16324f;color:#fff;padding:2.2rem 1rem 4.6rem}header>div,main{max-width:1180px;margin:0 auto;padding:0 1.2rem}header h1{font-size:1.75rem;line-height:1.25;margin:.2rem 0 .6rem;font-weight:650}header p{margin:.3rem 0;max-width:54rem;color:#dbe6f1}header .run{font-size:.82rem;letter-spacing:.06em;text-transform:uppercase;color:#9fc0df}
 main{margin-top:-3.2rem}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.8rem;margin-bottom:1.1rem}.card,section{background:var(--paper);border:1px solid var(--line);border-radius:10px;box-shadow:0 1px 3px rgba(20,40,60,.06)}
 .card{padding:.9rem 1.1rem;display:flex;flex-direction:column}.card b{font-size:1.65rem;line-height:1.2;color:var(--blue);font-variant-numeric:tabular-nums}.card small,small{color:var(--soft);font-size:.8rem}section{padding:1.1rem 1.4rem 1.3rem;margin-bottom:1.1rem}h2{font-size:1.15rem;margin:.1rem 0 .6rem}h3{font-size:1rem;margin:1.2rem 0 .3rem}p{margin:.45rem 0 .7rem;max-width:60rem}
 nav{display:flex;flex-wrap:wrap;gap:.3rem 1rem;margin:0 0 1.1rem;font-size:.86rem}nav a{color:var(--blue);text-decoration:none}nav a:hover{text-decoration:underline}.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.88rem;font-variant-numeric:tabular-nums}
-th{text-align:left;font-weight:600;color:var(--soft);border-bottom:2px solid var(--line);padding:.35rem .6rem;white-space:nowrap}td{border-bottom:1px solid var(--line);padding:.38rem .6rem;vertical-align:middle;white-space:nowrap}tr:last-child td{border-bottom:0}tr.default td{background:#eef5fc}tr.default td:first-child{font-weight:650;box-shadow:inset 3px 0 0 var(--blue)}
-.bar{width:150px;height:16px;display:block}.shade{display:flex;flex-direction:column;padding:.15rem .5rem;border-radius:6px;line-height:1.25}.shade small{font-size:.72rem}.tag{padding:.1rem .55rem;border-radius:99px;font-size:.78rem;background:#eceff2;color:var(--soft)}.tag.better{background:#e0f1e8;color:#1f6b48}.tag.worse{background:#fae6e1;color:#a03a22}
+th{text-align:left;font-weight:600;color:var(--soft);border-bottom:2px solid var(--line);padding:.35rem .5rem;white-space:nowrap}td{border-bottom:1px solid var(--line);padding:.36rem .5rem;vertical-align:middle;white-space:nowrap}tr:last-child td{border-bottom:0}tr.default td{background:#eef5fc}tr.default td:first-child{font-weight:650;box-shadow:inset 3px 0 0 var(--blue)}
+figure.wide img{min-width:min(100%,760px)}.bar{width:120px;height:16px;display:block}.shade{display:flex;flex-direction:column;padding:.15rem .5rem;border-radius:6px;line-height:1.25}.shade small{font-size:.72rem}.tag{padding:.1rem .55rem;border-radius:99px;font-size:.78rem;background:#eceff2;color:var(--soft)}.tag.better{background:#e0f1e8;color:#1f6b48}.tag.worse{background:#fae6e1;color:#a03a22}
 figure{margin:.6rem 0;display:inline-block;vertical-align:top}figure.wide{width:100%}figure.half{width:min(100%,440px);margin-right:1rem}figure img{max-width:100%;height:auto;display:block}figcaption{font-size:.82rem;color:var(--soft);max-width:52rem}.note{background:#fff6e0;border:1px solid #f0dca8;border-radius:8px;padding:.5rem .8rem}
 pre{background:var(--wash);border:1px solid var(--line);border-radius:8px;padding:.7rem .9rem;overflow-x:auto;font-size:.8rem;line-height:1.45}code{font-size:.88em;overflow-wrap:anywhere;white-space:normal}summary{cursor:pointer;color:var(--blue)}footer{color:var(--soft);font-size:.82rem;padding:0 0 2.5rem}@media print{header{background:#fff;color:#000;padding-bottom:1rem}header p,header .run{color:#333}main{margin-top:0}section,.card{break-inside:avoid;box-shadow:none}nav{display:none}}
 '''
