@@ -135,11 +135,12 @@ def control_problems(rows: list[dict]) -> list[str]:
     return [f"{r['method']}: {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] does not hold 0.5, so something else than the support gives the answer away."
             for r in rows if isinstance(r.get('control'), str) and r['finding'] == 'mean' and not r['holds']]
 
-# %% ../nbs/71_protocols.ipynb #c6dd36d5
+# %% ../nbs/71_protocols.ipynb #7b2b64ed
 def support_logits(method, episode: Episode) -> np.ndarray:  # (2K,) in the order of the support
     "Score each pair of support partners by a method that has adapted to the other pairs; raises `DataError` for a single shot."
     k = len(episode.support)//2
     if k < 2: raise DataError('calibration leaves one pair of the support out, and with one shot nothing is left to adapt to: take two shots or more')
+    if not np.array_equal(episode.support_labels, np.repeat([1, 0], k)): raise DataError('calibration needs a balanced support, positives first and then their partners, as EpisodeSampler draws it')
     out = np.empty(2*k)
     for i in range(k):
         pair = [i, k + i]; rest = np.setdiff1d(np.arange(2*k), pair)

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['compare_methods', 'verdict', 'mean_curves', 'shots_curve', 'steps_curve', 'hardest_errors', 'draw_curves',
            'draw_confusion', 'draw_line', 'draw_reliability', 'episode_embeddings', 'draw_adaptation', 'draw_errors',
-           'headline', 'render_report', 'write_report', 'save_tables', 'compare_runs', 'write_comparison']
+           'headline', 'render_report', 'write_report', 'save_tables', 'compare_runs', 'write_comparison',
+           'combine_runs']
 
-# %% ../nbs/72_report.ipynb #f51148bc
+# %% ../nbs/72_report.ipynb #2bf91428
 import base64, html, io, json
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
 from .config import DataError, SmlxrayError, resolve_path, write_atomic
 from .episodes import EpisodeSampler
-from .metrics import (EpisodeScores, bootstrap_p, bootstrap_paired, bootstrap_patients, confusion_matrix, exchange_test, mean_episode_auc, roc_curve)
+from .metrics import (EpisodeScores, bootstrap_p, bootstrap_paired, bootstrap_patients, bootstrap_replicates, confusion_matrix, exchange_test, mean_episode_auc, roc_curve)
 from .siamese import norm_mode
 from .maml import adapt, use
 from .train import Lab, TaskModel, episode_batch, inner_rates, task_inputs
@@ -55,7 +56,7 @@ def mean_curves(answers: list[EpisodeScores], points: int = 201) -> dict:
         precision.append((tp/np.maximum(tp + fp, 1))[at])
     return dict(x=x, tpr=np.mean(tpr, 0), precision=np.mean(precision, 0))
 
-# %% ../nbs/72_report.ipynb #6cd1d28f
+# %% ../nbs/72_report.ipynb #6449a798
 def shots_curve(lab: Lab, method, shots=(1, 2, 5, 7, 15, 30), episodes: int = None) -> list[dict]:
     "Measure a method at several numbers of shots on the novel findings; a finding without patients enough is left out and said."
     d, m, e, rows = lab.settings.data, lab.settings.meta, lab.settings.evaluation, []
@@ -74,10 +75,10 @@ def steps_curve(results: Results, net, algorithm: str, steps=(0, 1, 2, 5, 10), e
     "Measure a meta-learned network after several numbers of inner steps on the evaluation episodes; nothing is chosen by it."
     lab, rows = results.lab, []
     tasks = [e for es in results.episodes.values() for e in es[:episodes]]
+    losses = np.mean([_support_losses(lab, net, algorithm, e, max(steps)) for e in tasks[:4]], 0)
     for k in steps:
         answers = answer(AdaptedMethod(algorithm, lab, net, algorithm, k), tasks, lab); i = bootstrap_patients(answers, n=lab.settings.evaluation.bootstrap, seed=lab.settings.training.seed)
-        losses = [float(_support_loss(lab, net, algorithm, e, k)) for e in tasks[:4]]
-        rows.append(dict(method=algorithm, steps=k, auc=i.value, low=i.low, high=i.high, support_loss=float(np.mean(losses)), episodes=len(tasks)))
+        rows.append(dict(method=algorithm, steps=k, auc=i.value, low=i.low, high=i.high, support_loss=float(losses[k]), episodes=len(tasks)))
     return rows
 
 def _adapted(lab: Lab, net, algorithm: str, episode, steps: int):
@@ -90,7 +91,10 @@ def _adapted(lab: Lab, net, algorithm: str, episode, steps: int):
         loss = use(model, fast)(s, labels, None, features)
     return model, fast, (support, labels, query), loss
 
-def _support_loss(lab, net, algorithm, episode, steps): return _adapted(lab, net, algorithm, episode, steps)[3]
+def _support_losses(lab, net, algorithm, episode, steps) -> list[float]:
+    "The support loss after 0, 1, ..., `steps` steps."
+    _, fast, _, last = _adapted(lab, net, algorithm, episode, steps)
+    return [*map(float, fast.losses), float(last)]
 
 # %% ../nbs/72_report.ipynb #c8af6dfc
 def hardest_errors(answers: dict, episodes: dict, method: str, most: int = 6) -> list[dict]:
@@ -388,3 +392,18 @@ def write_comparison(a: Path, b: Path, n: int = 1000) -> Path:
     lead = f"On {first['episodes']} shared episodes, {first['method']} of {a.name} has an AUC of {first['auc']:.3f} and {first['over']} of {b.name} one of {first['auc_over']:.3f}: {verdict(first['low'], first['high'])} ({_signed(first['difference'])}, {_signed(first['low'])} to {_signed(first['high'])}, paired over patients)."
     settings = _table(['setting', _text(a.name), _text(b.name)], [[f'<code>{k}</code>', _text(x), _text(y)] for k, x, y in changed]) if changed else '<p>The settings are the same.</p>'
     return write_atomic(a/f'compare-{b.name}.html', _page(f'{a.name} against {b.name}', 'smlxray, two runs on the same episodes', lead, '', [('Paired on shared episodes', table), ('What differs between them', settings)]))
+
+# %% ../nbs/72_report.ipynb #77e6c374
+def combine_runs(folders: list[Path], n: int = 1000, seed: int = 0) -> list[dict]:
+    "Combine runs of one recipe over splits and seeds: one row a method, with its interval, what that covers, and the default method's difference from it."
+    facts = {(r['settings']['data']['split_seed'], r['settings']['training']['seed']): (f, r) for f in folders for r in [read_results(f)]}
+    if len(facts) < len(folders): raise DataError('two of the runs have the same salt and the same seed, so they are one replicate, not two')
+    plain = lambda r: {f'{k}.{j}': v for k, part in r['settings'].items() for j, v in part.items() if j not in ('run', 'runs_path', 'cache_path', 'dataset_path', 'split_seed', 'seed', 'progress', 'workers', 'device')} | dict(digest=r['data']['digest'])
+    first, runs = plain(next(iter(facts.values()))[1]), {k: read_answers(f).answers for k, (f, _) in facts.items()}
+    if other := sorted({k for _, r in facts.values() for k, v in plain(r).items() if first.get(k) != v}): raise DataError(f"the runs differ in {', '.join(other)}; replicates differ in the seed and the salt of the split only")
+    default = next(iter(facts.values()))[1]['default']; rows = []
+    for m in [m for m, f in next(iter(runs.values())) if f == 'mean' and all((m, 'mean') in a for a in runs.values())]:
+        mine, theirs = ({k: a[x, 'mean'] for k, a in runs.items()} for x in (m, default)); i = bootstrap_replicates(mine, n=n, seed=seed)
+        d = bootstrap_replicates(theirs, mine, n=n, seed=seed) if default and m != default else None
+        rows.append(dict(method=m, runs=len(runs), patients=i.patients, auc=i.value, low=i.low, high=i.high, covers=i.covers) | (dict(default_minus=d.value, default_minus_low=d.low, default_minus_high=d.high, p_bootstrap=bootstrap_p(d)) if d else {}))
+    return rows
