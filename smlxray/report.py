@@ -149,12 +149,14 @@ def draw_confusion(answers: dict, method: str, findings: list) -> plt.Figure:
         fig.tight_layout()
     return fig
 
-# %% ../nbs/72_report.ipynb #f4bbfdea
+# %% ../nbs/72_report.ipynb #b022a0a2
 def draw_line(rows: list[dict], x: str, label: str, log: bool = False) -> plt.Figure:
     "Draw AUC with its interval against shots or steps."
     with plt.rc_context(_LOOK):
         fig, ax = plt.subplots(figsize=(3.7, 2.7)); rows = [r for r in rows if 'auc' in r]; at = [r[x] for r in rows]
-        ax.fill_between(at, [r['low'] for r in rows], [r['high'] for r in rows], color=_BLUE, alpha=.13, lw=0); ax.plot(at, [r['auc'] for r in rows], 'o-', color=_BLUE, ms=4)
+        most = max(r.get('findings', 0) for r in rows); whole, part = ([r for r in rows if (r.get('findings', 0) == most) == w] for w in (True, False)); get = lambda side, k: [r[k] for r in side]
+        ax.fill_between(get(whole, x), get(whole, 'low'), get(whole, 'high'), color=_BLUE, alpha=.13, lw=0); ax.plot(get(whole, x), get(whole, 'auc'), 'o-', color=_BLUE, ms=4)
+        for r in part: ax.plot([r[x]]*2, [r['low'], r['high']], color=_GREY, lw=1); ax.plot(r[x], r['auc'], 'o', mfc='white', color=_GREY, ms=5); ax.annotate(f"{r['findings']} of {most}", (r[x], r['auc']), (0, 7), textcoords='offset points', ha='center', fontsize=7)
         if log: ax.set_xscale('log')
         ax.set_xticks(at, [str(v) for v in at]); ax.minorticks_off(); ax.axhline(.5, color=_GREY, lw=.8, ls=':'); ax.set(xlabel=label, ylabel='AUC'); fig.tight_layout()
     return fig
@@ -329,12 +331,12 @@ def _page(title: str, run: str, lead: str, cards: str, sections: list[tuple[str,
             f'<header><div><span class="run">{_text(run)}</span><h1>{_text(title)}</h1><p>{_text(lead)}</p></div></header><main>{cards}<nav>{"".join(f"""<a href="#{i}">{_text(n)}</a>""" for i, n, _ in parts)}</nav>'
             + ''.join(f'<section id="{i}"><h2>{_text(n)}</h2>{b}</section>' for i, n, b in parts) + '<footer>Written by smlxray, research software and no medical device.</footer></main></body></html>\n')
 
-# %% ../nbs/72_report.ipynb #800d85b6
+# %% ../nbs/72_report.ipynb #405d86e1
 def render_report(folder: Path) -> Path:
     "Write `report.html` from the files of a run; raise `SmlxrayError` if there are none."
     folder = resolve_path(folder); r = read_results(folder); t = r.get('tables', {}); r['default'] = r.get('default') or [x['method'] for x in r['rows'] if not x.get('control')][-1]
     refused = sorted({x for s in t.get('shots', []) for x in s['refused']}); half = dict(wide=False)
-    shots = _figure(folder, 'shots', 'AUC against the number of shots. Band: 95 %, patients.', **half) + _figure(folder, 'steps', 'AUC against the number of inner steps, on the evaluation episodes; nothing was chosen by it. Band: 95 %, patients.', **half)
+    shots = _figure(folder, 'shots', 'AUC against the number of shots. Band: 95 %, patients. An open circle is a mean over fewer findings and not to be joined with the others.', **half) + _figure(folder, 'steps', 'AUC against the number of inner steps, on the evaluation episodes; nothing was chosen by it. Band: 95 %, patients.', **half)
     if refused: shots += '<details><summary>Where the patients do not suffice</summary>' + ''.join(f'<p><small>{_text(x)}</small></p>' for x in refused) + '</details>'
     calibration = ''
     if rows := t.get('calibration'):
