@@ -390,6 +390,7 @@ class WayEpisode:
 # %% ../nbs/50_episodes.ipynb #f1e110da
 def _room(belongs: np.ndarray) -> int:
     "How many patients each group can have at once, nobody twice, given (G, P) bool who belongs where (Hall 1935)."
+    if not belongs.any(1).all(): return 0
     bits, times = np.unique((belongs*(1 << np.arange(len(belongs)))[:, None]).sum(0), return_counts=True)
     return min(int(times[(bits & s) > 0].sum())//s.bit_count() for s in range(1, 1 << len(belongs)))
 
@@ -438,11 +439,12 @@ class WaySampler:
         for g, column in enumerate(eligible.T):
             for r in kept[column[kept]]: self._rows[g][place[self.table.patients[r]]].append(r)
         self.belongs = np.array([[bool(r) for r in g] for g in self._rows])
+        self._strata = [np.flatnonzero(self.stratum == t) for t in range(self.stratum.max(initial=0) + 1)]
     def _groups(self, findings) -> list[int]: return [self.names.index(f) for f in findings] + [len(self.names)]*self.normals
     def _rooms(self, findings) -> np.ndarray:
         "How many places each stratum can fill (T,)."
         mine = self.belongs[self._groups(findings)]
-        return np.array([_room(mine[:, self.stratum == t]) for t in range(self.stratum.max() + 1)])
+        return np.array([_room(mine[:, here]) for here in self._strata])
     def _queries(self, findings, wanted: int) -> int: return min(wanted, int(self._rooms(findings).sum()) - self.shots)
     def counts(self) -> dict: return dict(zip(self.names + ['No Finding']*self.normals, self.belongs.sum(1).tolist()))
     def _too_few(self, seen, unseen, queries) -> str:
@@ -462,10 +464,10 @@ class WaySampler:
     def _draw(self, findings, queries, rng) -> tuple[np.ndarray, np.ndarray]:
         "Rows of support and query, group by group."
         groups, k = self._groups(findings), self.shots
-        strata = rng.permutation(np.repeat(np.arange(self.stratum.max() + 1), self._rooms(findings)))[:k + queries]
+        strata = rng.permutation(np.repeat(np.arange(len(self._strata)), self._rooms(findings)))[:k + queries]
         who = np.empty((len(groups), k + queries), np.int64)
         for t in np.unique(strata):
-            able = np.flatnonzero(self.stratum == t)
+            able = self._strata[t]
             who[:, strata == t] = able[_distinct(self.belongs[groups][:, able], int((strata == t).sum()), rng)]
         rows = np.array([[(r := self._rows[g][p])[rng.integers(len(r))] for p in line] for g, line in zip(groups, who)])
         return rows[:, :k].ravel(), rows[:, k:].ravel()
