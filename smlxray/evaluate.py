@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['evaluation_episodes', 'FrozenMethod', 'pixel_method', 'network_method', 'untrained_method', 'calibrate_batch_norm',
-           'AdaptedMethod', 'answer', 'make_row', 'add_gain', 'standard_methods', 'Results', 'evaluate_methods',
-           'shuffled', 'similarity_rows', 'save_results', 'read_results', 'results_table', 'print_results',
-           'plot_overall', 'plot_confusion', 'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings',
-           'adaptation_curve', 'plot_adaptation']
+           'AdaptedMethod', 'answer', 'make_row', 'protocol_name', 'add_gain', 'standard_methods', 'Results',
+           'evaluate_methods', 'shuffled', 'similarity_rows', 'save_answers', 'Answers', 'read_answers', 'repeat_facts',
+           'save_results', 'read_results', 'results_table', 'print_results', 'plot_overall', 'plot_confusion',
+           'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings', 'adaptation_curve', 'plot_adaptation']
 
 # %% ../nbs/70_evaluate.ipynb #16de5e65
-import json, platform
+import json, os, platform, subprocess, uuid
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
 from tqdm.auto import tqdm
-from .config import SmlxrayError, resolve_path, set_seed, write_atomic
+from .config import SmlxrayError, repo_root, resolve_path, set_seed, write_atomic
 from .siamese import SiameseNet, norm_mode
 from .losses import query_scores
 from .episodes import Episode
@@ -112,10 +114,15 @@ def make_row(lab: Lab, method, finding: str, answers: list[EpisodeScores]) -> di
     s = lab.settings
     auc = bootstrap_patients(answers, n=s.evaluation.bootstrap, seed=s.training.seed)
     hit = [((a.scores > 0) == (a.labels > 0)).mean() for a in answers]
-    return dict(method=method.name, protocol='finding vs matched normals', finding=finding, shots=s.meta.shots,
+    return dict(method=method.name, protocol=protocol_name(s), finding=finding, shots=s.meta.shots,
                 queries=int(min(len(a.labels) for a in answers) // 2), episodes=len(answers), patients=len(np.unique(np.concatenate([a.patients for a in answers]))),
                 adapted_steps=method.steps, auc=auc.value, auc_low=auc.low, auc_high=auc.high, interval='95% patient bootstrap',
                 ap=mean_episode_ap(answers), accuracy=float(np.mean(hit)), batch_norm=method.batch_norm, seed=s.training.seed)
+
+def protocol_name(settings) -> str:
+    "Say in words what is told from what."
+    d = settings.data
+    return f"finding vs {'other findings' if d.negatives == 'others' else 'normals'}, " + (f"matched on {' and '.join(d.match_on)}" if d.match_on else 'not matched')
 
 # %% ../nbs/70_evaluate.ipynb #36dd27cc
 def add_gain(lab: Lab, row: dict, answers: list[EpisodeScores], before: list[EpisodeScores], over: str) -> dict:
@@ -140,6 +147,9 @@ class Results:
     rows: list[dict] = field(default_factory=list)
     answers: dict = field(default_factory=dict)  # (method, finding) -> list[EpisodeScores]
     similarity: list[dict] = field(default_factory=list)
+    episodes: dict = field(default_factory=dict)  # finding -> list[Episode]
+    default: str = ''  # name of the method that the run is about
+    tables: dict = field(default_factory=dict)  # name -> list[dict]: other examinations, curves, comparisons
 
     def frame(self) -> pd.DataFrame:
         "Give the rows as a table."
@@ -149,7 +159,7 @@ class Results:
 def evaluate_methods(lab: Lab, methods: list) -> Results:
     "Let every method answer the same episodes of every novel finding, and summarise."
     out = Results(lab)
-    episodes = {f: evaluation_episodes(lab, f) for f in lab.findings.novel}
+    episodes = out.episodes = {f: evaluation_episodes(lab, f) for f in lab.findings.novel}
     for method in tqdm(methods, desc='answer episodes', unit='method', disable=not lab.settings.training.progress):
         for f, es in episodes.items(): out.answers[method.name, f] = answer(method, es, lab)
         out.answers[method.name, 'mean'] = [a for f in episodes for a in out.answers[method.name, f]]
@@ -175,19 +185,69 @@ def similarity_rows(lab: Lab, net: SiameseNet, method: str) -> list[dict]:
         out.append(dict(method=method, pairs_of=name, **similarity_report(lab, net, lab.test, chosen['threshold'], findings)))
     return out
 
+# %% ../nbs/70_evaluate.ipynb #71aa8797
+def save_answers(path: Path, answers: dict, episodes: dict, patients: np.ndarray) -> Path:
+    "Write episodes and scores as plain arrays; a method that did not answer an episode has NaN there."
+    every, methods = [e for f in episodes for e in episodes[f]], list(dict.fromkeys(m for m, f in answers if f in episodes))
+    start, support = (np.cumsum([0] + [len(getattr(e, k)) for e in every]) for k in ('query', 'support'))
+    scores, places = np.full((len(methods), start[-1]), np.nan), dict(zip(episodes, np.cumsum([0] + [len(v) for v in episodes.values()])))
+    for (m, f), given in answers.items():
+        for k, a in enumerate(given if f in episodes else []): scores[methods.index(m), start[places[f] + k]:start[places[f] + k + 1]] = a.scores
+    if np.array_equal(scores, scores.astype(np.float32), equal_nan=True): scores = scores.astype(np.float32)
+    join = lambda key, kind: np.concatenate([getattr(e, key) for e in every]).astype(kind)
+    draft = Path(path).with_name(f'.{uuid.uuid4().hex[:8]}.npz')
+    np.savez_compressed(draft, methods=np.array(methods), findings=np.array(list(episodes)), finding=np.repeat(np.arange(len(episodes)), [len(v) for v in episodes.values()]).astype('i2'),
+        seed=np.array([e.seed for e in every]), start=start, query=join('query', 'i4'), labels=join('query_labels', 'i1'), patients=patients[join('query', 'i4')].astype('i4'),
+        support_start=support, support=join('support', 'i4'), support_labels=join('support_labels', 'i1'), scores=scores)
+    os.replace(draft, path)
+    return Path(path)
+
+# %% ../nbs/70_evaluate.ipynb #99002aec
+class Answers(NamedTuple):
+    "What `read_answers` returns."
+    answers: dict    # (method, finding) -> list[EpisodeScores]; the finding 'mean' holds those of all
+    episodes: dict   # finding -> list[Episode]
+
+def read_answers(folder: Path) -> Answers:
+    "Read a run's `answers.npz`; raise `SmlxrayError` if the run has none."
+    path = resolve_path(folder)/'answers.npz'
+    if not path.exists(): raise SmlxrayError(f'There is no answers.npz in {Path(folder).name}/; run the notebook evaluate_meta first.')
+    with np.load(path, allow_pickle=False) as z: z = {k: z[k] for k in z.files}
+    findings, out = [str(f) for f in z['findings']], Answers({}, {})
+    for i, f in enumerate(z['finding']):
+        q, s = (slice(*z[k][i:i + 2]) for k in ('start', 'support_start'))
+        out.episodes.setdefault(name := findings[f], []).append(Episode(name, int(z['seed'][i]), *(z[k][part].astype(np.int64) for k, part in (('support', s), ('support_labels', s), ('query', q), ('labels', q)))))
+        for m, scores in zip(z['methods'], z['scores'][:, q]):
+            if not np.isnan(scores).all(): out.answers.setdefault((str(m), name), []).append(EpisodeScores(scores, z['labels'][q], z['patients'][q], name))
+    for m in z['methods']: out.answers[str(m), 'mean'] = [a for f in findings for a in out.answers.get((str(m), f), [])]
+    return out
+
+# %% ../nbs/70_evaluate.ipynb #d0940af7
+def repeat_facts() -> dict:
+    "Name the versions and the commit that a result was made with; the commit is empty outside a checkout."
+    versions = dict(python=platform.python_version(), torch=torch.__version__.split('+')[0], numpy=np.__version__)
+    root = repo_root(Path(find_spec('smlxray').origin).parent)
+    git = lambda *words: subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True)
+    try: head, changed = git('rev-parse', 'HEAD'), git('status', '--porcelain', '--untracked-files=no', '--', 'smlxray')
+    except OSError: head = None
+    if root is None or head is None or head.returncode: return dict(versions=versions, commit='', changed=None)
+    return dict(versions=versions, commit=head.stdout.strip(), changed=bool(changed.stdout.strip()))
+
+def _plain(value): return value.item() if isinstance(value, np.generic) else np.asarray(value).tolist()
+
 # %% ../nbs/70_evaluate.ipynb #1cfa15ee
 def save_results(results: Results) -> Path:
-    "Write `results.json` and `results.csv` into the run folder."
+    "Write `results.json`, `results.csv` and `answers.npz` into the run folder."
     lab, folder = results.lab, results.lab.folder
     plain = json.loads(results.frame().to_json(orient='records', double_precision=10))
-    rows = [{k: v for k, v in r.items() if not (k.startswith('gain') and v is None)} for r in plain]
-    versions = dict(python=platform.python_version(), torch=torch.__version__.split('+')[0], numpy=np.__version__)
+    rows = [{k: v for k, v in r.items() if v is not None or not k.startswith(('gain', 'control', 'holds'))} for r in plain]
     data = dict(name=lab.table.name, rows=len(lab.table), patients=int(len(np.unique(lab.table.patients))), digest=table_digest(lab.table),
                 base=list(lab.findings.base), novel=list(lab.findings.novel), related=list(lab.findings.related))
-    write_atomic(folder/'results.json', json.dumps(dict(settings=lab.settings.model_dump(mode='json'), data=data, versions=versions, rows=rows,
-                                                        similarity=results.similarity), indent=1))
+    write_atomic(folder/'results.json', json.dumps(dict(settings=lab.settings.model_dump(mode='json'), data=data, **repeat_facts(), default=results.default, rows=rows,
+                                                        similarity=results.similarity, tables=results.tables), indent=1, default=_plain))
     write_atomic(folder/'results.csv', results.frame().to_csv(index=False))
     lab.settings.to_yaml(folder/'config.yaml')
+    if results.episodes: save_answers(folder/'answers.npz', results.answers, results.episodes, lab.table.patients)
     return folder/'results.json'
 
 # %% ../nbs/70_evaluate.ipynb #efcaf3e6
@@ -199,13 +259,15 @@ def read_results(folder: Path) -> dict:
 
 def results_table(folder: Path, finding: str = 'mean') -> pd.DataFrame:
     "Read a run's results and lay out one finding as a table for people."
-    t = pd.DataFrame(read_results(folder)['rows']).query('finding == @finding').reindex(columns=_COLUMNS).reset_index(drop=True)
+    t = pd.DataFrame(read_results(folder)['rows']).query('finding == @finding').pipe(_no_controls).reindex(columns=_COLUMNS).reset_index(drop=True)
     span = lambda r, k: '' if pd.isna(r[k]) else f"{r[k]:.3f}  [{r[k + '_low']:.3f}, {r[k + '_high']:.3f}]"
     return pd.DataFrame({'method': t.method, 'AUC [95 % interval]': [span(r, 'auc') for _, r in t.iterrows()], 'AP': t.ap.map('{:.3f}'.format),
                          'accuracy': t.accuracy.map('{:.3f}'.format), 'steps': t.adapted_steps,
                          'gain by adaptation [95 %]': [span(r, 'gain') for _, r in t.iterrows()]})
 
 _COLUMNS = 'method auc auc_low auc_high ap accuracy adapted_steps gain gain_low gain_high'.split()
+
+def _no_controls(t): return t[t.control.isna()] if 'control' in t else t
 
 # %% ../nbs/70_evaluate.ipynb #c09341a5
 def print_results(folder: Path):
@@ -220,7 +282,7 @@ def print_results(folder: Path):
 # %% ../nbs/70_evaluate.ipynb #44f64361
 def plot_overall(results: Results, path: Path = None):
     "Draw mean AUC and interval of every method, findings as small dots."
-    t = results.frame(); fig, ax = plt.subplots(figsize=(7, 0.34 * t.method.nunique() + 1.1))
+    t = _no_controls(results.frame()); fig, ax = plt.subplots(figsize=(7, 0.34 * t.method.nunique() + 1.1))
     for y, (name, rows) in enumerate(t.groupby('method', sort=False)):
         mean, single = rows[rows.finding == 'mean'].iloc[0], rows[rows.finding != 'mean']
         ax.plot(single.auc, [y] * len(single), 'o', ms=4, color='0.75', zorder=1)

@@ -5,13 +5,17 @@
 # %% auto #0
 __all__ = ['auc', 'RocCurve', 'roc_curve', 'average_precision', 'confusion_matrix', 'accuracy', 'balanced_accuracy',
            'choose_threshold', 'pair_values', 'similarity_accuracy', 'EpisodeScores', 'mean_episode_auc',
-           'mean_episode_ap', 'Interval', 'interval_text', 'bootstrap_patients', 'bootstrap_paired', 'chance_interval']
+           'mean_episode_ap', 'Interval', 'interval_text', 'bootstrap_patients', 'bootstrap_paired', 'bootstrap_p',
+           'exchange_test', 'bootstrap_replicates', 'episode_interval', 'WayScores', 'generalised_aucs',
+           'bootstrap_pairs', 'bootstrap_mean', 'fit_temperature', 'shift_prevalence', 'prevalence_weights', 'brier',
+           'Reliability', 'reliability', 'chance_interval']
 
 # %% ../nbs/55_metrics.ipynb #20693954
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import NamedTuple, Sequence
 import numpy as np
+from scipy.stats import t as student_t
 from .config import DataError
 
 # %% ../nbs/55_metrics.ipynb #1762a86b
@@ -202,6 +206,7 @@ class Interval:
     patients: int = 0       # patients that were resampled
     episodes: int = 0
     draws: np.ndarray|None = field(default=None, repr=False, compare=False) # (n,) the value in each resample
+    covers: str = field(default='covers query patients', compare=False)     # what was drawn again, in words
     def __contains__(self, x: float) -> bool: return self.low <= x <= self.high
     def __str__(self): return interval_text(self)
 
@@ -211,10 +216,10 @@ def interval_text(interval: Interval, digits=3, sign=False) -> str:
     return f'{interval.value:{f}} ({interval.low:{f}} to {interval.high:{f}})'
 
 # %% ../nbs/55_metrics.ipynb #64a677dd
-def _resample(episodes, n, seed, measure, by):
-    "The macro mean of `measure` in each of n resamples of the patients (n,)."
+def _draws_by_group(episodes, groups, n, seed, measure):
+    "The mean of `measure` over each group of episodes in each of n resamples of the patients (G, n), NaN where a group dropped out; and how many patients there are."
     if measure not in _MEASURES: raise DataError(f"measure must be 'auc' or 'ap', got {measure!r}")
-    groups, weighted = _groups(episodes, by), dict(auc=_weighted_auc, ap=_weighted_ap)[measure]
+    weighted = dict(auc=_weighted_auc, ap=_weighted_ap)[measure]
     names, at = np.unique(np.concatenate([e.patients for e in episodes]), return_inverse=True)
     m = _multiplicities(len(names), n, np.random.default_rng(seed))
     top, bottom, start = np.zeros((groups.max()+1, n)), np.zeros((groups.max()+1, n)), 0
@@ -222,9 +227,13 @@ def _resample(episodes, n, seed, measure, by):
         rows = at[start:start+len(e.scores)]; start += len(rows)
         value, weight = weighted(e, m[rows].astype(float))
         top[g] += value*weight; bottom[g] += weight
-    there = bottom > 0  # a finding whose every episode dropped out of a resample is left out of that resample's mean
-    each = np.divide(top, bottom, out=np.zeros_like(top), where=there)
-    return each.sum(0)/np.where(there.any(0), there.sum(0), np.nan), len(names)
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0), len(names)
+
+def _resample(episodes, n, seed, measure, by):
+    "The macro mean of `measure` in each of n resamples of the patients (n,)."
+    each, patients = _draws_by_group(episodes, _groups(episodes, by), n, seed, measure)
+    there = ~np.isnan(each)  # a finding whose every episode dropped out of a resample is left out of that resample's mean
+    return np.where(there, each, 0).sum(0)/np.where(there.any(0), there.sum(0), np.nan), patients
 
 def _percentiles(draws, level):
     "The percentile interval, or `DataError` when the resamples cannot show it."
@@ -247,18 +256,217 @@ def bootstrap_patients(episodes: Sequence[EpisodeScores],
     value = _macro([_MEASURES[measure](e.scores, e.labels) for e in episodes], _groups(episodes, by))
     return Interval(value, *map(float, _percentiles(draws, level)), level, patients, len(episodes), draws)
 
+# %% ../nbs/55_metrics.ipynb #64147d19
+def _check_pairs(a, b):
+    "Raise `DataError` unless the two lists are answers to the same episodes in the same order."
+    if len(a) != len(b): raise DataError(f'a paired interval needs the same episodes for both: got {len(a)} and {len(b)}')
+    for i, (x, y) in enumerate(zip(a, b)):
+        if x.finding != y.finding or not (np.array_equal(x.patients, y.patients) and np.array_equal(x.labels, y.labels)):
+            raise DataError(f'episode {i} is not the same for both: pair the same finding, patients and labels in the same order')
+
 # %% ../nbs/55_metrics.ipynb #b02ca3e0
 def bootstrap_paired(a: Sequence[EpisodeScores], # the method that is asked about
                      b: Sequence[EpisodeScores], # the one it is compared with, on the same episodes in the same order
                      n=1000, seed=0, level=.95, measure='auc', by='finding') -> Interval:
     "Interval of mean(a) - mean(b) with the same patients drawn for both; raises `DataError` when the episodes differ."
-    if len(a) != len(b): raise DataError(f'a paired interval needs the same episodes for both: got {len(a)} and {len(b)}')
-    for i, (x, y) in enumerate(zip(a, b)):
-        if x.finding != y.finding or not (np.array_equal(x.patients, y.patients) and np.array_equal(x.labels, y.labels)):
-            raise DataError(f'episode {i} is not the same for both: pair the same finding, patients and labels in the same order')
+    _check_pairs(a, b)
     x, y = bootstrap_patients(a, n, seed, level, measure, by), bootstrap_patients(b, n, seed, level, measure, by)
     draws = x.draws - y.draws
     return Interval(x.value - y.value, *map(float, _percentiles(draws, level)), level, x.patients, len(a), draws)
+
+# %% ../nbs/55_metrics.ipynb #6f8a64b0
+def bootstrap_p(difference: Interval # from a paired bootstrap
+               ) -> float:
+    "Two-sided p-value of `difference = 0`, by the share of the resamples on the far side of zero."
+    d = difference.draws[~np.isnan(difference.draws)]
+    return float(min(1., 2*(1 + min((d <= 0).sum(), (d >= 0).sum()))/(1 + len(d))))
+
+# %% ../nbs/55_metrics.ipynb #20d50a7a
+def _ranks(s: np.ndarray) -> np.ndarray:
+    "The place of each score in its episode, ties sharing their mean place (Q,)."
+    _, at, times = np.unique(s, return_inverse=True, return_counts=True)
+    return (np.cumsum(times) - (times - 1)/2)[at]
+
+def _auc_columns(s: np.ndarray, y: np.ndarray) -> np.ndarray:
+    "The AUC of every column of s (Q, n)."
+    yes, no = s[y == 1][:, None], s[y == 0][None]
+    return ((yes > no).sum((0, 1)) + (yes == no).sum((0, 1))/2)/(len(yes)*no.shape[1])
+
+# %% ../nbs/55_metrics.ipynb #99186941
+def exchange_test(a: Sequence[EpisodeScores], # the method that is asked about
+                  b: Sequence[EpisodeScores], # the other, on the same episodes in the same order
+                  n=2000, seed=0,             # tosses, one coin a patient
+                  by='finding') -> float:
+    "Two-sided p-value of mean(a) = mean(b), exchanging the two methods patient by patient; raises `DataError` when the episodes differ."
+    _check_pairs(a, b)
+    groups, sizes = (g := _groups(a, by)), np.bincount(g)
+    names, at = np.unique(np.concatenate([e.patients for e in a]), return_inverse=True)
+    heads, start, d = np.random.default_rng(seed).random((len(names), n)) < .5, 0, np.zeros(n + 1)
+    for x, y, g in zip(a, b, groups):
+        rows = at[start:start + len(x.scores)]; start += len(rows)
+        one, two = (_ranks(e.scores)[:, None] for e in (x, y))
+        first = np.where(np.c_[np.zeros((len(rows), 1), bool), heads[rows]], two, one)
+        d += (_auc_columns(first, x.labels) - _auc_columns(one + two - first, x.labels))/sizes[g]/len(sizes)
+    return float((1 + (abs(d[1:]) >= abs(d[0]) - 1e-12).sum())/(1 + n))
+
+# %% ../nbs/55_metrics.ipynb #b6c32ca9
+def _redraw(values: np.ndarray, rng) -> np.ndarray:
+    "The mean of K replicates (K, n) drawn with replacement in each resample (n,), stretched by sqrt(K/(K-1)) because K of them spread too little."
+    k, n = values.shape
+    if k == 1: return values[0]
+    mean = values.mean(0)
+    return mean + np.sqrt(k/(k - 1))*(np.take_along_axis(values, rng.integers(0, k, (k, n)), 0).mean(0) - mean)
+
+def _replicates(runs: dict, n, seed, measure, by) -> tuple[list, np.ndarray, int]:
+    "The splits, the value of each split in each resample (S, 1 + n) with the data themselves first, and how many patients there are."
+    keys = list(runs)
+    if not keys or not all(isinstance(k, tuple) and len(k) == 2 for k in keys): raise DataError('replicates come as a dict from (split, seed) to episodes')
+    every = [e for k in keys for e in runs[k]]
+    names, groups = np.unique([f'{i}|{e.finding if by == "finding" else ""}' for i, k in enumerate(keys) for e in runs[k]], return_inverse=True)
+    each, patients = _draws_by_group(every, groups, n, seed, measure)
+    now = np.bincount(groups, [_MEASURES[measure](e.scores, e.labels) for e in every])/np.bincount(groups)
+    run = np.array([int(name.split('|')[0]) for name in names])
+    by_run = np.stack([np.nanmean(np.c_[now, each][run == i], 0) for i in range(len(keys))])
+    splits = list(dict.fromkeys(k[0] for k in keys))
+    return splits, [by_run[[i for i, k in enumerate(keys) if k[0] == s]] for s in splits], patients
+
+# %% ../nbs/55_metrics.ipynb #7cce8e7f
+def bootstrap_replicates(runs: dict,        # (split, seed) -> its episodes; patients have one code in all splits
+                         other: dict=None,  # given: the second method on the same episodes, and the interval is of the difference
+                         n=1000, seed=0, level=.95, measure='auc', by='finding') -> Interval:
+    "One interval over patients, patient splits and training seeds; `covers` says in words what it covers. Raises `DataError` when the episodes differ."
+    if other is not None:
+        if set(runs) != set(other): raise DataError(f'both methods need the same replicates: got {sorted(runs)} and {sorted(other)}')
+        for k in runs: _check_pairs(runs[k], other[k])
+    splits, values, patients = _replicates(runs, n, seed, measure, by)
+    if other is not None: values = [a - b for a, b in zip(values, _replicates({k: other[k] for k in runs}, n, seed, measure, by)[1])]
+    means = np.stack([v.mean(0) for v in values])
+    draws = _redraw((means if len(splits) > 1 else values[0])[:, 1:], np.random.default_rng([seed, 1]))
+    return Interval(float(means[:, 0].mean()), *map(float, _percentiles(draws, level)), level, patients, sum(map(len, runs.values())), draws,
+                    _covers(len(splits), max(map(len, values))))
+
+def _covers(splits: int, seeds: int) -> str:
+    "Say what was drawn again."
+    parts = ['query patients'] + [f'{splits} patient splits']*(splits > 1) + [f'{seeds} training seeds' + ' of each'*(splits > 1)]*(seeds > 1)
+    missing = ['another split of the patients']*(splits == 1) + ['another training seed']*(splits == 1 and seeds == 1)
+    return 'covers ' + ', '.join(parts) + f"; not {', '.join([*missing, 'other findings, another hospital'])}"
+
+# %% ../nbs/55_metrics.ipynb #b733f3f6
+def episode_interval(episodes: Sequence[EpisodeScores], level=.999, by='finding') -> Interval:
+    "Interval of the mean AUC where the episodes are independent draws, as with support labels shuffled in each (Student 1908); raises `DataError` for a single episode."
+    values, groups = np.array([auc(e.scores, e.labels) for e in episodes]), _groups(episodes, by)
+    k, size = groups.max() + 1, np.bincount(groups)
+    if size.min() < 2: raise DataError('an interval over episodes needs two episodes of every finding')
+    mean = np.bincount(groups, values)/size
+    half = student_t.ppf((1 + level)/2, len(values) - k)*np.sqrt((np.bincount(groups, (values - mean[groups])**2)/(size - 1)/size).sum())/k
+    value = float(mean.mean())
+    return Interval(value, max(0., value - half), min(1., value + half), level, 0, len(values), None, 'covers the shuffling of the labels')
+
+# %% ../nbs/55_metrics.ipynb #97d0081f
+@dataclass(frozen=True)
+class WayScores:
+    "What one episode over n findings leaves behind."
+    scores: np.ndarray   # (Q, n)
+    labels: np.ndarray   # (Q, n) 1, 0, or NaN where nobody knows
+    patients: np.ndarray # (Q,)
+    findings: tuple      # n names
+    unseen: np.ndarray   # (n,) True for a finding that training never saw
+    def by_finding(self) -> list[EpisodeScores]:
+        "One column after the other, with the queries that have a label in it."
+        known = ~np.isnan(self.labels)
+        return [EpisodeScores(self.scores[k, j], self.labels[k, j], self.patients[k], f) for j, (f, k) in enumerate(zip(self.findings, known.T))]
+    def pooled(self) -> EpisodeScores:
+        "All columns in one bag, as the micro average has it."
+        known = ~np.isnan(self.labels)
+        return EpisodeScores(self.scores[known], self.labels[known], np.repeat(self.patients, known.sum(1)), 'micro')
+
+# %% ../nbs/55_metrics.ipynb #f563ed83
+def generalised_aucs(episodes: Sequence[WayScores], n=1000, seed=0, level=.95) -> dict[str, Interval]:
+    "Intervals of the `seen`, `unseen`, `harmonic`, `macro` and `micro` AUC, the same patients drawn for all; a side without findings is left out."
+    if not len(episodes): raise DataError('there are no episodes to measure')
+    every = [x for e in episodes for x in [*e.by_finding(), e.pooled()]]
+    names, groups = np.unique([x.finding for x in every], return_inverse=True)
+    fresh = {f: bool(u) for e in episodes for f, u in zip(e.findings, e.unseen)}
+    each, patients = _draws_by_group(every, groups, n, seed, 'auc')
+    now = np.bincount(groups, [auc(x.scores, x.labels) for x in every])/np.bincount(groups)
+    values, single = np.c_[now, each], names != 'micro'
+    side = np.array([fresh.get(f, False) for f in names])
+    out = {k: np.nanmean(values[which], 0) for k, which in dict(seen=single & ~side, unseen=single & side, macro=single, micro=~single).items() if which.any()}
+    if {'seen', 'unseen'} <= set(out): out['harmonic'] = 2*out['seen']*out['unseen']/(out['seen'] + out['unseen'])
+    return {k: Interval(float(v[0]), *map(float, _percentiles(v[1:], level)), level, patients, len(episodes), v[1:]) for k, v in out.items()}
+
+# %% ../nbs/55_metrics.ipynb #7c599f74
+def bootstrap_pairs(scores, same,             # (P,) similarity of a pair, and whether it is alike
+                    left, right,              # (P,) the two patients
+                    n=1000, seed=0, level=.95) -> Interval:
+    "AUC of pairs with an interval over patients; raises `DataError` where a pair is of one patient."
+    s, y, _ = _binary(scores, same, what='bootstrap_pairs'); left, right = np.asarray(left), np.asarray(right)
+    if (left == right).any(): raise DataError('a pair needs two different patients')
+    names, at = np.unique(np.r_[left, right], return_inverse=True)
+    m, e = _multiplicities(len(names), n, np.random.default_rng(seed)).astype(float), EpisodeScores(s, y, left)
+    draws, weight = _weighted_auc(e, m[at[:len(s)]]*m[at[len(s):]])
+    draws = np.where(weight > 0, draws, np.nan)
+    return Interval(auc(s, y), *map(float, _percentiles(draws, level)), level, len(names), 1, draws)
+
+def bootstrap_mean(values,                    # (T,) one number a trial, such as right or wrong
+                   patients,                  # (T,) the patient that is asked about
+                   n=1000, seed=0, level=.95) -> Interval:
+    "Mean of trials with an interval over the patients that are asked about."
+    v, (names, at) = np.asarray(values, float), np.unique(patients, return_inverse=True)
+    if not len(v): raise DataError('there are no trials to measure')
+    m, total, times = _multiplicities(len(names), n, np.random.default_rng(seed)), np.bincount(at, v), np.bincount(at)
+    draws = (total@m)/(times@m)
+    return Interval(float(v.mean()), *map(float, _percentiles(draws, level)), level, len(names), len(v), draws)
+
+# %% ../nbs/55_metrics.ipynb #ea1c5c06
+def fit_temperature(logits,      # (N,) scores of support patients by a model that did not see them
+                    labels,      # (N,) 0 or 1
+                    width=np.log(10.) # how sure we are beforehand: one standard deviation of the logarithm
+                   ) -> float:
+    "The temperature to divide logits by: the largest posterior under a log-normal prior around the mean size of the logits."
+    s, y, _ = _binary(logits, labels, what='fit_temperature'); signed = np.where(y, s, -s)
+    centre = np.abs(s).mean() or 1.
+    grid = np.linspace(-9, 9, 181)
+    for _ in range(8):
+        loss = np.logaddexp(0, -signed[:, None]/(centre*np.exp(grid))).sum(0) + grid**2/(2*width**2)
+        best, step = grid[loss.argmin()], grid[1] - grid[0]
+        grid = np.linspace(best - step, best + step, 21)
+    return float(centre*np.exp(best))
+
+# %% ../nbs/55_metrics.ipynb #52fbb1eb
+def shift_prevalence(logits,          # (N,) logits from an episode, already divided by their temperature
+                     assumed: float,  # share of positives where the answer will be used
+                     episode=.5       # share of positives in the episode
+                    ) -> np.ndarray:
+    "Logits for an assumed prevalence: add the difference of the two prior log odds; raises `DataError` unless both are between 0 and 1."
+    if not (0 < assumed < 1 and 0 < episode < 1): raise DataError(f'a prevalence lies between 0 and 1, got {assumed} and {episode}')
+    return np.asarray(logits, float) + np.log(assumed/(1 - assumed)) - np.log(episode/(1 - episode))
+
+def prevalence_weights(labels, assumed: float) -> np.ndarray:
+    "Weights (N,) under which the share of positives is `assumed`, so that balanced queries can stand for such a ward."
+    y = np.asarray(labels) == 1
+    return np.where(y, assumed/y.mean(), (1 - assumed)/(1 - y.mean()))
+
+# %% ../nbs/55_metrics.ipynb #2ac1b03b
+def brier(probabilities, labels, weights=None) -> float:
+    "Mean squared error of probabilities; lower is better."
+    p, y, w = _binary(probabilities, labels, weights, both=False, what='brier')
+    if ((p < 0) | (p > 1)).any(): raise DataError('brier needs probabilities between 0 and 1: turn logits into probabilities first')
+    return float((w*(p - y)**2).sum()/w.sum())
+
+class Reliability(NamedTuple):
+    "What `reliability` returns; one entry for each bin that is not empty."
+    promised: np.ndarray # mean probability
+    came_true: np.ndarray # share of positives
+    share: np.ndarray    # of all queries
+
+def reliability(probabilities, labels, bins=10, weights=None) -> Reliability:
+    "Compare probabilities with what came true in bins of equal width."
+    p, y, w = _binary(probabilities, labels, weights, both=False, what='reliability')
+    at = np.minimum((p*bins).astype(int), bins - 1)
+    total, mean, hit = (np.bincount(at, v, bins) for v in (w, w*p, w*y))
+    full = total > 0
+    return Reliability(mean[full]/total[full], hit[full]/total[full], total[full]/w.sum())
 
 # %% ../nbs/55_metrics.ipynb #9997b2a0
 def chance_interval(n_pos: int,  # positive patients, each counted once

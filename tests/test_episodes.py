@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from smlxray.config import DataError
 from smlxray.data import XrayTable
-from smlxray.episodes import EpisodeSampler
+from smlxray.episodes import EpisodeSampler, WaySampler, age_band, one_shot_trials
 from smlxray.metrics import EpisodeScores, auc, mean_episode_auc
 
 
@@ -93,3 +93,61 @@ def test_shuffled_support_labels_are_worthless():
     assert mean_episode_auc(real) > .75
     each = np.array([auc(e.scores, e.labels) for e in fake])  # independent shuffles, so here the episodes are the sample
     assert abs(each.mean() - .5) < 3.29*each.std(ddof=1)/np.sqrt(len(each))
+
+
+def ways_digest():
+    "One hash over many episodes of several findings and one-shot trials."
+    table = make_table(patients=600, findings=('No Finding', 'Edema', 'Fracture', 'Mass', 'Hernia'))
+    sampler = WaySampler(table, np.arange(len(table)), ['Edema', 'Fracture'], ['Mass', 'Hernia'], 3, 1, 2, 8, ['projection'], 'others', 5)
+    h = hashlib.sha256()
+    for i in range(15): e = sampler.episode(i); h.update(f'{e.findings} {e.seed} {e.support.tolist()} {e.query.tolist()}'.encode())
+    t = one_shot_trials(table, np.arange(len(table)), ['Edema', 'Fracture', 'Mass'], 3, 20, ['origin'], 7)
+    h.update(f'{t.query.tolist()} {t.candidates.tolist()} {t.answer.tolist()}'.encode())
+    return h.hexdigest()
+
+
+def test_ways_are_the_same_in_another_process():
+    code = 'import runpy, sys; print(runpy.run_path(sys.argv[1])["ways_digest"]())'
+    done = subprocess.run([sys.executable, '-c', code, __file__], capture_output=True, text=True, env={**os.environ, 'PYTHONHASHSEED': '99'}, check=True)
+    assert done.stdout.strip() == ways_digest()
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('match_on', [[], ['projection'], ['projection', 'origin']])
+@pytest.mark.parametrize('negatives', ['normals', 'others'])
+def test_ways_are_sound_on_random_tables(seed, match_on, negatives):
+    findings = ('No Finding', 'Edema', 'Fracture', 'Mass', 'Hernia')
+    table = make_table(seed, 500, findings); f = table.frame
+    f.loc[f['No Finding'] == 1, findings[1:]] = np.nan; table = XrayTable(f, findings)
+    rows = np.random.default_rng(seed).permutation(len(table))[:-50]
+    try: sampler = WaySampler(table, rows, ['Edema', 'Fracture'], ['Mass', 'Hernia'], 3, 1, 2, 8, match_on, negatives)
+    except DataError as e:
+        assert '10 patients each' in str(e); return
+    for i in range(8):
+        e = sampler.episode(i); every = np.r_[e.support, e.query]; groups = 3 + (negatives == 'normals')
+        assert set(every) <= set(rows) and f['patient'].iloc[every].is_unique and (len(e.support), len(e.query)) == (groups*2, groups*8)
+        assert e.unseen.sum() == 1 and {x for x, u in zip(e.findings, e.unseen) if u} <= {'Mass', 'Hernia'}
+        for part, y, n in ((e.support, e.support_labels, 2), (e.query, e.query_labels, 8)):
+            own = f[match_on].iloc[part].astype(str).agg('|'.join, axis=1).to_numpy().reshape(groups, n) if match_on else np.zeros((groups, n))
+            assert (own == own[0]).all()                                                       # every place is in one stratum
+            for j, x in enumerate(e.findings):
+                raw = f[x].iloc[part].to_numpy()
+                assert ((y[:, j] == 1) == (raw == 1)).all() and (y[j*n:(j + 1)*n, j] == 1).all() and (y[:, j] == 0).any()
+                free = f['patient'].iloc[part[y[:, j] == 0]]
+                assert not f.loc[f['patient'].isin(free), x].isin([1, -1]).any()
+
+
+def test_many_shots_are_refused_where_patients_do_not_suffice():
+    table = make_table(patients=40)
+    for shots in (15, 30):
+        with pytest.raises(DataError, match=f'{shots} shots and 8 queries a class need {shots + 8}'): EpisodeSampler(table, np.arange(len(table)), 'Edema', shots, 15, match_on=['projection', 'origin'])
+
+
+def test_age_bands_are_matched_and_unknown_ages_with_unknown():
+    table = make_table(patients=900); rng = np.random.default_rng(0)
+    table = XrayTable(table.frame.assign(age=np.where(rng.random(len(table)) < .2, np.nan, rng.integers(0, 100, len(table)))), table.findings)
+    band = age_band(table.frame['age']); sampler = EpisodeSampler(table, np.arange(len(table)), 'Edema', 3, 8, match_on=['age_band'], negatives='others')
+    for i in range(20):
+        e = sampler.episode(i)
+        for part in (e.support, e.query): yes, no = np.split(part, 2); assert (band[yes] == band[no]).all()
+    assert 'unknown' in band[np.concatenate([sampler.episode(i).query for i in range(20)])]
