@@ -48,7 +48,8 @@ setup(
     packages=find_packages(include=['smlxray', 'smlxray.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dicom': cfg['dicom_requirements'].split(), 'dev': (cfg['dicom_requirements'] + ' ' + cfg['dev_requirements']).split()},
+    extras_require={**{extra: cfg[f'{extra}_requirements'].split() for extra in ('dicom', 'pretrained')},
+                    'dev': ' '.join(cfg[f'{extra}_requirements'] for extra in ('dicom', 'pretrained', 'dev')).split()},
     entry_points={'console_scripts': ['smlxray=smlxray.cli:main'],
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},  # lets nbdev link `names` in prose to their page
     cmdclass={'build_py': BuildWithExtras, 'sdist': SdistWithExtras},
