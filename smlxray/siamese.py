@@ -121,7 +121,7 @@ def timm_backbone(
     if pretrained and lite0: net.load_state_dict(_lite0_weights(net))
     net.reset_classifier(0)
     std = net.pretrained_cfg['std'] if pretrained else [GREY_STD]
-    return fold_channels(net, sum(std)/len(std)), net.num_features
+    return fold_channels(net, sum(std)/len(std)), getattr(net, 'head_hidden_size', net.num_features)
 
 # %% ../nbs/30_siamese.ipynb #633362c9
 def _one_channel(conv: nn.Conv2d) -> nn.Conv2d:
