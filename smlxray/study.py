@@ -255,7 +255,7 @@ def resampled(m: Meetings, times: np.ndarray) -> np.ndarray:  # (n,)
     times = times.astype(np.float32)
     return ((m.right.T@times)*times).sum(0)/((m.met.T@times)*times).sum(0)
 
-# %% ../nbs/73_study.ipynb #a088e65b
+# %% ../nbs/73_study.ipynb #cd756a6a
 @dataclass(frozen=True)
 class Recipe:
     "How a body is taught."
@@ -272,7 +272,8 @@ class Recipe:
 
 RECIPES = {'untrained': Recipe(pretrained=False), 'imagenet': Recipe(),
            'supervised': Recipe('naming'), 'siamese': Recipe('comparing'), 'protonet': Recipe('prototypes'),
-           'default': Recipe('naming', epochs=8, one_cycle=True, adjust=True, vary=dict(flip=.5, rotation=12., zoom=.15, shift=.08, contrast=.4, brightness=.4))}
+           'default': Recipe('naming', epochs=8, one_cycle=True, adjust=True, views=('mirror',),
+                             vary=dict(flip=.5, rotation=12., zoom=.15, shift=.08, contrast=.4, brightness=.4))}
 
 # %% ../nbs/73_study.ipynb #e0387992
 def naming_targets(lab: Lab) -> torch.Tensor:  # (N, F + 1)
