@@ -9,9 +9,10 @@ __all__ = ['FOLDS', 'PROTOCOLS', 'RECIPES', 'LESSONS', 'FROZEN', 'REFERENCE', 'D
            'learn_start', 'start_head', 'right_order', 'block_auc', 'Meetings', 'meetings', 'resampled', 'Recipe',
            'naming_targets', 'naming_lesson', 'comparing_lesson', 'prototype_lesson', 'lesson_batches', 'fit',
            'make_body', 'seen', 'embed', 'Corner', 'with_head', 'pixel_study', 'prior_of', 'with_prior', 'with_start',
-           'meta_method', 'tuned_method', 'score_path', 'answer_frozen', 'answer_slow', 'run_corner', 'corner_meetings',
-           'Draws', 'interval', 'study_rows', 'fold_means', 'summarise', 'slow_rows', 'checked_episodes', 'commit',
-           'study_file', 'save_study', 'study_corners', 'open_lab_table', 'run_study', 'main']
+           'meta_method', 'tuned_method', 'score_path', 'answer_frozen', 'answer_slow', 'check_made_by', 'run_corner',
+           'corner_meetings', 'Draws', 'interval', 'study_rows', 'fold_means', 'summarise', 'slow_rows',
+           'checked_episodes', 'commit', 'study_file', 'save_study', 'study_corners', 'open_lab_table', 'run_study',
+           'main']
 
 # %% ../nbs/73_study.ipynb #b55aacf1
 import argparse, json, os, subprocess, time
@@ -191,11 +192,11 @@ class LinearStart(nn.Module):
             w, b = w + self.rate.exp()*(slip[:, None]@support)[:, 0], b + self.rate.exp()*slip.sum(1)
         return (query@w[..., None])[..., 0] + b[:, None]
 
-# %% ../nbs/73_study.ipynb #37d469e6
+# %% ../nbs/73_study.ipynb #a7766ffb
 def learn_start(
     lab: Lab,
     vectors: torch.Tensor,    # (N, D) of all rows of the table, of length one; only training rows are read
-    tasks: int = 4800,        # base tasks to learn from
+    tasks: int = 1600,        # base tasks to learn from
     batch: int = 16,          # tasks an outer step
     scale: float = 10.,       # the vectors are made so long
 ) -> LinearStart:
@@ -204,13 +205,14 @@ def learn_start(
     sampler = training_sampler(lab); g = np.random.default_rng(0)
     blocks = {f: sampler.episodes(np.arange(-(-tasks//len(sampler.findings))), f) for f in sampler.findings}
     net, order = LinearStart(vectors.shape[1]), g.permutation([(f, e) for f in blocks for e in range(len(blocks[f]))])[:tasks]
-    opt = torch.optim.Adam(net.parameters(), lr=.03)
+    opt = torch.optim.Adam(net.parameters(), lr=.003)
     for part in np.array_split(order, max(tasks//batch, 1)):
         es = [blocks[f][int(e)] for f, e in part]; least = min(len(e.query) for e in es)//2
         query = [np.r_[e.query[:least], e.query[len(e.query)//2:][:least]] for e in es]
         signs = torch.from_numpy(2.*es[0].support_labels - 1).float()
-        out = net(scale*vectors[np.stack([e.support for e in es])], signs, scale*vectors[np.stack(query)])
-        loss = F.binary_cross_entropy_with_logits(out, torch.tensor([1.]*least + [0.]*least).expand_as(out))
+        support, asked, wanted = scale*vectors[np.stack([e.support for e in es])], scale*vectors[np.stack(query)], torch.tensor([1.]*least + [0.]*least)
+        before, after = net(support, signs, asked, 0), net(support, signs, asked)
+        loss = sum(F.binary_cross_entropy_with_logits(out, wanted.expand_as(out)) for out in (before, after))
         opt.zero_grad(); loss.backward(); opt.step()
     return net
 
@@ -526,7 +528,7 @@ def tuned_method(corner: Corner, steps: int = 5, lr: float = 1e-4) -> Callable:
 
 SLOW = {'fomaml': meta_method('fomaml'), 'maml': meta_method('maml'), 'full fine-tuning': tuned_method}
 
-# %% ../nbs/73_study.ipynb #a8bea2e3
+# %% ../nbs/73_study.ipynb #ebde0778
 def score_path(corner: Corner, method: str) -> Path:
     "Where the scores of a method live."
     return corner.folder/'scores'/f'{method.replace(", ", "-").replace(" + ", "-and-").replace(" ", "_")}.safetensors'
@@ -552,9 +554,19 @@ def answer_slow(corner: Corner, method: str) -> dict[str, np.ndarray]:
         _keep(path, out)
     return load_file(path)
 
+def check_made_by(corner: Corner) -> None:
+    "Write down how a corner is made, or raise `SmlxrayError` if what lies there was made otherwise."
+    s, path = corner.lab.settings, corner.folder/'made_by.json'
+    now = json.loads(json.dumps(dict(table=table_digest(corner.lab.table), episodes=corner.episodes, slow_episodes=corner.slow_episodes, data=s.data.model_dump(mode='json', exclude={'dataset_path', 'cache_path', 'workers'}),
+                                     siamese=s.siamese.model_dump(), meta=s.meta.model_dump(), recipes={k: asdict(r) for k, r in corner.recipes.items()})))
+    if not path.exists(): write_atomic(path, json.dumps(now)); return
+    old = json.loads(path.read_text())
+    if changed := [k for k in now if old.get(k) != now[k]]:
+        raise SmlxrayError(f'{corner.name} in the run {corner.lab.folder.name} was made with other settings ({", ".join(changed)} differ): remove that folder, or give the run another name.')
+
 def run_corner(corner: Corner, methods=None, slow: bool = False) -> Corner:
     "Let all methods answer a corner; methods that change the body only if asked."
-    torch.set_num_threads(1)
+    torch.set_num_threads(1); check_made_by(corner)
     for method in methods or FROZEN: answer_frozen(corner, method)
     for method in (SLOW if slow else ()): answer_slow(corner, method)
     return corner
@@ -582,7 +594,7 @@ def interval(value: float, draws: np.ndarray) -> dict:
     low, high = np.quantile(draws[np.isfinite(draws)], [.025, .975])
     return dict(auc=round(float(value), 5), auc_low=round(float(low), 5), auc_high=round(float(high), 5))
 
-# %% ../nbs/73_study.ipynb #a37c5f7d
+# %% ../nbs/73_study.ipynb #35950210
 def study_rows(corners: list[Corner], methods: list[str], n: int = 2000) -> tuple[list[dict], dict]:
     "One row a method, corner, protocol and finding; and the (value, draws) behind each, for means and differences."
     draws = Draws(np.concatenate([c.lab.table.patients[c.lab.test] for c in corners]), n)
@@ -596,11 +608,11 @@ def study_rows(corners: list[Corner], methods: list[str], n: int = 2000) -> tupl
                                  **interval(value, resample)))
     return rows, kept
 
-def fold_means(kept: dict, method: str, protocol: str) -> dict:
-    "Value and draws of a method by fold, and under 'all' over the folds."
+def fold_means(kept: dict, method: str, protocol: str, like: str | None = None) -> dict:
+    "Value and draws of a method by fold, and under 'all' over the folds; with `like`, only of what that method has answered too."
     folds, means = {}, {}
     for (m, p, fold, deal, seed, finding), pair in kept.items():
-        if (m, p) == (method, protocol): folds.setdefault(fold, {}).setdefault((deal, seed), []).append(pair)
+        if (m, p) == (method, protocol) and (like or m, p, fold, deal, seed, finding) in kept: folds.setdefault(fold, {}).setdefault((deal, seed), []).append(pair)
     mean = lambda pairs: tuple(np.mean([p[i] for p in pairs], axis=0) for i in (0, 1))
     for fold, corners in sorted(folds.items()): means[fold] = mean([mean(pairs) for pairs in corners.values()])
     return {**means, 'all': mean(list(means.values()))} if means else {}
@@ -609,12 +621,12 @@ def summarise(kept: dict, methods: list[str], reference: str = REFERENCE) -> lis
     "One row a method and protocol: means by fold and over all folds, and the paired difference from the reference."
     out = []
     for protocol in PROTOCOLS:
-        base = fold_means(kept, reference, protocol)
         for method in methods:
+            mine, base = fold_means(kept, method, protocol, reference), fold_means(kept, reference, protocol, method)
             for fold, (value, draws) in fold_means(kept, method, protocol).items():
                 row = dict(method=method, protocol=protocol, fold=fold, **interval(value, draws))
                 if fold in base and method != reference:
-                    d = interval(value - base[fold][0], draws - base[fold][1])
+                    d = interval(mine[fold][0] - base[fold][0], mine[fold][1] - base[fold][1])
                     row.update({k.replace('auc', 'gain'): v for k, v in d.items()})
                 out.append(row)
     return out
@@ -674,7 +686,7 @@ def open_lab_table(**changes) -> XrayTable:
     from smlxray.train import open_table
     return open_table(study_settings(1, 0, **changes))
 
-# %% ../nbs/73_study.ipynb #5b50017e
+# %% ../nbs/73_study.ipynb #d8324837
 def run_study(
     folder: str = '../shared/realcxr',   # of the X-rays
     full: bool = False,                  # three seeds and 10,000 episodes a finding instead of one and 1,000
@@ -682,17 +694,19 @@ def run_study(
     workers: int = 2,                    # corners side by side, one thread each
     out: str = 'nbs/real_xrays.json',    # the file of the study
     run: str = 'study',                  # name of the run folder
+    report: bool = False,                # compute nothing, write the file from the scores that are there
 ) -> Path:                               # the file
     "Run what is missing of the study, and write its file."
     changes = dict(dataset_path=folder, run=run + ('-full' if full else ''))
     corners = study_corners(full, **changes)
-    corners[0].lab, corners[0].lab_for(corners[0].recipes['default'])              # build the caches of pixels before the workers want them
-    mine = [c for c in corners if c.fold in folds]
-    slow = next(c for c in corners if c.fold == 1)
-    Parallel(n_jobs=workers)(delayed(run_corner)(c, None, c == slow) for c in mine)
-    there = [c for c in corners if all(score_path(c, m).exists() for m in FROZEN)]
-    if len(there) < len(corners): print(f'{len(there)} of {len(corners)} corners are there; the file says so, and the other folds add theirs.')
-    return save_study(study_file(there, slow if slow in there else None, complete=len(there) == len(corners)), resolve_path(out))
+    mine, slow = [c for c in corners if c.fold in folds], next(c for c in corners if c.fold == 1)
+    for r in corners[0].recipes.values(): corners[0].lab_for(r)                    # build the caches of pixels before the workers want them
+    if not report: Parallel(n_jobs=workers)(delayed(run_corner)(c, None, c == slow) for c in mine)
+    there = [c for c in corners if any(score_path(c, m).exists() for m in FROZEN)]
+    if not there: raise SmlxrayError(f'Nothing of the study is in the run {corners[0].lab.folder.name} yet: run `make real` without --report.')
+    missing = sum(not score_path(c, m).exists() for c in corners for m in FROZEN) + sum(not score_path(slow, m).exists() for m in SLOW)
+    if missing: print(f'{missing} of {len(corners)*len(FROZEN) + len(SLOW)} results are missing; the file says that it is not complete.')
+    return save_study(study_file(there, slow if slow in there else None, complete=not missing), resolve_path(out))
 
 def main():
     "Read the command line of `make real`."
@@ -702,7 +716,8 @@ def main():
     p.add_argument('--folds', type=int, nargs='+', default=list(FOLDS), choices=list(FOLDS), help='run these only')
     p.add_argument('--workers', type=int, default=2, help='corners side by side, one thread each')
     p.add_argument('--out', default='nbs/real_xrays.json', help='the file that is written')
+    p.add_argument('--report', action='store_true', help='compute nothing, write the file from the results that are there')
     a = p.parse_args()
-    try: path = run_study(a.folder, a.full, tuple(a.folds), a.workers, a.out)
+    try: path = run_study(a.folder, a.full, tuple(a.folds), a.workers, a.out, report=a.report)
     except SmlxrayError as error: raise SystemExit(str(error))
     print(f'The study is in {path.name}.')
