@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from smlxray.config import DataError, resolve_path
-from smlxray.study import CHECKED, DEFAULT, FOLDS, FROZEN, PROTOCOLS, RECIPES, REFERENCE, Corner, Recipe, checked_episodes, fair_deals, main, strata, study_corners
+from smlxray.study import AGAINST_OTHERS, CHECKED, DEFAULT, FOLDS, FROZEN, PROTOCOLS, RECIPES, REFERENCE, Corner, Recipe, checked_episodes, fair_deals, main, strata, study_corners
 
 REAL, FILE = resolve_path('../shared/realcxr'), resolve_path('nbs/real_xrays.json')
 needs_real = pytest.mark.skipif(not (REAL/'labels.csv').is_file(), reason='no ../shared/realcxr beside the checkout')
@@ -20,7 +20,7 @@ def test_the_file_of_the_study_is_small_and_holds_what_it_names():
     assert study['default'] == DEFAULT and study['reference'] == REFERENCE and study['commit'] and len(study['data']['digest']) == 16
     there = {(r['method'], r['protocol'], r['fold'], r['split'], r['seed'], r['finding']) for r in study['rows']}
     assert len(there) == len(study['rows']), 'a row stands twice'
-    every = {(m, p, f, s, seed, x) for m in FROZEN for p in PROTOCOLS for f in FOLDS for s in study['splits'] for seed in study['seeds'] for x in FOLDS[f]}
+    every = {(m, p, f, s, seed, x) for i, p in enumerate(PROTOCOLS) for m in (AGAINST_OTHERS if i else FROZEN) for f in FOLDS for s in study['splits'] for seed in study['seeds'] for x in FOLDS[f]}
     assert there <= every and (not study['complete'] or (there == every and len(study['splits']) >= 3 and len(study['slow']) > len(FROZEN)))
     assert all(0 <= r['auc_low'] <= r['auc'] <= r['auc_high'] <= 1 for r in study['rows'])
     assert {k: Recipe(**{**v, 'views': tuple(v['views'])}) for k, v in study['recipes'].items()} == RECIPES, 'the recipes changed: run `make real` again'
@@ -31,7 +31,7 @@ def test_the_means_of_the_file_are_means_of_its_rows():
     for s in study['summary']:
         rows = [r for r in study['rows'] if (r['method'], r['protocol']) == (s['method'], s['protocol'])]
         folds = [np.mean([r['auc'] for r in rows if r['fold'] == f]) for f in sorted({r['fold'] for r in rows}) if s['fold'] in (f, 'all')]
-        assert abs(np.mean(folds) - s['auc']) < 1e-4
+        assert abs(np.mean(folds) - s['auc']) < 2e-4
 
 @needs_real
 @needs_file
