@@ -6,16 +6,16 @@
 __all__ = ['FOLDS', 'PROTOCOLS', 'RECIPES', 'LESSONS', 'FROZEN', 'REFERENCE', 'DEFAULT', 'AGAINST_OTHERS', 'SLOW', 'CHECKED',
            'fair_deals', 'study_settings', 'Questions', 'study_sampler', 'ask', 'unit', 'similarities',
            'prototype_head', 'neighbour_head', 'probe_head', 'prior_head', 'strata', 'level', 'stratum_odds',
-           'LinearStart', 'learn_start', 'start_head', 'right_order', 'block_auc', 'Meetings', 'meetings', 'resampled',
-           'Recipe', 'naming_targets', 'naming_lesson', 'comparing_lesson', 'prototype_lesson', 'lesson_batches', 'fit',
-           'make_body', 'seen', 'embed', 'Corner', 'with_head', 'pixel_study', 'prior_of', 'with_prior', 'with_start',
-           'meta_method', 'tuned_method', 'score_path', 'answer_frozen', 'answer_slow', 'check_made_by', 'run_corner',
-           'corner_meetings', 'Draws', 'interval', 'study_rows', 'fold_means', 'summarise', 'slow_rows',
-           'checked_episodes', 'commit', 'study_file', 'save_study', 'study_corners', 'open_lab_table', 'run_study',
-           'main']
+           'base_tasks', 'LinearStart', 'learn_start', 'start_head', 'right_order', 'block_auc', 'Meetings', 'meetings',
+           'resampled', 'Recipe', 'naming_targets', 'naming_lesson', 'comparing_lesson', 'prototype_lesson',
+           'lesson_batches', 'fit', 'make_body', 'seen', 'embed', 'Corner', 'with_head', 'pixel_study', 'prior_of',
+           'with_prior', 'with_start', 'meta_method', 'tuned_method', 'score_path', 'answer_frozen', 'answer_slow',
+           'check_made_by', 'run_corner', 'corner_meetings', 'Draws', 'interval', 'study_rows', 'fold_means',
+           'summarise', 'slow_rows', 'checked_episodes', 'commit', 'study_file', 'save_study', 'study_corners',
+           'open_lab_table', 'run_study', 'main']
 
-# %% ../nbs/73_study.ipynb #b55aacf1
-import argparse, json, os, subprocess, time
+# %% ../nbs/73_study.ipynb #67d29343
+import argparse, contextlib, io, json, os, subprocess, time
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -177,6 +177,11 @@ def stratum_odds(
         out[stratum == s] = torch.logit(p.clamp(1e-3, 1 - 1e-3))
     return out
 
+# %% ../nbs/73_study.ipynb #78898616
+def base_tasks(lab: Lab) -> EpisodeSampler:
+    "The sampler of base tasks on training patients, without its remark about findings that are too rare."
+    with contextlib.redirect_stdout(io.StringIO()): return training_sampler(lab)
+
 # %% ../nbs/73_study.ipynb #f2c78c28
 class LinearStart(nn.Module):
     "A linear head with a learned start and a learned inner rate."
@@ -192,7 +197,7 @@ class LinearStart(nn.Module):
             w, b = w + self.rate.exp()*(slip[:, None]@support)[:, 0], b + self.rate.exp()*slip.sum(1)
         return (query@w[..., None])[..., 0] + b[:, None]
 
-# %% ../nbs/73_study.ipynb #a7766ffb
+# %% ../nbs/73_study.ipynb #52c088e2
 def learn_start(
     lab: Lab,
     vectors: torch.Tensor,    # (N, D) of all rows of the table, of length one; only training rows are read
@@ -202,7 +207,7 @@ def learn_start(
 ) -> LinearStart:
     "Meta-learn the start of a linear head on base tasks of training patients, through the adaptation."
     set_seed(lab.settings.training.seed)
-    sampler = training_sampler(lab); g = np.random.default_rng(0)
+    sampler = base_tasks(lab); g = np.random.default_rng(0)
     blocks = {f: sampler.episodes(np.arange(-(-tasks//len(sampler.findings))), f) for f in sampler.findings}
     net, order = LinearStart(vectors.shape[1]), g.permutation([(f, e) for f in blocks for e in range(len(blocks[f]))])[:tasks]
     opt = torch.optim.Adam(net.parameters(), lr=.003)
@@ -309,12 +314,12 @@ def prototype_lesson(lab: Lab, recipe: Recipe) -> Callable:
 
 LESSONS = dict(naming=naming_lesson, comparing=comparing_lesson, prototypes=prototype_lesson)
 
-# %% ../nbs/73_study.ipynb #789de8b9
+# %% ../nbs/73_study.ipynb #a6733c36
 def lesson_batches(lab: Lab, recipe: Recipe, seed: int) -> list[np.ndarray]:
     "The rows of every step: shuffled epochs, or as many images in episodes."
     shuffled = [rows for epoch in range(recipe.epochs) for rows in epoch_batches(lab.train, lab.settings.data.batch_size, seed, epoch) if len(rows) > 1]
     if recipe.lesson != 'prototypes': return shuffled
-    sampler, images = training_sampler(lab), sum(map(len, shuffled))
+    sampler, images = base_tasks(lab), sum(map(len, shuffled))
     episodes = (sampler.sample(i + 1_000_000*seed) for i in range(images))
     out = []
     while images > 0:
