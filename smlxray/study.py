@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'PROTOCOLS', 'RECIPES', 'LESSONS', 'FROZEN', 'REFERENCE', 'DEFAULT', 'AGAINST_OTHERS', 'SLOW', 'CHECKED',
-           'fair_deals', 'study_settings', 'Questions', 'study_sampler', 'ask', 'unit', 'similarities',
+           'USUAL', 'fair_deals', 'study_settings', 'Questions', 'study_sampler', 'ask', 'unit', 'similarities',
            'prototype_head', 'neighbour_head', 'probe_head', 'prior_head', 'strata', 'level', 'stratum_odds',
            'base_tasks', 'LinearStart', 'learn_start', 'start_head', 'right_order', 'block_auc', 'Meetings', 'meetings',
            'resampled', 'Recipe', 'naming_targets', 'naming_lesson', 'comparing_lesson', 'prototype_lesson',
@@ -14,9 +14,9 @@ __all__ = ['FOLDS', 'PROTOCOLS', 'RECIPES', 'LESSONS', 'FROZEN', 'REFERENCE', 'D
            'summarise', 'slow_rows', 'checked_episodes', 'commit', 'study_file', 'save_study', 'study_corners',
            'open_lab_table', 'run_study', 'main']
 
-# %% ../nbs/73_study.ipynb #67d29343
+# %% ../nbs/73_study.ipynb #1cb1d64a
 import argparse, contextlib, io, json, os, subprocess, time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Callable
@@ -372,7 +372,7 @@ def embed(lab: Lab, model: NamingSiamese, rows: np.ndarray, views: tuple = (), b
         for k, v in zip(parts, zip(*out)): parts[k].append(torch.stack(v).mean(0))
     return {k: torch.cat(v) for k, v in parts.items()}
 
-# %% ../nbs/73_study.ipynb #60354a35
+# %% ../nbs/73_study.ipynb #161709ed
 def _keep(path: Path, arrays: dict):
     "Write arrays so that a reader finds all of them or no file."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -406,6 +406,13 @@ class Corner:
         "The questions of a finding, drawn once."
         if (finding, negatives) not in self._asked: self._asked[finding, negatives] = ask(self.lab, finding, self.episodes, negatives)
         return self._asked[finding, negatives]
+
+    def findings(self, negatives: str = 'normals') -> list[str]:
+        "The novel findings that have patients enough among the tested to be asked for."
+        def enough(finding):
+            try: return bool(study_sampler(self.lab, self.lab.test, finding, negatives))
+            except DataError: return False
+        return [f for f in self.lab.findings.novel if enough(f)]
 
     def lab_for(self, recipe: Recipe) -> Lab:
         "The lab with the pixels that a recipe wants."
@@ -534,7 +541,7 @@ def tuned_method(corner: Corner, steps: int = 5, lr: float = 1e-4) -> Callable:
 
 SLOW = {'fomaml': meta_method('fomaml'), 'maml': meta_method('maml'), 'full fine-tuning': tuned_method}
 
-# %% ../nbs/73_study.ipynb #ebde0778
+# %% ../nbs/73_study.ipynb #60f52688
 def score_path(corner: Corner, method: str) -> Path:
     "Where the scores of a method live."
     return corner.folder/'scores'/f'{method.replace(", ", "-").replace(" + ", "-and-").replace(" ", "_")}.safetensors'
@@ -545,7 +552,7 @@ def answer_frozen(corner: Corner, method: str) -> dict[str, np.ndarray]:
     if not path.exists():
         logits, out = FROZEN[method](corner), {}
         for protocol, negatives in PROTOCOLS.items():
-            for f in corner.lab.findings.novel: out[f'{protocol}|{f}'] = logits(corner.questions(f, negatives)).numpy().astype(np.float32)
+            for f in corner.findings(negatives): out[f'{protocol}|{f}'] = logits(corner.questions(f, negatives)).numpy().astype(np.float32)
         _keep(path, out)
     return load_file(path)
 
@@ -554,7 +561,7 @@ def answer_slow(corner: Corner, method: str) -> dict[str, np.ndarray]:
     path, protocol = score_path(corner, method), next(iter(PROTOCOLS))
     if not path.exists():
         logits, out = SLOW[method](corner), {}
-        for f in corner.lab.findings.novel:
+        for f in corner.findings():
             block = study_sampler(corner.lab, corner.lab.test, f).episodes(np.arange(corner.slow_episodes))
             out[f'{protocol}|{f}'] = np.stack([logits(block[e]) for e in range(len(block))]).astype(np.float32)
         _keep(path, out)
@@ -652,12 +659,12 @@ def slow_rows(corner: Corner, others: list[str], n: int = 2000) -> list[dict]:
         out.append(row)
     return out
 
-# %% ../nbs/73_study.ipynb #6653d63a
+# %% ../nbs/73_study.ipynb #5a21fac8
 CHECKED = ('pixels', 'imagenet, prototypes')   # rows that are the same for everybody: no training is in them
 
 def checked_episodes(corner: Corner, episodes: int = 20) -> dict:
     "AUCs of the first episodes of a corner's first finding, without reading what is kept."
-    finding = corner.lab.findings.novel[0]
+    finding = corner.findings()[0]
     q = corner.questions(finding)[:episodes]
     return dict(fold=corner.fold, split=corner.deal, finding=finding, auc={m: [round(float(a), 7) for a in block_auc(FROZEN[m](corner)(q))] for m in CHECKED})
 
@@ -693,23 +700,31 @@ def open_lab_table(**changes) -> XrayTable:
     from smlxray.train import open_table
     return open_table(study_settings(1, 0, **changes))
 
-# %% ../nbs/73_study.ipynb #d2ed85d1
+# %% ../nbs/73_study.ipynb #4615096e
+def _job(corner: Corner, slow: bool) -> None:
+    "Run a corner in a worker, and send nothing back: its files are the result."
+    run_corner(corner, slow=slow)
+
+# %% ../nbs/73_study.ipynb #808b2427
+USUAL = Path('../shared/realcxr')   # the X-rays of the committed file; others never overwrite it
+
 def run_study(
-    folder: str = '../shared/realcxr',   # of the X-rays
+    folder: str | Path = USUAL,          # of the X-rays
     full: bool = False,                  # three seeds and 10,000 episodes a finding instead of one and 1,000
     folds=tuple(FOLDS),                  # which folds to run; the file says which corners it holds
     workers: int = 2,                    # corners side by side, one thread each
-    out: str | None = None,              # the file of the study; None: nbs/real_xrays.json, or one in the run folder if full
+    out: str | None = None,              # the file of the study; None: nbs/real_xrays.json, or one in the run folder for --full and other X-rays
     run: str = 'study',                  # name of the run folder
     report: bool = False,                # compute nothing, write the file from the scores that are there
 ) -> Path:                               # the file
     "Run what is missing of the study, and write its file."
-    changes = dict(dataset_path=folder, run=run + ('-full' if full else ''))
-    out = out or ('runs/study-full/real_xrays.json' if full else 'nbs/real_xrays.json')
+    usual = Path(folder) == USUAL
+    run += ('' if usual else f'-{resolve_path(folder).name}') + ('-full' if full else '')
+    out, changes = out or ('nbs/real_xrays.json' if usual and not full else f'runs/{run}/real_xrays.json'), dict(dataset_path=str(folder), run=run)
     corners = study_corners(full, **changes)
     mine, slow = [c for c in corners if c.fold in folds], next(c for c in corners if c.fold == 1)
     for r in corners[0].recipes.values(): corners[0].lab_for(r)                    # build the caches of pixels before the workers want them
-    if not report: Parallel(n_jobs=workers)(delayed(run_corner)(c, None, c == slow) for c in mine)
+    if not report: Parallel(n_jobs=workers)(delayed(_job)(replace(c), c == slow) for c in mine)      # copies without what the corner has in memory
     there = [c for c in corners if any(score_path(c, m).exists() for m in FROZEN)]
     if not there: raise SmlxrayError(f'Nothing of the study is in the run {corners[0].lab.folder.name} yet: run `make real` without --report.')
     missing = sum(not score_path(c, m).exists() for c in corners for m in FROZEN) + sum(not score_path(slow, m).exists() for m in SLOW)
@@ -719,11 +734,11 @@ def run_study(
 def main():
     "Read the command line of `make real`."
     p = argparse.ArgumentParser(prog='make real', description='Run the study on real X-rays; it may be killed and goes on.')
-    p.add_argument('--folder', default='../shared/realcxr', help='folder of the X-rays')
+    p.add_argument('--folder', default=str(USUAL), help='folder of the X-rays, in the layout of the usual one')
     p.add_argument('--full', action='store_true', help='three seeds and 10,000 episodes a finding')
     p.add_argument('--folds', type=int, nargs='+', default=list(FOLDS), choices=list(FOLDS), help='run these only')
     p.add_argument('--workers', type=int, default=2, help='corners side by side, one thread each')
-    p.add_argument('--out', help='the file that is written (nbs/real_xrays.json; runs/study-full/real_xrays.json if full)')
+    p.add_argument('--out', help='the file that is written (nbs/real_xrays.json; one in the run folder for --full and other X-rays)')
     p.add_argument('--report', action='store_true', help='compute nothing, write the file from the results that are there')
     a = p.parse_args()
     try: path = run_study(a.folder, a.full, tuple(a.folds), a.workers, a.out, report=a.report)
