@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Every target that needs it first makes .venv, and makes it again only
 # when settings.ini or setup.py changed. Another Python: `make test PYTHON=python3.12`.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lab docs clean
+.PHONY: help demo real test test-long lab docs clean
 SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
@@ -9,6 +9,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 RUNS   := train_siamese|train_meta|evaluate_meta|real_xrays|compare
 LAB    ?=
+REAL   ?=
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 help:  ## list the targets
@@ -28,6 +29,9 @@ demo: $(STAMP)  ## make synthetic X-rays, train, meta-train, evaluate and print 
 	$(BIN)/papermill nbs/train_meta.ipynb runs/demo/train_meta.ipynb -p preset demo
 	$(BIN)/papermill nbs/evaluate_meta.ipynb runs/demo/evaluate_meta.ipynb -p preset demo
 	@$(BIN)/python -c "from smlxray.evaluate import print_results; print_results('runs/demo')"
+
+real: $(STAMP)  ## run the study on the X-rays in ../shared/realcxr and write nbs/real_xrays.json; may be killed and goes on (more: make real REAL='--full' or '--folds 2')
+	OMP_NUM_THREADS=1 $(BIN)/python -c 'from smlxray.study import main; main()' $(REAL)
 
 test: $(STAMP)  ## run every check: notebooks, modules, chapters, runs, site, tests
 	$(BIN)/python -m smlxray.site check-directives

@@ -176,6 +176,8 @@ _Folder = Annotated[str, Field(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.\- ]*$'), 'the
 _Dataset = Annotated[str, Field(pattern=rf'^({"|".join(DATASETS)}|.+\.ya?ml)$'), f'one of {", ".join(DATASETS)}, or a column mapping in a .yaml file']
 _Seed = Annotated[str, Field(pattern=r'^(auto|\d{1,18})$'), 'auto or a whole number']
 _Device = Annotated[str, Field(pattern=r'^(auto|cpu|mps|cuda(:\d+)?)$'), 'auto, cpu, mps, cuda or cuda:0 (1, 2, ...)']
+_Backbone = Annotated[str, Field(pattern=r'^((resnet18|resnet50|densenet121)(_gn)?|conv4|efficientnet_lite0|timm/[\w.]+)$'),
+                      'one of resnet18, resnet50, densenet121, conv4, efficientnet_lite0, or timm/ and the name of a network of timm']
 
 # %% ../nbs/00_config.ipynb #0df1267e
 class DataSettings(_Section):
@@ -210,7 +212,8 @@ class DataSettings(_Section):
 # %% ../nbs/00_config.ipynb #e92aa759
 class SiameseSettings(_Section):
     "The network that turns an X-ray into an embedding, and when two X-rays count as alike."
-    backbone: Literal['resnet18', 'resnet50', 'densenet121', 'conv4', 'resnet18_gn', 'resnet50_gn', 'densenet121_gn'] = 'resnet50'  # gn: group norm; conv4 is for tests
+    backbone: _Backbone = 'resnet50'                            # gn: group norm; conv4 is for tests
+    pretrained: bool = False                                    # begin with ImageNet weights; efficientnet_lite0 and timm/ have them
     embedding_dim: Annotated[int, Field(ge=2)] = 256            # length of an embedding
     margin: Annotated[float, Field(gt=0, le=2)] = 1.0           # distance beyond which unlike images are left alone
     similarity_rule: Literal['jaccard', 'any', 'exact'] = 'jaccard'  # how alike two sets of findings are

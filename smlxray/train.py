@@ -183,7 +183,7 @@ def table_digest(table: XrayTable) -> str:  # 16 hex digits
 def recipe(lab: Lab, phase: str) -> dict:
     "Collect what a phase's weights depend on: the data, the split, and the settings of the loop."
     s = lab.settings; flat = s.flat()
-    keys = ['image_size', 'uncertain', 'blanks', 'views', 'split', 'split_seed', 'sampling', 'novel_findings', 'valid_fraction', 'test_fraction', 'seed', 'backbone', 'embedding_dim', 'margin',
+    keys = ['image_size', 'uncertain', 'blanks', 'views', 'split', 'split_seed', 'sampling', 'novel_findings', 'valid_fraction', 'test_fraction', 'seed', 'backbone', 'pretrained', 'embedding_dim', 'margin',
             'similarity_rule', 'label_weight', 'batch_size', 'siamese_epochs', 'siamese_lr', 'weight_decay', 'augment']
     if phase != 'siamese': keys += ['inner_lr', 'body_rate', 'meta_lr', 'adapt_steps', 'shots', 'queries', 'meta_batch', 'batch_norm', 'match_on', 'negatives', 'meta_episodes']
     return dict(phase=phase, table=table_digest(lab.table), unreadable=int((~lab.pixels.usable).sum()), **{k: flat[k] for k in keys})
@@ -337,7 +337,7 @@ def train_siamese(lab: Lab, net: SiameseNet = None) -> SiameseNet:  # in eval mo
     if done := finished(lab, 'siamese'): return done
     set_seed(t.seed); s.to_yaml(lab.folder/'config.yaml')
     acc = make_accelerator(s)
-    net = (net or SiameseNet(s.siamese.backbone, s.siamese.embedding_dim)).train()
+    net = (net or SiameseNet(s.siamese.backbone, s.siamese.embedding_dim, pretrained=s.siamese.pretrained)).train()
     model = NamingSiamese(net, len(lab.findings.base))
     opt = torch.optim.AdamW(model.parameters(), lr=t.siamese_lr, weight_decay=t.weight_decay)
     steps = len(epoch_batches(lab.train, s.data.batch_size, t.seed, 0)) * t.siamese_epochs

@@ -98,3 +98,25 @@ def test_losses_under_autocast_stay_close_to_float32():
 def test_similarity_of_bfloat16_labels_counts_exactly():
     labels = torch.randint(0, 2, (30, 14)).float()
     assert torch.equal(label_similarity(labels.bfloat16()), label_similarity(labels))
+
+def test_a_checkpoint_of_a_pretrained_backbone_is_read_without_its_imagenet_weights(tmp_path, monkeypatch):
+    import smlxray.siamese as siamese
+    from smlxray.train import load_checkpoint, save_checkpoint
+    net = SiameseNet('efficientnet_lite0', embedding_dim=8, hidden=16, pretrained=True).eval()
+    save_checkpoint(net, tmp_path/'net.safetensors', {})
+    def gone(net): raise AssertionError('the weights were asked for')
+    monkeypatch.setattr(siamese, '_lite0_weights', gone)
+    twin, _ = load_checkpoint(tmp_path/'net.safetensors')
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad(): assert torch.equal(net(x), twin.eval()(x))
+
+def test_folding_takes_its_spread_from_the_cache():
+    from smlxray.cache import MEAN, STD
+    from smlxray.siamese import GREY_MEAN, GREY_STD
+    assert (GREY_MEAN, GREY_STD) == (MEAN, STD)
+
+@pytest.mark.parametrize('name', ['timm/resnet10t', 'timm/mobilenetv3_small_050', 'timm/vit_tiny_patch16_224'])
+def test_other_networks_of_timm_take_one_channel(name):
+    from smlxray.siamese import make_backbone
+    net, channels = make_backbone(name)
+    with torch.no_grad(): assert net.eval()(torch.randn(2, 1, 224, 224)).shape == (2, channels)

@@ -1,0 +1,78 @@
+"The study where its X-rays lie beside the checkout: the committed file is what its code computes, and the set-up is the one that the text claims."
+import json
+
+import numpy as np
+import pytest
+
+from smlxray.config import DataError, resolve_path
+from smlxray.study import AGAINST_OTHERS, CHECKED, DEFAULT, FOLDS, FROZEN, PROTOCOLS, RECIPES, REFERENCE, Corner, Recipe, checked_episodes, fair_deals, main, strata, study_corners
+
+REAL, FILE = resolve_path('../shared/realcxr'), resolve_path('nbs/real_xrays.json')
+needs_real = pytest.mark.skipif(not (REAL/'labels.csv').is_file(), reason='no ../shared/realcxr beside the checkout')
+needs_file = pytest.mark.skipif(not FILE.is_file(), reason='no nbs/real_xrays.json: `make real` writes it')
+
+def corner(tmp_path, fold, deal): return Corner(fold, deal, changes=dict(dataset_path=str(REAL), cache_path=str(tmp_path/'cache'), runs_path=str(tmp_path/'runs')))
+
+@needs_file
+def test_the_file_of_the_study_is_small_and_holds_what_it_names():
+    study = json.loads(FILE.read_text())
+    assert FILE.stat().st_size <= 200_000
+    assert study['default'] == DEFAULT and study['reference'] == REFERENCE and study['commit'] and len(study['data']['digest']) == 16
+    there = {(r['method'], r['protocol'], r['fold'], r['split'], r['seed'], r['finding']) for r in study['rows']}
+    assert len(there) == len(study['rows']), 'a row stands twice'
+    every = {(m, p, f, s, seed, x) for i, p in enumerate(PROTOCOLS) for m in (AGAINST_OTHERS if i else FROZEN) for f in FOLDS for s in study['splits'] for seed in study['seeds'] for x in FOLDS[f]}
+    assert there <= every and (not study['complete'] or (there == every and len(study['splits']) >= 3 and len(study['slow']) > len(FROZEN)))
+    assert all(0 <= r['auc_low'] <= r['auc'] <= r['auc_high'] <= 1 for r in study['rows'])
+    assert {k: Recipe(**{**v, 'views': tuple(v['views'])}) for k, v in study['recipes'].items()} == RECIPES, 'the recipes changed: run `make real` again'
+
+@needs_file
+def test_the_means_of_the_file_are_means_of_its_rows():
+    study = json.loads(FILE.read_text())
+    for s in study['summary']:
+        rows = [r for r in study['rows'] if (r['method'], r['protocol']) == (s['method'], s['protocol'])]
+        folds = [np.mean([r['auc'] for r in rows if r['fold'] == f]) for f in sorted({r['fold'] for r in rows}) if s['fold'] in (f, 'all')]
+        assert abs(np.mean(folds) - s['auc']) < 2e-4
+
+@needs_real
+@needs_file
+def test_twenty_episodes_of_the_file_come_out_again(tmp_path):
+    check = json.loads(FILE.read_text())['check']
+    again = checked_episodes(corner(tmp_path, check['fold'], check['split']), 20)
+    assert again['finding'] == check['finding'] and set(check['auc']) == set(CHECKED)
+    for method, aucs in check['auc'].items():
+        assert len(aucs) == 20 and np.abs(np.array(aucs) - again['auc'][method]).max() < 1e-6
+
+@needs_real
+@pytest.mark.parametrize('fold', FOLDS)
+def test_no_finding_no_patient_and_no_stratum_leaks(tmp_path, fold):
+    "Nothing novel is trained on, patients are apart, and a negative has the stratum of its positive and is a normal (or has another finding)."
+    c = corner(tmp_path, fold, 40)
+    table, lab = c.lab.table, c.lab
+    assert lab.findings.novel == FOLDS[fold] or set(lab.findings.novel) == set(FOLDS[fold])
+    assert not any(table.positive(f)[lab.train].any() for f in FOLDS[fold])
+    assert not set(table.patients[lab.train]) & set(table.patients[lab.test])
+    assert abs(len(np.unique(table.patients[lab.test]))/len(np.unique(table.patients)) - .4) < .03
+    stratum, c.episodes = strata(lab), 50
+    for f in lab.findings.novel:
+        for negatives in PROTOCOLS.values():
+            q = c.questions(f, negatives)
+            for places in (q.support, q.query):
+                rows = lab.test[places.numpy()]; k = rows.shape[1]//2
+                assert table.positive(f)[rows[:, :k]].all() and not table.positive(f)[rows[:, k:]].any()
+                assert (table.positive('No Finding')[rows[:, k:]] == (negatives == 'normals')).all()
+                assert (np.sort(stratum[rows[:, :k]], 1) == np.sort(stratum[rows[:, k:]], 1)).all()
+            both = np.concatenate([table.patients[lab.test[q.support.numpy()]], q.patients], 1)
+            assert all(len(set(p)) == len(p) for p in both)
+
+@needs_real
+def test_the_deals_are_chosen_by_labels_alone(tmp_path):
+    table = corner(tmp_path, 1, 0).lab.table
+    assert fair_deals(table) == [40, 92, 145]
+
+def test_wrong_words_are_answered_with_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['x', '--folds', '7'])
+    with pytest.raises(SystemExit): main()
+    assert 'invalid choice: 7' in capsys.readouterr().err
+    monkeypatch.setattr('sys.argv', ['x', '--folder', str(tmp_path/'nowhere')])
+    with pytest.raises(SystemExit, match='nowhere'): main()
+    with pytest.raises(DataError, match='There is no fold 9'): Corner(9, 0).lab
