@@ -15,7 +15,7 @@ EXTRA = {'_presets': sorted((ROOT/'config').glob('*.yaml')), '_presets/tables': 
 cfg = configparser.ConfigParser(delimiters=['='], interpolation=None)
 cfg.read(ROOT/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
-EXTRAS = ('dicom', 'onnx', 'pretrained')
+OPTIONAL = ('dicom', 'onnx', 'pretrained')
 
 
 class BuildWithExtras(build_py):
@@ -49,8 +49,8 @@ setup(
     packages=find_packages(include=['smlxray', 'smlxray.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={**{extra: cfg[f'{extra}_requirements'].split() for extra in EXTRAS},
-                    'dev': ' '.join(cfg[f'{extra}_requirements'] for extra in (*EXTRAS, 'dev')).split()},
+    extras_require={**{extra: cfg[f'{extra}_requirements'].split() for extra in OPTIONAL},
+                    'dev': ' '.join(cfg[f'{extra}_requirements'] for extra in (*OPTIONAL, 'dev')).split()},
     entry_points={'console_scripts': ['smlxray=smlxray.cli:main'],
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},  # lets nbdev link `names` in prose to their page
     cmdclass={'build_py': BuildWithExtras, 'sdist': SdistWithExtras},

@@ -177,7 +177,7 @@ _Dataset = Annotated[str, Field(pattern=rf'^({"|".join(DATASETS)}|.+\.ya?ml)$'),
 _Seed = Annotated[str, Field(pattern=r'^(auto|\d{1,18})$'), 'auto or a whole number']
 _Device = Annotated[str, Field(pattern=r'^(auto|cpu|mps|cuda(:\d+)?)$'), 'auto, cpu, mps, cuda or cuda:0 (1, 2, ...)']
 _Backbone = Annotated[str, Field(pattern=r'^((resnet18|resnet50|densenet121)(_gn)?|conv4|efficientnet_lite0|timm/[\w.]+)$'),
-                      'one of resnet18, resnet50, densenet121, conv4, efficientnet_lite0, or timm/ and the name of a network of timm']
+                      'one of resnet18, resnet50, densenet121 (these also with _gn), conv4, efficientnet_lite0, or timm/ and the name of a network of timm']
 
 # %% ../nbs/00_config.ipynb #0df1267e
 class DataSettings(_Section):
