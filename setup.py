@@ -48,8 +48,8 @@ setup(
     packages=find_packages(include=['smlxray', 'smlxray.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dicom': cfg['dicom_requirements'].split(), 'onnx': cfg['onnx_requirements'].split(),
-                    'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('dicom', 'onnx', 'dev')).split()},
+    extras_require={'dicom': cfg['dicom_requirements'].split(), 'onnx': cfg['onnx_requirements'].split(), 'app': cfg['app_requirements'].split(),
+                    'dev': ' '.join(cfg[f'{k}_requirements'] for k in ('dicom', 'onnx', 'app', 'dev')).split()},
     entry_points={'console_scripts': ['smlxray=smlxray.cli:main'],
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},  # lets nbdev link `names` in prose to their page
     cmdclass={'build_py': BuildWithExtras, 'sdist': SdistWithExtras},
