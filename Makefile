@@ -37,7 +37,7 @@ test: $(STAMP)  ## run every check: notebooks, modules, chapters, runs, site, te
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[_.]|^($(RUNS))[.]ipynb$$'
 	$(BIN)/python -m smlxray.site check-runs
 	$(BIN)/python -m smlxray.site check-site
-	$(BIN)/python -m pytest tests -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile
 
 test-long: $(STAMP)  ## run the tests that take long: builds killed at random, throughput ratios (alone on the machine, please)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests_long -q

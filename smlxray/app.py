@@ -11,7 +11,7 @@ __all__ = ['MAX_UPLOAD', 'COLOURFUL', 'ONE', 'DEMO', 'MAX_SHOTS', 'MAX_FINDING',
            'Field', 'Upload', 'Gallery', 'Scatter', 'Notice', 'Link', 'probability_svg', 'curve_svg', 'item_of',
            'Shelf', 'guarded', 'in_background', 'ComparePage', 'TeachPage', 'ExplorePage', 'adapted_findings',
            'FindingsPage', 'run_names', 'results_figure', 'steps_figure', 'frame_html', 'results_rows', 'ResultsPage',
-           'App', 'bundle_of_run', 'make_demo', 'prepare', 'open_session', 'write_template', 'notebook_file',
+           'App', 'bundle_folder', 'make_demo', 'prepare', 'open_session', 'write_template', 'notebook_file',
            'voila_command', 'serve', 'served_app']
 
 # %% ../nbs/80_app.ipynb #fac9e2d9
@@ -32,15 +32,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from .bundle import Bundle, BundleError, TaughtFinding, finding_slug, fit_calibration, make_bundle, probability, support_names
+from .bundle import Bundle, BundleError, TaughtFinding, bundle_of_run, finding_slug, probability, support_names
 from .config import ImageError, Settings, SmlxrayError, load_settings, resolve_path
 from .episodes import EpisodeSampler
 from .evaluate import read_results
 from .images import decode, read_image, resize_image
 from .losses import pair_loss, query_scores
-from .metrics import average_precision, confusion_matrix, roc_curve
 from .siamese import cosine_similarity, unit_vectors
-from .train import Lab, checkpoint_path, load_checkpoint, open_lab, read_metrics
+from .train import Lab, open_lab
 
 # %% ../nbs/80_app.ipynb #c49013cc
 @dataclass(eq=False)
@@ -1150,22 +1149,18 @@ def _run_folder(run: str | Path, runs: str | Path = 'runs') -> Path:
         if (folder/'config.yaml').is_file(): return folder
     raise SmlxrayError(f'There is no run {run}: neither {runs}/{run} nor a folder of that name has a config.yaml. `ls {runs}` lists them.')
 
-def _trained(folder: Path) -> list[str]:
-    "Say which networks a run has, the meta-learned first."
-    return [p.stem for name in ('maml', 'fomaml', 'anil', 'siamese') for p in folder.glob(f'*/{name}.safetensors')]
+def _weights(folder: Path) -> list[Path]: return [p for p in folder.glob('*/*.safetensors') if p.parent.name != 'bundle' and '.state.' not in p.name]  # the networks of a run
 
 def _run_lab(folder: Path) -> Lab:
     "Open the lab of a run."
-    return open_lab(load_settings(config=folder/'config.yaml', run=folder.name, runs_path=str(folder.parent), progress=False))
+    return open_lab(load_settings('paper', config=folder/'config.yaml', run=folder.name, runs_path=str(folder.parent), progress=False))
 
-def bundle_of_run(folder: Path) -> Path:
-    "Give the bundle of a run; make it if there is none, or if a network of the run is newer."
-    place, trained = folder/'app-bundle', [p for p in folder.glob('*/*.safetensors') if p.parent.name != 'app-bundle']
-    if not trained: raise SmlxrayError(f'The run {folder.name} has no trained network yet; run the notebook train_siamese with it first.')
-    if (place/'manifest.json').exists() and (place/'manifest.json').stat().st_mtime >= max(p.stat().st_mtime for p in trained): return place
-    lab = _run_lab(folder); phase = next(p for p in (lab.settings.meta.algorithm, *_trained(folder)) if p in _trained(folder))
-    rows = read_results(folder)['rows'] if (folder/'results.json').exists() else ()
-    return make_bundle(lab, load_checkpoint(checkpoint_path(lab, phase), lab.device)[0], phase, rows).save(place)
+def bundle_folder(folder: Path) -> Path:
+    "Give the folder of a run's bundle; make it if there is none, or if networks or results of the run are newer."
+    made, parts = folder/'bundle'/'manifest.json', [*_weights(folder), *folder.glob('results.json')]
+    if not _weights(folder): raise SmlxrayError(f'The run {folder.name} has no trained network yet; `smlxray train siamese -p run {folder.name}` trains one.')
+    if not made.exists() or any(p.stat().st_mtime > made.stat().st_mtime for p in parts): bundle_of_run(_run_lab(folder)).save(made.parent)
+    return made.parent
 
 # %% ../nbs/80_app.ipynb #de313721
 def make_demo(**changes) -> Path:
@@ -1183,9 +1178,9 @@ def prepare(run: str = None, bundle: str = None, say: Callable[[str], None] = pr
     if bundle:
         place = next((p for p in (Path(bundle).expanduser().absolute(), resolve_path(bundle)) if p.is_dir()), resolve_path(bundle)); b = Bundle.load(place)
         return dict(bundle=str(place), run='', about=f'Bundle {place.name}; it brings no X-rays, upload your own.')
-    demo = not run and next((f for f in ('demo', 'app') if (resolve_path('runs')/f/'results.json').is_file() and _trained(resolve_path('runs')/f)), None)
+    demo = not run and next((f for f in ('demo', 'app') if (resolve_path('runs')/f/'results.json').is_file() and _weights(resolve_path('runs')/f)), None)
     if not run and not demo: say('There is no trained run yet: drawing phantoms and training a small network on them, once (about a minute).'); make_demo()
-    folder = _run_folder(run or demo or 'app'); place = bundle_of_run(folder)
+    folder = _run_folder(run or demo or 'app'); place = bundle_folder(folder)
     phantoms = Bundle.load(place).settings.data.dataset == 'phantom'
     return dict(bundle=str(place), run=str(folder), about=f'Run {folder.name}' + (': synthetic X-rays (phantoms), which say nothing about patients.' if phantoms else '.'))
 
@@ -1193,6 +1188,8 @@ def open_session(run: str = None, bundle: str = None, told: dict = None) -> Sess
     "Open a session on a run, a bundle, or phantoms."
     told = told or prepare(run, bundle); b = Bundle.load(told['bundle']); lab = _run_lab(Path(told['run'])) if told['run'] else None
     runs = Path(told['run']).parent if told['run'] else resolve_path('runs')
+    for place in Path(told['bundle']).parent.glob('findings/*/manifest.json'):  # what `smlxray adapt` taught to this run
+        f = TaughtFinding.load(place.parent); b.findings |= {f.name: f} if f.network == b.network else {}
     return Session(b, make_library(lab, b) if lab else (), lab, runs, about=told['about'])
 
 # %% ../nbs/80_app.ipynb #bde3dc7c

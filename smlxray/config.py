@@ -242,6 +242,7 @@ class TrainingSettings(_Section):
     device: _Device = 'auto'                          # auto takes the GPU if there is one
     precision: Literal['no', 'bf16', 'fp16'] = 'no'   # mixed precision
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    resume: bool = False                              # go on where an interrupted training stopped
     progress: bool = True                             # progress bars
 
 # %% ../nbs/00_config.ipynb #c4476a8e
