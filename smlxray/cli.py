@@ -564,7 +564,7 @@ def app_(
 ):
     "Serve pages to compare, teach, explore and read results; on phantoms if nothing is named."
     try: from smlxray.app import serve
-    except ImportError as e: raise SmlxrayError(f"The pages need the package {e.name}; pip install 'smlxray[app]'.") from None
+    except ModuleNotFoundError as e: raise SmlxrayError(f"The pages need the package {e.name}; pip install 'smlxray[app]'.") from None
     serve(run, bundle, port, store)
 
 # %% ../nbs/90_cli.ipynb #626bdee7
