@@ -1224,7 +1224,7 @@ def notebook_file() -> Path:
 
 def voila_command(port: int, config: Path) -> list[str]:
     "The command that serves the pages."
-    return [sys.executable, '-W', 'ignore', '-m', 'voila', str(notebook_file()), f'--config={config}', f'--port={port}', '--Voila.log_level=WARN']
+    return [sys.executable, '-W', 'ignore', '-m', 'voila', str(notebook_file()), f'--Voila.config_file_paths={config.parent}', f'--port={port}', '--Voila.log_level=INFO']
 
 # %% ../nbs/80_app.ipynb #d91e1b55
 def serve(run: str = None, bundle: str = None, port: int = 8866, store: str = 'runs/app-findings'):
@@ -1239,11 +1239,17 @@ def serve(run: str = None, bundle: str = None, port: int = 8866, store: str = 'r
     told = {**prepare(run, bundle), 'store': str(resolve_path(store))}
     with tempfile.TemporaryDirectory() as folder:
         config, paths = write_template(folder), os.pathsep.join(p for p in (folder, os.environ.get('JUPYTER_PATH')) if p)
-        print(f'Open http://127.0.0.1:{port}/ in a browser (the first page may take some seconds). Ctrl-C ends it. Research use, not for diagnosis.', flush=True)
-        server = subprocess.Popen(voila_command(port, config), env={**os.environ, 'JUPYTER_PATH': paths, 'SMLXRAY_APP': json.dumps(told)}, cwd=resolve_path('.'))
+        print('Starting; the first visitor is made ready for.', flush=True)
+        server = subprocess.Popen(voila_command(port, config), env={**os.environ, 'JUPYTER_PATH': paths, 'SMLXRAY_APP': json.dumps(told)}, cwd=resolve_path('.'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us ends the server
-        try: sys.exit(server.wait())
+        try: _relay(server.stdout, f'Ready: open http://127.0.0.1:{port}/ in a browser. Ctrl-C ends it. Research use, not for diagnosis.'); sys.exit(server.wait())
         except KeyboardInterrupt: server.terminate(); server.wait()
+
+def _relay(lines: Iterable[str], ready: str):
+    "Say once when a kernel is ready, and pass on what went wrong; the rest of the log is Voila's own business."
+    for line in lines:
+        if 'is filled with' in line and ready: print(ready, flush=True); ready = ''
+        elif re.search(r'ERROR|CRITICAL|Traceback|Error:', line): print(line.rstrip(), file=sys.stderr, flush=True)
 
 def served_app() -> App:
     "The application of one visitor, as `serve` has prepared it; in a notebook without `serve`, on phantoms."
