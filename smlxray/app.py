@@ -14,8 +14,8 @@ __all__ = ['MAX_UPLOAD', 'COLOURFUL', 'ONE', 'DEMO', 'MAX_SHOTS', 'MAX_FINDING',
            'App', 'bundle_folder', 'make_demo', 'prepare', 'open_session', 'write_template', 'notebook_file',
            'voila_command', 'serve', 'served_app']
 
-# %% ../nbs/80_app.ipynb #fac9e2d9
-import base64, copy, hashlib, html, io, json, os, re, shutil, sys, tempfile, threading, zipfile
+# %% ../nbs/80_app.ipynb #a1ba2337
+import base64, copy, hashlib, html, io, json, os, re, sys, tempfile, threading, time, zipfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -207,7 +207,7 @@ def overlay(
     "Lay a similarity map over a picture."
     unit = np.clip((places - low)/max(high - low, 1e-9), 0, 1).astype(np.float32)
     unit = np.asarray(Image.fromarray(unit).resize(grey.shape[::-1], Image.Resampling.BICUBIC)).clip(0, 1)
-    colour, share = colormaps['inferno'](unit)[..., :3]*255, (strength*unit**2)[..., None]
+    colour, share = colormaps['inferno'](unit)[..., :3]*255, (strength*np.clip(1.5*unit - .5, 0, 1))[..., None]
     return (grey[..., None]*(1 - share) + colour*share).astype(np.uint8)
 
 def nearest_cases(
@@ -639,12 +639,12 @@ def item_of(x: Xray, mark: str = '', said: str = None) -> dict:
 
 class Shelf:
     "A gallery of the session's X-rays with a filter and pages."
-    def __init__(self, session: Session, on_click: Callable[[str], None], marks: Callable[[], dict] = dict, label: str = 'X-rays to choose from', page: int = 18):
+    def __init__(self, session: Session, on_click: Callable[[str], None], marks: Callable[[], dict] = dict, label: str = 'X-rays to choose from', page: int = 18, controls: Sequence[widgets.Widget] = ()):
         self.session, self.marks, self.page, self.at = session, marks, page, 0
         self.filter, self.gallery, self.count = Field(kind='select', label='Show'), Gallery(label=label), _html('', 'sx-count')
         self.filter.on_input(self.first); self.gallery.on_click(lambda key: on_click(key) if key in session.xrays else None); session.on_change(self.refresh)
         turn = _box(_button('Previous', lambda: self.turn(-1), 'sx-quiet'), self.count, _button('Next', lambda: self.turn(1), 'sx-quiet'), classes='sx-row')
-        self.widget = _box(_box(self.filter, turn, classes='sx-row sx-between'), self.gallery, classes='sx-shelf'); self.refresh()
+        self.widget = _box(_box(*controls, self.filter, turn, classes='sx-row sx-between'), self.gallery, classes='sx-shelf'); self.refresh()
 
     def found(self) -> list[Xray]:
         "List the X-rays that pass the filter."
@@ -689,12 +689,12 @@ class ComparePage:
         self.notice, self.pictures, self.numbers = Notice(), {k: _html() for k in 'ab'}, _html()
         self.uploads = {k: Upload(label=f'Upload X-ray {k.upper()}') for k in 'ab'}
         for k, u in self.uploads.items(): u.on_files(lambda files, refused, k=k: guarded(self.notice, self.receive, k, files, refused))
-        self.shelf = Shelf(session, self.pick, lambda: {v: k for k, v in self.keys.items() if v})
+        self.shelf = Shelf(session, self.pick, lambda: {v: k for k, v in self.keys.items() if v}, controls=[self.slot])
         self.near = {k: Gallery(label=f'Cases nearest to X-ray {k.upper()}') for k in 'ab'}
         for k, g in self.near.items(): g.on_click(lambda key, k=k: guarded(self.notice, self.put, 'ba'['ab'.index(k)], key))
         sides = [_box(self.pictures[k], self.uploads[k], classes='sx-side') for k in 'ab']
         self.widget = _box(self.notice, _box(_card('Two X-rays', _box(*sides, classes='sx-two'), self.show), _card('How alike', self.numbers, classes='sx-numbers'), classes='sx-main'),
-                           _card('Choose from the library, or from your uploads', self.slot, self.shelf.widget),
+                           _card('Choose from the library, or from your uploads', self.shelf.widget),
                            _box(*(_card(f'Library cases nearest to {k.upper()}', self.near[k], _html('<p class="sx-small">A click puts a case on the other side.</p>')) for k in 'ab'), classes='sx-two'))
         for k, x in zip('ab', session.library): self.keys[k] = x.key
         self.update()
@@ -757,7 +757,7 @@ class TeachPage:
         self.prevalence.on_input(self.draw); self.notice, self.trust, self.curve, self.answers, self.counts = Notice(), Notice(), _html(), _html(), _html()
         self.uploads = {k: Upload(label=f'Upload {word}') for k, word in dict(with_='X-rays with it', without='X-rays without it', asked='X-rays to ask about').items()}
         for k, u in self.uploads.items(): u.on_files(lambda files, refused, k=k.strip('_'): guarded(self.notice, self.receive, k, files, refused))
-        self.shelf = Shelf(session, self.click, lambda: self.marks); self.trays = {k: Gallery(label=f'Marked {k}') for k in ('with', 'without', 'asked')}
+        self.shelf = Shelf(session, self.click, lambda: self.marks, controls=[self.brush]); self.trays = {k: Gallery(label=f'Marked {k}') for k in ('with', 'without', 'asked')}
         for g in self.trays.values(): g.on_click(lambda key: guarded(self.notice, self.mark, key, ''))
         self.saved, self.import_ = Field(kind='select', label='Saved findings'), Upload(label='Import a finding (zip)', accept='.zip', multiple=False, limit=MAX_FINDING)
         self.import_.on_files(lambda files, refused: guarded(self.notice, self.bring, files, refused))
@@ -771,10 +771,10 @@ def _lay_out(self) -> widgets.Widget:
     tray = lambda k, word: _box(_html(f'<h3>{word}</h3>'), self.trays[k], self.uploads['with_' if k == 'with' else k], classes='sx-tray')
     setup = _card('1. Name it', self.name, self.method, self.steps)
     examples = _card('2. Give examples', self.counts, _box(tray('with', 'With the finding'), tray('without', 'Without it'), classes='sx-two'), _html('<p class="sx-small">1 to 30 of each, one a patient. A click on an example takes it back.</p>'))
-    run = _card('3. Adapt', _box(self.start, self.stop, classes='sx-row'), self.notice, self.curve, self.trust)
+    run = _card('3. Adapt', _box(self.start, self.stop, classes='sx-row'), self.notice, self.curve, self.trust, classes='sx-o3')
     asks = _card('4. Ask', _box(self.prevalence, self.uploads['asked'], classes='sx-two'), self.trays['asked'], self.answers)
     keep = _card('5. Keep it', _html('<p>What is saved are embeddings and weights, no picture. It lies in a folder of your own on this machine.</p>'), _box(*self.keep[:2], classes='sx-row'), self.saved, _box(self.keep[2], self.import_, classes='sx-row'))
-    return _box(_box(_box(setup, run, classes='sx-stack'), _box(examples, _card('Gallery', self.brush, self.shelf.widget), classes='sx-stack'), classes='sx-left'), asks, keep)
+    return _box(_box(_box(setup, run, classes='sx-stack'), _box(examples, _card('Gallery', self.shelf.widget, classes='sx-o2'), classes='sx-stack'), classes='sx-left'), asks, keep)
 
 def _marked(self, mark: str) -> list[Xray]: return [self.session[k] for k, m in self.marks.items() if m == mark]
 def _mark(self, key: str, mark: str):
@@ -1098,12 +1098,12 @@ STYLE = '''
 .sx-tabs button:hover{background:#eef3f7}.sx-tabs button[aria-selected=true]{color:#0b5c8e;border-bottom-color:#0072b2;background:#eef5fa}
 .sx-card{background:#fff;border:1px solid #d6dfe6;border-radius:12px;padding:16px 18px;margin:0 0 16px!important;display:flex;flex-direction:column;gap:8px;min-width:0}.sx-page{min-width:0}
 .sx-main,.sx-two,.sx-three,.sx-left,.sx-right{display:grid!important;gap:16px;align-items:start;min-width:0}.sx-two{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}.sx-three{grid-template-columns:repeat(auto-fit,minmax(190px,1fr))}.sx-main{grid-template-columns:minmax(0,2.1fr) minmax(0,1fr)}.sx-left{grid-template-columns:minmax(0,1fr) minmax(0,1.9fr)}.sx-right{grid-template-columns:minmax(0,1fr) minmax(0,2.2fr)}
-.sx-stack{min-width:0}.sx-shelf{gap:12px;display:flex;flex-direction:column}.sx-row{display:flex!important;flex-flow:row wrap!important;gap:10px;align-items:center}.sx-between{justify-content:space-between;align-items:flex-end}.sx-count{width:auto!important}
+.sx-row .sx-field{flex:1 1 220px;max-width:360px}.sx-stack{min-width:0}.sx-shelf{gap:12px;display:flex;flex-direction:column}.sx-row{display:flex!important;flex-flow:row wrap!important;gap:10px;align-items:center}.sx-between{justify-content:space-between;align-items:flex-end}.sx-app .sx-count,.sx-app .sx-count .widget-html-content{width:auto!important;align-self:center}
 .sx-app .sx-button{width:auto;height:auto;min-height:38px;padding:6px 16px;border-radius:8px;border:1px solid #0b5c8e;background:#fff;color:#0b5c8e;font:inherit;font-weight:600;line-height:1.4;cursor:pointer;box-shadow:none}.sx-app .sx-button:hover{background:#eef5fa}.sx-app .sx-primary{background:#0b5c8e;color:#fff}.sx-app .sx-primary:hover{background:#094a73}.sx-app .sx-quiet{border-color:#9fb0bd;color:#34495b}.sx-app .sx-button:disabled{opacity:.5;cursor:default}
 .sx-field{display:flex!important;flex-direction:column;gap:3px;min-width:0;max-width:420px;width:100%}.sx-field label{font-weight:600;font-size:14px;display:flex;justify-content:space-between;gap:10px}.sx-field output{font-weight:600;color:#0b5c8e}.sx-field select,.sx-field input[type=text]{font:inherit;padding:7px 9px;border:1px solid #8ea0ae;border-radius:8px;background:#fff;color:inherit;width:100%}.sx-field input[type=range]{width:100%;accent-color:#0072b2;margin:6px 0}.sx-field small{font-size:12.5px}
 .sx-upload{position:relative;border:1.5px dashed #8ea0ae;border-radius:8px;padding:0;min-width:0;width:100%}.sx-upload input{position:absolute;inset:0;opacity:0;cursor:pointer;width:100%}.sx-upload label{display:block;padding:8px 12px;text-align:center;font-weight:600;color:#0b5c8e;cursor:pointer}.sx-upload:hover,.sx-over{background:#eef5fa}
 .sx-app button:focus-visible,.sx-app select:focus-visible,.sx-app input:focus-visible,.sx-scatter svg:focus-visible,.sx-upload:focus-within{outline:3px solid #d55e00!important;outline-offset:2px}
-.sx-gallery{display:grid!important;grid-template-columns:repeat(auto-fill,minmax(92px,1fr));gap:8px;width:100%}.sx-gallery:empty{display:none!important}.sx-thumb{position:relative;display:flex;flex-direction:column;padding:4px;border:2px solid #d6dfe6;border-radius:8px;background:#fff;cursor:pointer;text-align:left;font:12.5px/1.3 inherit;font-family:inherit;color:inherit;min-width:0}.sx-thumb:hover{border-color:#0072b2}.sx-thumb img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:4px;background:#000}
+.sx-gallery{display:grid!important;grid-template-columns:repeat(auto-fill,minmax(126px,1fr));gap:8px;width:100%}.sx-gallery:empty{display:none!important}.sx-thumb{position:relative;display:flex;flex-direction:column;padding:4px;border:2px solid #d6dfe6;border-radius:8px;background:#fff;cursor:pointer;text-align:left;font:12.5px/1.3 inherit;font-family:inherit;color:inherit;min-width:0}.sx-thumb:hover{border-color:#0072b2}.sx-thumb img{width:100%;aspect-ratio:1;object-fit:cover;border-radius:4px;background:#000}
 .sx-name{font-weight:600;overflow-wrap:anywhere;margin-top:3px}.sx-said{color:#52616f;overflow-wrap:anywhere}.sx-sign{position:absolute;top:7px;left:7px;background:#1b2733;color:#fff;border-radius:4px;padding:0 6px;font-weight:700}.sx-mark-with{border-color:#b24a00}.sx-mark-with .sx-sign{background:#b24a00}.sx-mark-without{border-color:#0072b2}.sx-mark-without .sx-sign{background:#0b5c8e}.sx-mark-asked{border-color:#00684c}.sx-mark-asked .sx-sign{background:#00684c}.sx-mark-a,.sx-mark-b,.sx-mark-chosen{border-color:#1b2733}
 .sx-figure{margin:0}.sx-figure img{width:100%;max-width:440px;display:block;border-radius:8px;background:#000}.sx-figure figcaption{padding-top:6px;overflow-wrap:anywhere}.sx-none{border:1px dashed #8ea0ae;border-radius:8px;aspect-ratio:1;display:grid;place-items:center;max-width:440px}.sx-side{display:flex;gap:10px;min-width:0}
 .sx-app .sx-big{font-size:40px;font-weight:700;line-height:1.1;margin:0;color:#0b5c8e}.sx-meter{height:10px;background:#e4eaef;border-radius:5px;margin:0 0 14px;overflow:hidden}.sx-meter div{height:100%;background:#0072b2}
@@ -1113,7 +1113,7 @@ STYLE = '''
 .sx-scatter{position:relative;width:100%}.sx-scatter svg{width:100%;height:auto;max-height:640px;background:#f7f9fb;border:1px solid #d6dfe6;border-radius:8px;touch-action:none;display:block}.sx-dot{stroke:#fff;stroke-width:.8;opacity:.85;cursor:pointer}.sx-dot:hover,.sx-at{stroke:#000;stroke-width:2;opacity:1}.sx-chosen{stroke:#000;stroke-width:2.4;opacity:1}.sx-box{fill:#0072b2;opacity:.15;stroke:#0072b2}.sx-tip{position:absolute;display:flex;gap:8px;width:240px;background:#fff;border:1px solid #8ea0ae;border-radius:8px;padding:7px;box-shadow:0 4px 14px #0003;pointer-events:none;font-size:13px;z-index:5;line-height:1.35}.sx-tip[hidden]{display:none}.sx-tip img{border-radius:4px;flex:none}
 .sx-legend .widget-html-content{display:flex;flex-wrap:wrap;gap:4px 18px}.sx-legend span{display:inline-flex;align-items:center;gap:6px}.sx-legend svg{width:18px;height:18px}.sx-chart{max-width:100%;height:auto;display:block;margin:6px 0 12px}
 .sx-lost{position:fixed;inset:auto 16px 16px 16px;max-width:760px;margin:auto;background:#a3240a;color:#fff;border-radius:10px;padding:14px 18px;z-index:99;font-weight:600;box-shadow:0 6px 24px #0006}.sx-lost[hidden]{display:none}.sx-lost button{font:inherit;margin-left:12px;padding:6px 16px;border-radius:8px;border:0;background:#fff;color:#a3240a;cursor:pointer}
-@media(max-width:900px){.sx-main,.sx-left,.sx-right{grid-template-columns:minmax(0,1fr)}}@media(max-width:600px){.sx-two{grid-template-columns:minmax(0,1fr)}}
+@media(max-width:900px){.sx-left{display:flex!important;flex-direction:column;gap:0;align-items:stretch}.sx-left .sx-stack{display:contents!important}.sx-o2{order:2}.sx-o3{order:3}.sx-main,.sx-left,.sx-right{grid-template-columns:minmax(0,1fr)}}@media(max-width:600px){.sx-two{grid-template-columns:minmax(0,1fr)}}
 body[data-voila]{background:#f1f5f8}body[data-voila] .jp-Cell,body[data-voila] .jp-OutputArea-output,body[data-voila] .jp-Cell-outputWrapper{padding:0!important;margin:0!important;background:none;overflow:visible!important}body[data-voila] .jp-MarkdownCell,body[data-voila] .jp-RenderedMarkdown,body[data-voila] .jp-OutputPrompt,body[data-voila] .jp-OutputCollapser{display:none}
 '''
 
@@ -1238,20 +1238,25 @@ def serve(run: str = None, bundle: str = None, port: int = 8866, store: str = 'r
         except OSError: raise SmlxrayError(f'Port {port} is taken; name another with --port.') from None
     told = {**prepare(run, bundle), 'store': str(resolve_path(store))}
     with tempfile.TemporaryDirectory() as folder:
-        config, paths = write_template(folder), os.pathsep.join(p for p in (folder, os.environ.get('JUPYTER_PATH')) if p)
+        config, ready, paths = write_template(folder), Path(folder)/'ready', os.pathsep.join(p for p in (folder, os.environ.get('JUPYTER_PATH')) if p)
         print('Starting; the first visitor is made ready for.', flush=True)
-        server = subprocess.Popen(voila_command(port, config), env={**os.environ, 'JUPYTER_PATH': paths, 'SMLXRAY_APP': json.dumps(told)}, cwd=resolve_path('.'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us ends the server
-        try: _relay(server.stdout, f'Ready: open http://127.0.0.1:{port}/ in a browser. Ctrl-C ends it. Research use, not for diagnosis.'); sys.exit(server.wait())
+        server = subprocess.Popen(voila_command(port, config), env={**os.environ, 'JUPYTER_PATH': paths, 'SMLXRAY_APP': json.dumps({**told, 'ready': str(ready)})}, cwd=resolve_path('.'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for end in (signal.SIGTERM, signal.SIGINT): signal.signal(end, signal.default_int_handler)  # whoever ends us ends the server
+        threading.Thread(target=_relay, args=(server.stdout,), daemon=True).start()
+        try:
+            while server.poll() is None and not ready.exists(): time.sleep(.2)
+            if ready.exists(): print(f'Ready: open http://127.0.0.1:{port}/ in a browser. Ctrl-C ends it. Research use, not for diagnosis.', flush=True)
+            sys.exit(server.wait())
         except KeyboardInterrupt: server.terminate(); server.wait()
 
-def _relay(lines: Iterable[str], ready: str):
-    "Say once when a kernel is ready, and pass on what went wrong; the rest of the log is Voila's own business."
+def _relay(lines: Iterable[str]):
+    "Pass on what went wrong; the rest of the log is Voila's own business."
     for line in lines:
-        if 'is filled with' in line and ready: print(ready, flush=True); ready = ''
-        elif re.search(r'ERROR|CRITICAL|Traceback|Error:', line): print(line.rstrip(), file=sys.stderr, flush=True)
+        if re.search(r'ERROR|CRITICAL|Traceback|Error:', line): print(line.rstrip(), file=sys.stderr, flush=True)
 
 def served_app() -> App:
     "The application of one visitor, as `serve` has prepared it; in a notebook without `serve`, on phantoms."
     told = json.loads(os.environ['SMLXRAY_APP']) if os.environ.get('SMLXRAY_APP') else None
-    return App(open_session(told=told), (told or {}).get('store') or resolve_path('runs/app-findings'))
+    app = App(open_session(told=told), (told or {}).get('store') or resolve_path('runs/app-findings'))
+    if told and Path(told['ready']).parent.is_dir(): Path(told['ready']).touch()  # the first visitor may come
+    return app

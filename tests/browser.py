@@ -23,7 +23,7 @@ def need_browser() -> str:
 def small_run(home: Path, **changes) -> Path:
     "Train a small network on phantoms; give its run folder."
     from smlxray.app import make_demo
-    given = dict(preset='tiny', run='small', patients=160, phantom_size=64, image_size=32, siamese_epochs=1, meta_episodes=2, episodes=2, adapt_steps=5, shots=2, valid_fraction=.2)
+    given = dict(preset='tiny', run='small', patients=450, phantom_size=64, image_size=32, siamese_epochs=1, meta_episodes=2, episodes=2, adapt_steps=5, shots=2, valid_fraction=.2)
     return make_demo(**{**given, 'dataset_path': str(home/'data'), 'cache_path': str(home/'cache'), 'runs_path': str(home/'runs'), **changes})
 
 

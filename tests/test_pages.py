@@ -13,7 +13,7 @@ def served(tmp_path_factory):
 def test_a_visitor_compares_teaches_and_looks_around(served):
     with browsing() as browser:
         v = Visitor(browser, served); p = v.page
-        assert p.get_by_text('Research use, not for diagnosis.').first.is_visible()
+        assert p.locator('.sx-research').inner_text() == 'Research use, not for diagnosis.'
         before = p.locator('.sx-big').inner_text()
         v.upload('Upload X-ray A', ('one.png', png(phantom(900, ['Pleural Effusion']))), ('bad.png', b'no image'), ('two.png', png(phantom(901))))
         v.says('bad.png is not an image'); assert 'one.png' in p.locator('.sx-figure:visible').first.inner_text(); assert p.locator('.sx-big').inner_text() != before
