@@ -63,6 +63,9 @@ class Visitor:
     def upload(self, label, *files):
         "Give files, as (name, bytes), to the control of that label on the open page."
         self.page.locator('.sx-upload:visible').filter(has_text=label).locator('input').set_input_files([dict(name=n, mimeType='application/octet-stream', buffer=d) for n, d in files])
+    def field(self, label):
+        "The control of that label on the open page."
+        return self.page.locator('.sx-field:visible').filter(has=self.page.locator('label span').get_by_text(label, exact=True)).locator('input, select')
     def says(self, words, timeout=60_000):
         "Wait until the open page says something."
         self.page.locator('.sx-notice:visible').filter(has_text=words).first.wait_for(timeout=timeout)

@@ -19,9 +19,9 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
         v.says('bad.png is not an image'); assert 'one.png' in p.locator('.sx-figure:visible').first.inner_text(); assert p.locator('.sx-big').inner_text() != before
 
         v.open('Teach'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Name the finding first')
-        p.get_by_label('Name of the finding').fill('Fluid'); p.get_by_label('Adapt', exact=True).select_option(label='the last layer (anil)'); p.get_by_label('Inner steps').fill('1')
+        v.field('Name of the finding').fill('Fluid'); v.field('Adapt').select_option(label='the last layer (anil)'); v.field('Inner steps').fill('1')
         for mark, first in (('with the finding', 0), ('without the finding', 3), ('asked about', 6)):
-            p.get_by_label('A click in the gallery marks an X-ray as').select_option(label=mark)
+            v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
             for k in range(first, first + 2): v.thumbs('X-rays to choose from').nth(k).click()
         p.locator('.sx-table:visible, p:visible').filter(has_text='2 with, 2 without').first.wait_for()
         p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Done: taught'); p.locator('.sx-curve:visible').wait_for(); assert p.locator('.sx-table:visible tbody tr').count() == 2

@@ -55,19 +55,19 @@ def test_compare_within_a_second(visitor, capsys):
     v, p = visitor, visitor.page; times = []
     for k in range(3):
         old = p.locator('.sx-figure:visible').first.inner_text(); start = time.time(); v.thumbs('X-rays to choose from').nth(4 + 2*k).click()
-        p.get_by_label('A click in the gallery becomes').select_option(label='X-ray A'); p.wait_for_function('old => document.querySelector(".sx-figure").innerText !== old', arg=old); times.append(time.time() - start)
-        p.get_by_label('A click in the gallery becomes').select_option(label='X-ray A')
+        v.field('A click in the gallery becomes').select_option(label='X-ray A'); p.wait_for_function('old => document.querySelector(".sx-figure").innerText !== old', arg=old); times.append(time.time() - start)
+        v.field('A click in the gallery becomes').select_option(label='X-ray A')
     with capsys.disabled(): print(f'\nfirst view {visitor.first_view:.1f} s, compare {min(times):.2f} s')
     assert min(times) <= 1 or os.getloadavg()[0] > 3
-    p.get_by_label('Show where they agree').fill('0'); p.wait_for_timeout(500); shown = p.locator('.sx-figure img').first.get_attribute('src'); p.get_by_label('Show where they agree').fill('3')
+    v.field('Show where they agree').fill('0'); p.wait_for_timeout(500); shown = p.locator('.sx-figure img').first.get_attribute('src'); v.field('Show where they agree').fill('3')
     p.wait_for_function('old => document.querySelector(".sx-figure img").src !== old', arg=shown)
 
 
 def teach(v, name, method='all weights (maml)', steps=5, shots=7):
     "Teach from the gallery."
-    p = v.page; v.open('Teach'); p.get_by_label('Name of the finding').fill(name); p.get_by_label('Adapt', exact=True).select_option(label=method); p.get_by_label('Inner steps').fill(str(steps - 1))
+    p = v.page; v.open('Teach'); v.field('Name of the finding').fill(name); v.field('Adapt').select_option(label=method); v.field('Inner steps').fill(str(steps - 1))
     for k, mark in enumerate(('with the finding', 'without the finding', 'asked about')):
-        p.get_by_label('A click in the gallery marks an X-ray as').select_option(label=mark); p.get_by_label('Show').locator('visible=true').select_option(label=('Pleural Effusion', 'no finding labelled', 'Atelectasis')[k]); p.wait_for_timeout(400)
+        v.field('A click in the gallery marks an X-ray as').select_option(label=mark); v.field('Show').select_option(label=('Pleural Effusion', 'no finding labelled', 'Atelectasis')[k]); p.wait_for_timeout(400)
         n = min(shots, v.thumbs('X-rays to choose from').count())
         for i in range(n): v.thumbs('X-rays to choose from').nth(i).click()
     p.get_by_role('button', name='Adapt', exact=True).click()
@@ -78,24 +78,24 @@ def test_teach_save_load_export_import(visitor, served, tmp_path, capsys):
     with capsys.disabled(): print(f'\nadapt {first:.1f} s, with leaving out {time.time() - start:.1f} s')
     assert first <= 15 or os.getloadavg()[0] > 3
     p.locator('.sx-notice:visible').filter(has_text='AUC of').wait_for(); p.locator('.sx-curve:visible circle').nth(5).wait_for()
-    at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text(); p.get_by_label('Assumed prevalence').locator('visible=true').fill('9'); p.wait_for_function('old => document.querySelector(".sx-table tbody tr b").innerText !== old', arg=at_ten)
+    at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text(); v.field('Assumed prevalence').fill('9'); p.wait_for_function('old => document.querySelector(".sx-table tbody tr b").innerText !== old', arg=at_ten)
     p.get_by_role('button', name='Save').click(); v.says('Saved as fluid')
     with p.expect_download() as got: p.get_by_role('button', name='Export').click()
     got.value.save_as(tmp_path/'fluid.zip'); assert got.value.suggested_filename == 'fluid.zip'
     v.upload('Import a finding', ('fluid.zip', (tmp_path/'fluid.zip').read_bytes())); v.says('Imported: Fluid'); v.upload('Import a finding', ('no.zip', b'PK no')); v.says('no.zip is not a finding')
     p.get_by_role('button', name='Load').click(); v.says('Loaded: Fluid'); assert list((served.home/'store').glob('*/fluid/manifest.json'))
-    p.reload(); p.wait_for_selector('.sx-thumb', timeout=120_000); v.open('Teach'); p.get_by_label('Saved findings').locator('option', has_text='fluid').wait_for(state='attached'); p.get_by_role('button', name='Load').click(); v.says('Loaded: Fluid')
+    p.reload(); p.wait_for_selector('.sx-thumb', timeout=120_000); v.open('Teach'); v.field('Saved findings').locator('option', has_text='fluid').wait_for(state='attached'); p.get_by_role('button', name='Load').click(); v.says('Loaded: Fluid')
     v.open('Findings'); p.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
-    before = p.locator('.sx-table:visible').inner_text(); p.get_by_label('Temperature').fill('8'); p.wait_for_function('old => [...document.querySelectorAll(".sx-table")].at(-1).innerText !== old || true', arg=before)
-    p.get_by_label('Inner steps').locator('visible=true').fill('1'); v.says('Adapted with 1 steps', 240_000)
-    v.open('Explore'); p.get_by_label('Weights').select_option(label='adapted to Fluid')
+    before = p.locator('.sx-table:visible').inner_text(); v.field('Temperature').fill('8'); p.wait_for_function('old => [...document.querySelectorAll(".sx-table")].at(-1).innerText !== old || true', arg=before)
+    v.field('Inner steps').fill('1'); v.says('Adapted with 1 steps', 240_000)
+    v.open('Explore'); v.field('Weights').select_option(label='adapted to Fluid')
 
 
 def test_too_few_and_several_files(visitor):
     v, p = visitor, visitor.page; v.open('Teach'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Name the finding')
-    p.get_by_label('Name of the finding').fill('<b>Air</b>'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('0 X-rays with the finding are marked')
+    v.field('Name of the finding').fill('<b>Air</b>'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('0 X-rays with the finding are marked')
     v.upload('Upload X-rays with it', *[(f'with{k}.png', png(phantom(50 + k, ['Pneumothorax']))) for k in range(3)]); v.upload('Upload X-rays without it', *[(f'no{k}.png', png(phantom(60 + k))) for k in range(3)]); v.upload('Upload X-rays to ask about', ('ask.png', png(phantom(70))))
-    p.locator('p:visible').filter(has_text='3 with, 3 without').wait_for(); p.get_by_label('Adapt', exact=True).select_option(label='the last layer (anil)'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Done: taught', 200_000)
+    p.locator('p:visible').filter(has_text='3 with, 3 without').wait_for(); v.field('Adapt').select_option(label='the last layer (anil)'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Done: taught', 200_000)
     assert p.locator('.sx-table:visible tbody tr').count() == 1 and p.get_by_text('<b>Air</b>').first.is_visible()
 
 
@@ -104,8 +104,8 @@ def test_explore_by_mouse_and_keyboard(visitor):
     box = svg.bounding_box(); p.mouse.move(box['x'] + 5, box['y'] + 5); p.mouse.down(); p.mouse.move(box['x'] + box['width']*.6, box['y'] + box['height'] - 5, steps=5); p.mouse.up()
     chosen = p.locator('.sx-dot.sx-chosen').count(); assert chosen > 3; p.get_by_role('button', name='Choose none').click(); p.wait_for_function('() => !document.querySelector(".sx-chosen")')
     svg.focus(); p.keyboard.press('ArrowRight'); p.keyboard.press('ArrowRight'); p.keyboard.press('Enter'); p.wait_for_function('() => document.querySelectorAll(".sx-dot.sx-chosen").length === 1')
-    p.get_by_role('button', name='Teach as with the finding').click(); v.says('1 X-rays are marked'); p.get_by_label('Layout').select_option(label='t-SNE'); v.says('t-SNE is ready', 120_000)
-    p.get_by_label('Colour by').select_option(label='Pleural Effusion'); p.locator('.sx-legend').filter(has_text='without Pleural Effusion').wait_for(); v.open('Teach'); p.locator('p:visible').filter(has_text='1 with, 0 without').wait_for()
+    p.get_by_role('button', name='Teach as with the finding').click(); v.says('1 X-rays are marked'); v.field('Layout').select_option(label='t-SNE'); v.says('t-SNE is ready', 120_000)
+    v.field('Colour by').select_option(label='Pleural Effusion'); p.locator('.sx-legend').filter(has_text='without Pleural Effusion').wait_for(); v.open('Teach'); p.locator('p:visible').filter(has_text='1 with, 0 without').wait_for()
 
 
 def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor):
@@ -142,4 +142,4 @@ def test_a_lost_kernel_is_said_and_saved_findings_survive(browser, served):
     victims = [n for n in served.kernels() if kernel in Path(f'/proc/{n}/cmdline').read_text()]; assert victims
     for n in victims: os.kill(n, signal.SIGKILL)
     p.get_by_text('The connection to the kernel was lost').wait_for(timeout=60_000); p.get_by_role('button', name='Reload').click(); p.wait_for_selector('.sx-thumb', timeout=120_000)
-    v.open('Teach'); p.get_by_label('Saved findings').locator('option', has_text='kept').wait_for(state='attached'); p.get_by_role('button', name='Load').click(); v.says('Loaded: Kept'); v.close()
+    v.open('Teach'); v.field('Saved findings').locator('option', has_text='kept').wait_for(state='attached'); p.get_by_role('button', name='Load').click(); v.says('Loaded: Kept'); v.close()
