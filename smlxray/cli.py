@@ -115,13 +115,13 @@ def _lost(cache) -> None:
     for row, why in sorted(cache.quarantined.items())[:3]: typer.echo(f'  quarantine, row {row}: {why}')
     if cache.quarantined: typer.echo(f'  {len(cache.quarantined):,} in all; the list is {cache.path/"quarantine.csv"}')
 
-@cache_app.command('info')
+@cache_app.command('info', epilog=_examples('smlxray cache info --json'))
 def cache_info_(cache_path: _Place = None, as_json: _Json = False):
     "List the caches there are: table, rows, size, megabytes, quarantine, state."
     from smlxray.cache import cache_info
     _list(cache_info(_here(cache_path)), cache_path, as_json)
 
-@cache_app.command('verify')
+@cache_app.command('verify', epilog=_examples('smlxray cache verify'))
 def cache_verify(cache_path: _Place = None, as_json: _Json = False):
     "Read every cache whole and compare it with its checksums. Exit code 1 if one is not sound."
     from smlxray.cache import verify_caches
@@ -152,7 +152,7 @@ def convert(
     _lost(cache)
 
 # %% ../nbs/90_cli.ipynb #bb8a6ea6
-@app.command()
+@app.command(epilog=_examples('smlxray bench metrics'))
 def bench(
     what: Annotated[Literal['cache', 'episodes', 'metrics'], typer.Argument(help='Pixels; index, episodes and memory; or intervals.', show_default=False)],
     save: Annotated[Optional[Path], typer.Option('--json', help='Write the rows and what the machine is to this file.', show_default=False)] = None,
@@ -355,7 +355,7 @@ def compare_many(bundle, file: Path):  # a table: a, b, distance, similarity, pe
     if not {'a', 'b'} <= set(pairs): raise SmlxrayError(f'{file.name} needs the columns a and b, two paths a line; it has {", ".join(pairs) or "none"}.')
     known, problems = {}, {}
     for batch in decode_ahead(lambda name: bundle.read(file.parent/name), dict.fromkeys([*pairs['a'], *pairs['b']])):
-        problems |= {name: image for name, image in batch if isinstance(image, str)}
+        problems |= {name: image.replace(f'{file.parent}{os.sep}', '') for name, image in batch if isinstance(image, str)}
         good = [(name, image) for name, image in batch if not isinstance(image, str)]
         if good: known |= dict(zip([name for name, _ in good], bundle.embed(torch.stack([image for _, image in good]))))
     rows = []
@@ -390,8 +390,8 @@ def compare(
         elif as_json: _show(table, True)
         else: typer.echo(table.to_csv(index=False).rstrip())
         raise typer.Exit(bool(len(table)) and bool((table['error'] != '').all()))
+    os.environ.setdefault('MPLBACKEND', 'agg')   # a picture is saved, no window is opened
     from smlxray.bundle import plot_comparison
-    import matplotlib; matplotlib.use('agg')
     x, y = bundle.read(_here(a)), bundle.read(_here(b))
     found = bundle.compare(x, y); plot_comparison(found, x, y, _here(picture))
     if as_json: return _print_json(dict(found.summary(), picture=str(picture), model=bundle.version))
@@ -429,7 +429,8 @@ def write_predictions(
     left = [p for p in paths if name(p) not in done]
     with open(output, 'a', newline='', encoding='utf-8') as f, tqdm(total=len(paths), initial=len(paths) - len(left), unit='X-ray', disable=not sys.stderr.isatty()) as bar:
         for rows in predict_files(bundle, left, prevalence, batch_size, workers):
-            rows['file'] = rows['file'].map(name); rows['unusual'] = rows['unusual'].astype(float)
+            rows['file'], rows['error'] = rows['file'].map(name), rows['error'].str.replace(f'{root}{os.sep}', '', regex=False)   # no folder of this machine in the table
+            rows['unusual'] = rows['unusual'].astype(float)
             f.write(rows.to_csv(index=False, header=not f.tell(), float_format='%.7g', lineterminator='\n')); f.flush(); bar.update(len(rows))
     note.unlink(missing_ok=True)
     table = pd.read_csv(output, usecols=['error', 'unusual'])

@@ -15,7 +15,7 @@ from smlxray.train import embed_rows, open_lab, train_siamese
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
     here = tmp_path_factory.mktemp('bundle')
-    return open_lab(load_settings('tiny', patients=260, backbone='resnet18', image_size=64, inner_lr=.3, valid_fraction=.2, dataset_path=here/'x', cache_path=here/'c', runs_path=here/'r', progress=False))
+    return open_lab(load_settings('tiny', patients=260, backbone='resnet18', image_size=32, inner_lr=.3, valid_fraction=.2, dataset_path=here/'x', cache_path=here/'c', runs_path=here/'r', progress=False))
 
 
 @pytest.fixture(scope='module')
@@ -130,7 +130,7 @@ def test_a_well_sealed_lie_is_refused(bundle, tmp_path):
         assert type(error.value).__module__.startswith('smlxray'), error.value
 
 
-@pytest.mark.parametrize('backbone, size', [('resnet18', 64), ('conv4', 32)])
+@pytest.mark.parametrize('backbone, size', [('conv4', 32)])
 def test_onnx_agrees_with_the_network(backbone, size, tmp_path):
     pytest.importorskip('onnxruntime'); torch.manual_seed(0)
     b = Bundle(SiameseNet(backbone, 16), load_settings('tiny', backbone=backbone, image_size=size), {}, {})

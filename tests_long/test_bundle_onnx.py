@@ -5,7 +5,7 @@ from smlxray.config import load_settings
 from smlxray.siamese import SiameseNet
 
 
-@pytest.mark.parametrize('backbone', ['resnet50', 'densenet121'])
+@pytest.mark.parametrize('backbone', ['resnet18', 'resnet50', 'densenet121'])
 def test_onnx_agrees_with_the_network(backbone, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime'); torch.manual_seed(0)
     b = Bundle(SiameseNet(backbone, 64), load_settings('tiny', backbone=backbone, image_size=224), {}, {})
