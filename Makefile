@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Every target that needs it first makes .venv, and makes it again only
 # when settings.ini or setup.py changed. Another Python: `make test PYTHON=python3.12`.
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-long lab docs clean
+.PHONY: help demo real test test-long lab app docs clean
 SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
@@ -10,6 +10,7 @@ STAMP  := $(VENV)/.installed
 RUNS   := train_siamese|train_meta|evaluate_meta|real_xrays|compare
 LAB    ?=
 REAL   ?=
+APP    ?=
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 help:  ## list the targets
@@ -47,6 +48,9 @@ test-long: $(STAMP)  ## run the tests that take long: builds killed at random, t
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks (more options: make lab LAB='--no-browser --port 9999')
 	$(BIN)/jupyter lab nbs $(LAB)
+
+app: $(STAMP)  ## serve the pages on this machine, on phantoms (others: make app APP='--run demo --port 8900')
+	$(BIN)/smlxray app $(APP)
 
 docs: $(STAMP)  ## write README.md and the site in _docs/ from the notebooks
 	$(BIN)/python -m smlxray.site readme

@@ -15,7 +15,7 @@ EXTRA = {'_presets': sorted((ROOT/'config').glob('*.yaml')), '_presets/tables': 
 cfg = configparser.ConfigParser(delimiters=['='], interpolation=None)
 cfg.read(ROOT/'settings.ini', encoding='utf-8')
 cfg = cfg['DEFAULT']
-OPTIONAL = ('dicom', 'onnx', 'pretrained')
+OPTIONAL = ('dicom', 'onnx', 'pretrained', 'app')
 
 
 class BuildWithExtras(build_py):

@@ -7,7 +7,7 @@ __all__ = ['app', 'data_app', 'cache_app', 'STAGES', 'train_app', 'config_app', 
            'cache_info_', 'cache_verify', 'convert', 'bench', 'notebook_path', 'run_notebook', 'run_stages', 'run',
            'demo', 'evaluate', 'train_siamese_', 'train_meta_', 'config_init', 'config_show', 'config_check',
            'compare_many', 'compare', 'write_predictions', 'predict', 'adapt', 'model_info', 'model_verify',
-           'model_export', 'call', 'main']
+           'model_export', 'app_', 'call', 'main']
 
 # %% ../nbs/90_cli.ipynb #a90ba89c
 import json, os, sys, time
@@ -557,6 +557,19 @@ def model_export(
     if taught: _add_taught(bundle)
     bundle.save(_here(output))
     _print_json(dict(output=str(output), id=bundle.id, findings=list(bundle.findings))) if as_json else typer.echo(f'{output}: {bundle}')
+
+# %% ../nbs/90_cli.ipynb #a9b0c7d2
+@app.command('app', epilog=_examples('smlxray app', 'smlxray app --run tiny --port 8900'))
+def app_(
+    run: Annotated[Optional[str], typer.Option(help='Name or folder of a run; its X-rays are the library.', show_default=False)] = None,
+    bundle: Annotated[Optional[str], typer.Option(help='Folder of a bundle; it brings no X-rays.', show_default=False)] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help='Where on 127.0.0.1.')] = 8866,
+    store: Annotated[Path, typer.Option(help='Folder for taught findings, one inside for each browser.')] = Path('runs/app-findings'),
+):
+    "Serve pages to compare, teach, explore and read results; on phantoms if nothing is named."
+    try: from smlxray.app import serve
+    except ModuleNotFoundError as e: raise SmlxrayError(f"The pages need the package {e.name}; pip install 'smlxray[app]'.") from None
+    serve(run, bundle, port, store)
 
 # %% ../nbs/90_cli.ipynb #626bdee7
 def call(words: list[str]) -> int:  # the exit code
