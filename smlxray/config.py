@@ -255,13 +255,12 @@ class EvaluationSettings(_Section):
     "How much evidence is gathered, and the folder it goes to."
     episodes: _Count = 100                            # episodes a novel finding
     bootstrap: Annotated[int, Field(ge=10)] = 1000    # resamples of the patients behind an interval
-    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.1  # assumed share of X-rays with a finding, for probabilities
-    run: _Folder = 'paper'                            # name of the run
     protocol: Literal['finding', 'ways', 'verification', 'all'] = 'finding'  # one finding a task; several, some unseen; pairs and one of n; all three
     ways: Annotated[int, Field(ge=2, le=10)] = 5      # findings in a task of several
     unseen: _Whole = 2                                # how many of them training never saw
     folds: _Names = []                                # novel findings to take in turn, each fold joined by +, as in 'Edema + Mass'
-    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.5  # share of positives that printed probabilities assume
+    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of X-rays with a finding that probabilities assume
+    run: _Folder = 'paper'                            # name of the run
     runs_path: _Text = 'runs'                         # folder of all runs
 
 # %% ../nbs/00_config.ipynb #5dfff9a2
