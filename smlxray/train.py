@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch import nn
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
@@ -263,6 +264,7 @@ def finished(lab: Lab, phase: str) -> SiameseNet | None:
 def make_accelerator(settings: Settings) -> Accelerator:
     "Let `accelerate` decide about device, precision and processes, within the settings."
     device = pick_device(settings)
+    AcceleratorState._reset_state()   # or a run before this one, in the same process, would have chosen the precision
     return Accelerator(cpu=device.type == 'cpu', mixed_precision=settings.training.precision)
 
 # %% ../nbs/65_train.ipynb #8a36342d
