@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_ENDINGS', 'BundleError', 'read_pth', 'write_folder', 'read_folder', 'fit_calibration', 'probability',
            'TaughtFinding', 'Bundle', 'network_digest', 'support_names', 'spatial_features', 'similarity_map',
            'Comparison', 'percentile', 'plot_comparison', 'split_hashes', 'public_settings', 'make_bundle',
-           'model_card', 'image_files', 'decode_ahead', 'predict_files', 'export_onnx']
+           'bundle_of_run', 'model_card', 'image_files', 'decode_ahead', 'predict_files', 'export_onnx']
 
 # %% ../nbs/68_bundle.ipynb #36d6a4bf
 import hashlib, json, os, re, shutil, uuid
@@ -34,7 +34,7 @@ from .losses import query_scores
 from .maml import FastWeights, adapt, use
 from .metrics import auc, chance_interval
 from .siamese import SiameseNet, cosine_similarity, norm_mode, pairwise_distance
-from .train import Lab, TaskModel, inner_rates, pair_similarities, rows_to_batch, table_digest, task_inputs
+from .train import Lab, TaskModel, checkpoint_path, inner_rates, load_checkpoint, pair_similarities, rows_to_batch, table_digest, task_inputs
 
 # %% ../nbs/68_bundle.ipynb #799d7156
 class BundleError(SmlxrayError):
@@ -595,6 +595,17 @@ def make_bundle(
         rows = _support_rows(lab, name, supports)
         if rows is not None: bundle.findings[name] = _network_finding(lab, bundle, name, rows, known)
     return bundle
+
+# %% ../nbs/68_bundle.ipynb #abc5252f
+def bundle_of_run(
+    lab: Lab,  # the lab of the run
+    phase: str = None,  # siamese, maml, fomaml, anil; None: the settings' algorithm if it was trained, else siamese
+) -> Bundle:
+    "Make the bundle of a run from its checkpoint and its results; raise `SmlxrayError` if it was not trained."
+    algorithm = lab.settings.meta.algorithm
+    phase = phase or (algorithm if checkpoint_path(lab, algorithm).exists() else 'siamese')
+    net, results = load_checkpoint(checkpoint_path(lab, phase), lab.device)[0], lab.folder/'results.json'
+    return make_bundle(lab, net, phase, json.loads(results.read_text())['rows'] if results.exists() else ())
 
 # %% ../nbs/68_bundle.ipynb #732a3c6a
 def model_card(bundle: Bundle) -> str:
