@@ -10,9 +10,9 @@ __all__ = ['MAX_UPLOAD', 'COLOURFUL', 'ONE', 'DEMO', 'MAX_SHOTS', 'MAX_FINDING',
            'export_finding', 'import_finding', 'pca_map', 'tsne_map', 'turn_onto', 'adapted_embeddings', 'Tabs',
            'Field', 'Upload', 'Gallery', 'Scatter', 'Notice', 'Link', 'probability_svg', 'curve_svg', 'item_of',
            'Shelf', 'guarded', 'in_background', 'ComparePage', 'TeachPage', 'ExplorePage', 'adapted_findings',
-           'FindingsPage', 'run_names', 'results_figure', 'steps_figure', 'frame_html', 'results_rows', 'ResultsPage',
-           'App', 'bundle_folder', 'make_demo', 'prepare', 'open_session', 'write_template', 'notebook_file',
-           'voila_command', 'serve', 'served_app']
+           'FindingsPage', 'run_names', 'results_figure', 'steps_figure', 'frame_html', 'results_rows', 'answers_html',
+           'ResultsPage', 'App', 'bundle_folder', 'make_demo', 'prepare', 'open_session', 'write_template',
+           'notebook_file', 'voila_command', 'serve', 'served_app']
 
 # %% ../nbs/80_app.ipynb #a1ba2337
 import base64, copy, hashlib, html, io, json, os, re, sys, tempfile, threading, time, zipfile
@@ -130,7 +130,7 @@ def open_upload(
     small = grey if max(grey.shape) <= 768 else resize_image(grey, tuple(max(round(n*768/max(grey.shape)), 1) for n in grey.shape))
     return Xray(key, name, pixels, features, z, float(unusual), small, notes=notes)
 
-def _too_large(name: str, size: int) -> str: return f'{name} has {size/1e6:,.0f} MB; at most {MAX_UPLOAD/1e6:.0f} MB are read. Shrink it, or export it as JPEG or PNG.'
+def _too_large(name: str, size: int, limit: int = MAX_UPLOAD) -> str: return f'{name} has {size/1e6:,.0f} MB; at most {limit/1e6:.0f} MB are read. Shrink it, or export it as JPEG or PNG.'
 
 def _doubts(name: str, colour: float, unusual: float) -> tuple[str, ...]:
     "Say what is doubtful about an X-ray."
@@ -193,8 +193,8 @@ class Session:
         if good: self.tell()
         return good, said
 
-# %% ../nbs/80_app.ipynb #537c8fad
-DEMO = dict(preset='demo', run='app', patients=420, phantom_size=96, dataset_path='data/phantoms-app', siamese_epochs=4, meta_episodes=4, novel_findings=['Cardiomegaly', 'Pneumothorax', 'Consolidation'])  # what the pages show when nothing is named
+# %% ../nbs/80_app.ipynb #b20339f0
+DEMO = dict(preset='demo', run='app', patients=600, phantom_size=96, dataset_path='data/phantoms-app', test_fraction=.4, queries=8, siamese_epochs=4, meta_episodes=4, novel_findings=['Cardiomegaly', 'Pneumothorax', 'Consolidation'])  # what the pages show when nothing is named
 
 # %% ../nbs/80_app.ipynb #e101b487
 def overlay(
@@ -460,7 +460,8 @@ class Upload(anywidget.AnyWidget):
       input.type = 'file'; input.multiple = model.get('multiple'); input.accept = model.get('accept'); el.append(input, label);
       const send = async files => { const batch = Math.random().toString(36).slice(2);
         for (let k = 0; k < files.length; k++) { const f = files[k], told = { batch, name: f.name, size: f.size, last: k === files.length - 1 };
-          if (f.size > model.get('limit')) model.send({ ...told, refused: true }); else model.send(told, undefined, [await f.arrayBuffer()]); } };
+          if (f.size > model.get('limit')) { model.send({ ...told, refused: true, end: true }); continue; }
+          let at = 0; do { const part = await f.slice(at, at + 4e6).arrayBuffer(); at += 4e6; model.send({ ...told, end: at >= f.size }, undefined, [part]); } while (at < f.size); } };
       input.onchange = () => { send([...input.files]).then(() => { input.value = ''; }); };
       el.ondragover = e => { e.preventDefault(); el.classList.add('sx-over'); }; el.ondragleave = () => el.classList.remove('sx-over');
       el.ondrop = e => { e.preventDefault(); el.classList.remove('sx-over'); send([...e.dataTransfer.files]); };
@@ -469,10 +470,14 @@ class Upload(anywidget.AnyWidget):
     def on_files(self, call: Callable[[list[tuple[str, bytes]], list[str]], None]):
         waiting = {}
         def receive(_, told, buffers):
-            files, refused = waiting.setdefault(told.get('batch'), ([], []))
-            if told.get('refused') or not buffers: refused.append(_too_large(file_name(told.get('name')), int(told.get('size') or 0)) if told.get('refused') else f'{file_name(told.get("name"))} is empty (0 bytes); copy the file again.')
-            else: files.append((str(told.get('name')), bytes(buffers[0])))
-            if told.get('last'): call(*waiting.pop(told.get('batch')))
+            files, refused, part = waiting.setdefault(told.get('batch'), ([], [], bytearray())); name = file_name(told.get('name'))
+            for b in buffers or (): part += b if len(part) <= self.limit else b''
+            if not told.get('end'): return
+            if told.get('refused') or len(part) > self.limit: refused.append(_too_large(name, max(int(told.get('size') or 0), len(part)), self.limit))
+            elif not part: refused.append(f'{name} is empty (0 bytes); copy the file again.')
+            else: files.append((str(told.get('name')), bytes(part)))
+            part.clear()
+            if told.get('last'): call(*waiting.pop(told.get('batch'))[:2])
         self.on_msg(receive)
 
 # %% ../nbs/80_app.ipynb #365be1f1
@@ -516,14 +521,14 @@ class Scatter(anywidget.AnyWidget):
       const point = i => { dots[at]?.classList.remove('sx-at'); at = i; if (i < 0) { tip.hidden = true; return; }
         const [x, y] = place(model.get('points')[i]); dots[i].classList.add('sx-at'); svg.setAttribute('aria-activedescendant', dots[i].id);
         const img = new Image(96, 96); img.src = model.get('images')[i] ?? ''; img.alt = ''; const text = document.createElement('span'); text.textContent = model.get('tips')[i];
-        tip.replaceChildren(img, text); tip.hidden = false; const r = svg.getBoundingClientRect(), s = r.width/W;
-        tip.style.left = Math.max(0, Math.min(x*s + 12, r.width - 240)) + 'px'; tip.style.top = (y*s > r.height - 130 ? y*s - 124 : y*s + 12) + 'px'; };
+        tip.replaceChildren(img, text); tip.hidden = false; const r = el.getBoundingClientRect(), q = new DOMPoint(x, y).matrixTransform(svg.getScreenCTM()), u = q.x - r.left, v = q.y - r.top;
+        tip.style.left = Math.max(0, Math.min(u + 12, r.width - 240)) + 'px'; tip.style.top = (v > r.height - 130 ? v - 124 : v + 12) + 'px'; };
       const paint = () => { const c = new Set(model.get('chosen')); dots.forEach((d, i) => { d.classList.toggle('sx-chosen', c.has(i)); d.setAttribute('aria-selected', c.has(i)); }); };
       const draw = () => { svg.replaceChildren(); at = -1; tip.hidden = true; const groups = model.get('groups'), prefix = 'sx' + Math.random().toString(36).slice(2);
         dots = model.get('points').map((p, i) => { const g = groups[p[2]] ?? { colour: '#777', shape: 0 }, [x, y] = place(p);
           const d = make('path', { d: shapes[g.shape % 5], transform: `translate(${x} ${y})`, fill: g.colour, class: 'sx-dot', role: 'option', id: prefix + i, 'aria-label': model.get('tips')[i] ?? '' }, svg);
           d.onmouseenter = () => point(i); d.onmouseleave = () => point(-1); return d; }); paint(); };
-      const spot = e => { const r = svg.getBoundingClientRect(); return [(e.clientX - r.left)*W/r.width, (e.clientY - r.top)*H/r.height]; };
+      const spot = e => { const q = new DOMPoint(e.clientX, e.clientY).matrixTransform(svg.getScreenCTM().inverse()); return [q.x, q.y]; };
       svg.onpointerdown = e => { from = spot(e); };
       svg.onpointermove = e => { if (!from) return; const [x, y] = spot(e), [a, b] = from; if (Math.abs(x - a) + Math.abs(y - b) < 6) return;
         box ??= make('rect', { class: 'sx-box' }, svg); for (const [k, v] of Object.entries({ x: Math.min(x, a), y: Math.min(y, b), width: Math.abs(x - a), height: Math.abs(y - b) })) box.setAttribute(k, v); };
@@ -600,12 +605,12 @@ def probability_svg(p: float, low: float = None, high: float = None, label: str 
 def curve_svg(losses: Sequence[float], steps: int) -> str:
     "Draw the support loss against inner steps, as far as it is known."
     if not losses: return ''
-    top, bottom = max(losses), min(min(losses), max(losses) - 1e-3)
+    top, bottom = max(losses), min(min(losses), max(losses) - 1e-4)
     at = [(46 + 240*k/max(steps, 1), 14 + 76*(top - v)/(top - bottom)) for k, v in enumerate(losses)]
     dots = ''.join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{BLUE}"/>' for x, y in at)
-    said = f'Support loss from {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses) - 1} of {steps} inner steps'
+    said = f'Support loss from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses) - 1} of {steps} inner steps'
     return (f'<svg class="sx-curve" viewBox="0 0 300 124" role="img" aria-label="{said}"><path d="M46,10V92H290" fill="none" stroke="#c6d0d9"/><polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}" fill="none" stroke="{BLUE}" stroke-width="2"/>{dots}'
-            f'<text x="40" y="18" text-anchor="end">{top:.3f}</text><text x="40" y="92" text-anchor="end">{bottom:.3f}</text><text x="46" y="106">0</text><text x="286" y="106" text-anchor="end">{steps}</text><text x="166" y="120" text-anchor="middle">inner steps (support loss)</text></svg>')
+            f'<text x="40" y="18" text-anchor="end">{top:.4f}</text><text x="40" y="92" text-anchor="end">{bottom:.4f}</text><text x="46" y="106">0</text><text x="286" y="106" text-anchor="end">{steps}</text><text x="166" y="120" text-anchor="middle">inner steps (support loss)</text></svg>')
 
 # %% ../nbs/80_app.ipynb #814a23b1
 def _esc(text) -> str: return html.escape(str(text))
@@ -822,7 +827,7 @@ def _teach(self, name, positives, negatives, algorithm, steps):
         if self._stop.is_set(): raise Stopped('Stopped.')
         if k > steps: return
         self.losses.append(loss); self.curve.value = curve_svg(self.losses, steps) if steps else ''
-        self.notice.progress(min(k + 1, max(steps, 1)), max(steps, 1), f'Inner step {k} of {steps}, support loss {loss:.3f}')
+        self.notice.progress(min(k + 1, max(steps, 1)), max(steps, 1), f'Inner step {k} of {steps}, support loss {loss:.4f}')
     def ready(finding): self.show(finding, [*positives, *negatives], 'Adapted. Now every example is left out in turn, to say how far to trust it.')
     def round_(k, n):
         if self._stop.is_set(): raise Stopped('Stopped.')
@@ -865,7 +870,7 @@ def _row(self, a: Answer) -> str:
     def example(j):
         sign, word = ('+', 'raises') if a.influence[j] > 0 else ('\u2212', 'lowers'); x = self.examples[j % n] if self.examples else None
         picture = f'<img src="{item_of(x)["src"]}" alt="">' if x else ''
-        return f'<span class="sx-why">{picture}<span>{sign}{abs(a.influence[j]):.3f} {_esc(x.name if x else names[j])}<br><small>{"with" if self.finding.labels[j] else "without"} it; {word} the score</small></span></span>'
+        return f'<span class="sx-why">{picture}<span>{sign}{abs(a.influence[j]):.2g} {_esc(x.name if x else names[j])}<br><small>{"with" if self.finding.labels[j] else "without"} it; {word} the score</small></span></span>'
     return (f'<tr><td><span class="sx-why"><img src="{item_of(a.xray)["src"]}" alt=""><span>{_esc(a.xray.name)}<br><small>{_esc(a.xray.said)}</small></span></span></td>'
             f'<td><b>{a.probability:.3f}</b> <small>({a.low:.3f} to {a.high:.3f})</small>{probability_svg(a.probability, a.low, a.high, a.xray.name)}<small>score {a.score:.4f}</small></td><td class="sx-whys">{"".join(map(example, order))}</td></tr>')
 
@@ -1058,13 +1063,30 @@ def results_rows(t: pd.DataFrame, finding: str) -> pd.DataFrame:
     return pd.DataFrame({'method': [r.method for r in rows], 'AUC [95 %]': [span(r, 'auc') for r in rows], 'AP': [f'{r.ap:.3f}' for r in rows], 'accuracy': [f'{r.accuracy:.3f}' for r in rows],
                          'steps': [int(r.adapted_steps) for r in rows], 'gain by adaptation [95 %]': [span(r, 'gain') for r in rows], 'episodes': [int(r.episodes) for r in rows], 'patients': [int(r.patients) for r in rows]})
 
+def answers_html(folders: Sequence[Path], method: str) -> str:
+    "Draw ROC, precision and recall, and decisions of a method in runs that kept their answers, and compare two runs on the episodes they share."
+    try:
+        from smlxray.evaluate import read_answers
+        from smlxray.report import compare_runs, draw_confusion, draw_curves
+    except ImportError: return ''
+    from matplotlib.pyplot import close
+    kept, out = {f.name: read_answers(f).answers for f in folders if (f/'answers.npz').is_file()}, []
+    for name, answers in kept.items():
+        findings = [f for m, f in answers if m == method and f != 'mean' and answers[m, f]][:5]
+        for draw, words in ((draw_curves, 'ROC and precision-recall curves'), (draw_confusion, 'confusion matrices')):
+            if findings: fig = draw(answers, method, findings); out.append(f'<h3>{_esc(name)}, {_esc(method)}: {words}</h3><img class="sx-chart" src="{figure_url(fig)}" alt="{words} of {_esc(method)}">'); close(fig)
+    if len(kept) == 2:
+        try: rows = pd.DataFrame(compare_runs(*folders)); out.append('<h3>The two runs on the episodes they share</h3>' + frame_html(rows[['method', 'over', 'episodes', 'auc', 'auc_over', 'difference', 'low', 'high', 'p_exchange']].round(3)))
+        except SmlxrayError as e: out.append(f'<p>{_esc(e)}</p>')
+    return ''.join(out)
+
 class ResultsPage:
     "The results of a run, or of two."
     def __init__(self, session: Session):
         self.session, self.notice, self.body = session, Notice(), _html()
-        self.runs = [Field(kind='select', label='Run'), Field(kind='select', label='Beside it')]; self.finding = Field(kind='select', label='Finding', options=['mean'])
-        for f in (*self.runs, self.finding): f.on_input(lambda: guarded(self.notice, self.draw))
-        self.widget = _box(_card('Results', _box(*self.runs, self.finding, _button('Look again', lambda: guarded(self.notice, self.refresh), 'sx-quiet'), classes='sx-three'), self.notice, self.body)); guarded(self.notice, self.refresh)
+        self.runs = [Field(kind='select', label='Run'), Field(kind='select', label='Beside it')]; self.finding, self.method = Field(kind='select', label='Finding', options=['mean']), Field(kind='select', label='Method of the curves')
+        for f in (*self.runs, self.finding, self.method): f.on_input(lambda: guarded(self.notice, self.draw))
+        self.widget = _box(_card('Results', _box(*self.runs, self.finding, self.method, _button('Look again', lambda: guarded(self.notice, self.refresh), 'sx-quiet'), classes='sx-three'), self.notice, self.body)); guarded(self.notice, self.refresh)
 
     def refresh(self):
         "Look which runs there are."
@@ -1081,9 +1103,12 @@ class ResultsPage:
         if not tables: self.body.value = '<p>No run has been evaluated here yet. Run <code>make demo</code>, or the notebook <code>evaluate_meta</code>, and look again.</p>'; return
         options = list(dict.fromkeys(['mean', *(f for t in tables.values() for f in t.finding)]))
         if self.finding.options != options: self.finding.options = options; self.finding.index = 0
+        methods = list(dict.fromkeys(m for t in tables.values() for m in t.method))
+        if self.method.options != methods: self.method.options = methods; self.method.index = max(len(methods) - 1, 0)
         f = self.finding.value; parts = [f'<img class="sx-chart" src="{figure_url(results_figure(tables, f))}" alt="AUC of every method; the numbers are in the table below">']
         for name, t in tables.items(): parts.append(f'<h3>{_esc(name)}</h3>' + frame_html(results_rows(t, f)))
         if steps := steps_figure(tables, f): parts.append(f'<h3>With and without adaptation</h3><img class="sx-chart" src="{figure_url(steps)}" alt="AUC against inner steps">')
+        parts.append(answers_html([self.session.runs/n for n in tables], self.method.value) or '<p class="sx-small">ROC, precision-recall and confusion matrices need the answers that a run keeps in answers.npz; this run has none.</p>')
         self.body.value = ''.join(parts)
 
 # %% ../nbs/80_app.ipynb #fb00dd06
@@ -1098,7 +1123,7 @@ STYLE = '''
 .sx-tabs button:hover{background:#eef3f7}.sx-tabs button[aria-selected=true]{color:#0b5c8e;border-bottom-color:#0072b2;background:#eef5fa}
 .sx-card{background:#fff;border:1px solid #d6dfe6;border-radius:12px;padding:16px 18px;margin:0 0 16px!important;display:flex;flex-direction:column;gap:8px;min-width:0}.sx-page{min-width:0}
 .sx-main,.sx-two,.sx-three,.sx-left,.sx-right{display:grid!important;gap:16px;align-items:start;min-width:0}.sx-two{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}.sx-three{grid-template-columns:repeat(auto-fit,minmax(190px,1fr))}.sx-main{grid-template-columns:minmax(0,2.1fr) minmax(0,1fr)}.sx-left{grid-template-columns:minmax(0,1fr) minmax(0,1.9fr)}.sx-right{grid-template-columns:minmax(0,1fr) minmax(0,2.2fr)}
-.sx-row .sx-field{flex:1 1 220px;max-width:360px}.sx-stack{min-width:0}.sx-shelf{gap:12px;display:flex;flex-direction:column}.sx-row{display:flex!important;flex-flow:row wrap!important;gap:10px;align-items:center}.sx-between{justify-content:space-between;align-items:flex-end}.sx-app .sx-count,.sx-app .sx-count .widget-html-content{width:auto!important;align-self:center}
+.sx-row .sx-field{flex:1 1 220px;max-width:360px}.sx-stack{min-width:0}.sx-tray{display:flex;flex-direction:column;gap:8px}.sx-shelf{gap:12px;display:flex;flex-direction:column}.sx-row{display:flex!important;flex-flow:row wrap!important;gap:10px;align-items:center}.sx-between{justify-content:space-between;align-items:flex-end}.sx-app .sx-count,.sx-app .sx-count .widget-html-content{width:auto!important;align-self:center}
 .sx-app .sx-button{width:auto;height:auto;min-height:38px;padding:6px 16px;border-radius:8px;border:1px solid #0b5c8e;background:#fff;color:#0b5c8e;font:inherit;font-weight:600;line-height:1.4;cursor:pointer;box-shadow:none}.sx-app .sx-button:hover{background:#eef5fa}.sx-app .sx-primary{background:#0b5c8e;color:#fff}.sx-app .sx-primary:hover{background:#094a73}.sx-app .sx-quiet{border-color:#9fb0bd;color:#34495b}.sx-app .sx-button:disabled{opacity:.5;cursor:default}
 .sx-field{display:flex!important;flex-direction:column;gap:3px;min-width:0;max-width:420px;width:100%}.sx-field label{font-weight:600;font-size:14px;display:flex;justify-content:space-between;gap:10px}.sx-field output{font-weight:600;color:#0b5c8e}.sx-field select,.sx-field input[type=text]{font:inherit;padding:7px 9px;border:1px solid #8ea0ae;border-radius:8px;background:#fff;color:inherit;width:100%}.sx-field input[type=range]{width:100%;accent-color:#0072b2;margin:6px 0}.sx-field small{font-size:12.5px}
 .sx-upload{position:relative;border:1.5px dashed #8ea0ae;border-radius:8px;padding:0;min-width:0;width:100%}.sx-upload input{position:absolute;inset:0;opacity:0;cursor:pointer;width:100%}.sx-upload label{display:block;padding:8px 12px;text-align:center;font-weight:600;color:#0b5c8e;cursor:pointer}.sx-upload:hover,.sx-over{background:#eef5fa}
@@ -1181,7 +1206,7 @@ def prepare(run: str = None, bundle: str = None, say: Callable[[str], None] = pr
         place = next((p for p in (Path(bundle).expanduser().absolute(), resolve_path(bundle)) if p.is_dir()), resolve_path(bundle)); b = Bundle.load(place)
         return dict(bundle=str(place), run='', about=f'Bundle {place.name}; it brings no X-rays, upload your own.')
     demo = not run and next((f for f in ('demo', 'app') if (resolve_path('runs')/f/'results.json').is_file() and _weights(resolve_path('runs')/f)), None)
-    if not run and not demo: say('There is no trained run yet: drawing phantoms and training a small network on them, once (about a minute).'); make_demo()
+    if not run and not demo: say('There is no trained run yet: drawing phantoms and training a small network on them, once (a minute or two).'); make_demo()
     folder = _run_folder(run or demo or 'app'); place = bundle_folder(folder)
     phantoms = Bundle.load(place).settings.data.dataset == 'phantom'
     return dict(bundle=str(place), run=str(folder), about=f'Run {folder.name}' + (': synthetic X-rays (phantoms), which say nothing about patients.' if phantoms else '.'))
@@ -1211,7 +1236,7 @@ def write_template(folder: str | Path) -> Path:
     place, config = Path(folder)/'voila'/'templates'/'smlxray', Path(folder)/'voila.json'; place.mkdir(parents=True, exist_ok=True)
     (place/'conf.json').write_text(json.dumps(dict(base_template='lab'))); (place/'index.html.j2').write_text(_TEMPLATE)
     web = dict(websocket_max_message_size=MAX_UPLOAD + 1_000_000, headers={'Content-Security-Policy': _POLICY, 'X-Content-Type-Options': 'nosniff'})
-    config.write_text(json.dumps(dict(Voila=dict(ip='127.0.0.1', open_browser=False, tornado_settings=web), MappingKernelManager=dict(cull_interval=60, cull_idle_timeout=1800),
+    config.write_text(json.dumps(dict(Voila=dict(ip='127.0.0.1', open_browser=False, tornado_settings=web), MappingKernelManager=dict(cull_interval=60, cull_idle_timeout=600),
         VoilaConfiguration=dict(template='smlxray', preheat_kernel=True, default_pool_size=1, show_tracebacks=False, strip_sources=True, file_allowlist=[]))))
     return config
 

@@ -79,12 +79,12 @@ def test_teach_save_load_export_import(visitor, served, tmp_path, capsys):
     assert first <= 15 or os.getloadavg()[0] > 3
     p.locator('.sx-notice:visible').filter(has_text='AUC of').wait_for(); p.locator('.sx-curve:visible circle').nth(5).wait_for()
     at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text(); v.field('Assumed prevalence').fill('9'); p.wait_for_function('old => document.querySelector(".sx-table tbody tr b").innerText !== old', arg=at_ten)
-    p.get_by_role('button', name='Save').click(); v.says('Saved as fluid')
-    with p.expect_download() as got: p.get_by_role('button', name='Export').click()
+    p.get_by_role('button', name='Save', exact=True).click(); v.says('Saved as fluid')
+    with p.expect_download() as got: p.get_by_role('button', name='Export', exact=True).click()
     got.value.save_as(tmp_path/'fluid.zip'); assert got.value.suggested_filename == 'fluid.zip'
-    v.upload('Import a finding', ('fluid.zip', (tmp_path/'fluid.zip').read_bytes())); v.says('Imported: Fluid'); v.upload('Import a finding', ('no.zip', b'PK no')); v.says('no.zip is not a finding')
-    p.get_by_role('button', name='Load').click(); v.says('Loaded: Fluid'); assert list((served.home/'store').glob('*/fluid/manifest.json'))
-    p.reload(); p.wait_for_selector('.sx-thumb', timeout=120_000); v.open('Teach'); v.field('Saved findings').locator('option', has_text='fluid').wait_for(state='attached'); p.get_by_role('button', name='Load').click(); v.says('Loaded: Fluid')
+    p.locator('.sx-upload:visible').filter(has_text='Import a finding').locator('input').set_input_files(tmp_path/'fluid.zip'); v.says('Imported: Fluid'); v.upload('Import a finding', ('no.zip', b'PK no')); v.says('no.zip is not a finding')
+    p.get_by_role('button', name='Load', exact=True).click(); v.says('Loaded: Fluid'); assert list((served.home/'store').glob('*/fluid/manifest.json'))
+    p.reload(); p.wait_for_selector('.sx-thumb', timeout=120_000); v.open('Teach'); v.field('Saved findings').locator('option', has_text='fluid').wait_for(state='attached'); p.get_by_role('button', name='Load', exact=True).click(); v.says('Loaded: Fluid')
     v.open('Findings'); p.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
     before = p.locator('.sx-table:visible').inner_text(); v.field('Temperature').fill('8'); p.wait_for_function('old => [...document.querySelectorAll(".sx-table")].at(-1).innerText !== old || true', arg=before)
     v.field('Inner steps').fill('1'); v.says('Adapted with 1 steps', 240_000)
@@ -137,9 +137,9 @@ def test_no_message_runs_code(visitor, served):
 
 
 def test_a_lost_kernel_is_said_and_saved_findings_survive(browser, served):
-    v = Visitor(browser, served); p = v.page; teach(v, 'Kept', 'nothing: compare only', shots=3); v.says('Done: taught', 120_000); p.get_by_role('button', name='Save').click(); v.says('Saved as kept')
+    v = Visitor(browser, served); p = v.page; teach(v, 'Kept', 'nothing: compare only', shots=3); v.says('Done: taught', 120_000); p.get_by_role('button', name='Save', exact=True).click(); v.says('Saved as kept')
     kernel = json.loads(p.locator('#jupyter-config-data').text_content())['kernelId']
     victims = [n for n in served.kernels() if kernel in Path(f'/proc/{n}/cmdline').read_text()]; assert victims
     for n in victims: os.kill(n, signal.SIGKILL)
     p.get_by_text('The connection to the kernel was lost').wait_for(timeout=60_000); p.get_by_role('button', name='Reload').click(); p.wait_for_selector('.sx-thumb', timeout=120_000)
-    v.open('Teach'); v.field('Saved findings').locator('option', has_text='kept').wait_for(state='attached'); p.get_by_role('button', name='Load').click(); v.says('Loaded: Kept'); v.close()
+    v.open('Teach'); v.field('Saved findings').locator('option', has_text='kept').wait_for(state='attached'); p.get_by_role('button', name='Load', exact=True).click(); v.says('Loaded: Kept'); v.close()
