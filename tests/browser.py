@@ -46,7 +46,7 @@ class Served:
         return [int(line.split()[0]) for line in listed if 'ipykernel_launcher' in line and str(self.scratch) in line]
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        try: self.process.wait(20)
+        try: self.process.wait(60)
         except subprocess.TimeoutExpired: self.process.kill()
 
 
