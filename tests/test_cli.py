@@ -3,6 +3,8 @@ import csv, json, os, re, resource, shlex, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
+from smlxray.bench import BENCHES, bench_metrics
+from smlxray.cli import app
 from smlxray.phantom import write_phantoms
 
 
@@ -54,11 +56,11 @@ def test_a_path_that_climbs_out_is_refused(tmp_path):
     assert code == 1 and 'secret.png' in said and len(said.splitlines()) == 1
 
 
-def test_bench_writes_json(tmp_path):
-    code, out, err = smlxray('bench', 'metrics', '--json', 'b.json', cwd=tmp_path)
-    assert code == 0, err
+def test_bench_writes_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(BENCHES, 'metrics', lambda: bench_metrics(images=200, resamples=40, rounds=1))     # at full size: tests_long/test_bench_ratios.py
+    app(['bench', 'metrics', '--json', str(tmp_path/'b.json')], standalone_mode=False)
     saved = json.loads((tmp_path/'b.json').read_text())
-    assert {'case', 'method', 'baseline', 'ratio'} <= set(saved['rows'][0]) and 'auc_bootstrap' in out and str(tmp_path) not in str(saved)
+    assert {'case', 'method', 'baseline', 'ratio'} <= set(saved['rows'][0]) and 'auc_bootstrap' in capsys.readouterr().out and str(tmp_path) not in str(saved)
 
 
 @pytest.mark.parametrize('words, code, say', [

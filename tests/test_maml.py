@@ -310,7 +310,7 @@ def aucs(net, steps, novel, params=None, tasks=40):
 def lower(difference): return difference.mean() - 1.96*difference.std(ddof=1)/len(difference)**0.5
 
 
-@pytest.mark.parametrize('seed, algorithm', [(0, 'maml'), (1, 'maml'), (2, 'maml'), (0, 'anil')])
+@pytest.mark.parametrize('seed, algorithm', [(0, 'maml')])     # other seeds, and ANIL: tests_long/test_learning.py
 def test_learning_to_adapt_works(seed, algorithm):
     torch.manual_seed(seed); torch.set_num_threads(1)
     params = HEAD if algorithm == 'anil' else None
