@@ -77,7 +77,7 @@ def test_run_notebook_has_one_parameters_cell(stem):
 
 @pytest.mark.parametrize('module', MODULES)
 def test_arrows_go_down(module):
-    "A chapter imports earlier chapters only, and nobody imports the three that face the outside."
+    "A chapter imports earlier chapters only, and nobody imports the three that face the outside; only the command serves the pages."
     tree = ast.parse((ROOT/'smlxray'/f'{module}.py').read_text(encoding='utf-8'))
     for node in ast.walk(tree):
         imported = []
@@ -87,7 +87,7 @@ def test_arrows_go_down(module):
         if isinstance(node, ast.Import): imported = [a.name.removeprefix('smlxray.') for a in node.names if a.name.startswith('smlxray.')]
         for other in imported:
             if other not in MODULES: continue
-            assert other not in ('app', 'cli', 'site'), f'{module} imports {other}, which nobody may import'
+            assert other not in ('app', 'cli', 'site') or (module, other) == ('cli', 'app'), f'{module} imports {other}, which nobody may import'
             assert MODULES[other].name < MODULES[module].name, f'{module} imports {other}, which comes later'
 
 
