@@ -32,14 +32,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from .bundle import Bundle, BundleError, TaughtFinding, finding_slug, make_bundle, probability, support_names
+from .bundle import Bundle, BundleError, TaughtFinding, bundle_of_run, finding_slug, probability, support_names
 from .config import ImageError, Settings, SmlxrayError, load_settings, resolve_path
 from .episodes import EpisodeSampler
 from .evaluate import read_results
 from .images import decode, read_image, resize_image
 from .losses import pair_loss, query_scores
 from .siamese import cosine_similarity, unit_vectors
-from .train import Lab, checkpoint_path, load_checkpoint, open_lab
+from .train import Lab, open_lab
 
 # %% ../nbs/80_app.ipynb #c49013cc
 @dataclass(eq=False)
@@ -1185,9 +1185,7 @@ def bundle_folder(folder: Path) -> Path:
     made, parts = folder/'bundle'/'manifest.json', [*_weights(folder), *folder.glob('results.json')]
     if not _weights(folder): raise SmlxrayError(f'The run {folder.name} has no trained network yet; `smlxray train siamese -p run {folder.name}` trains one.')
     if made.exists() and all(p.stat().st_mtime <= made.stat().st_mtime for p in parts): return made.parent
-    lab = _run_lab(folder); names = [p.stem for p in _weights(folder)]; phase = next(n for n in (lab.settings.meta.algorithm, 'siamese', *names) if n in names)
-    rows = read_results(folder)['rows'] if (folder/'results.json').exists() else ()
-    return make_bundle(lab, load_checkpoint(checkpoint_path(lab, phase), lab.device)[0], phase, rows).save(made.parent)
+    return bundle_of_run(_run_lab(folder)).save(made.parent)
 
 # %% ../nbs/80_app.ipynb #de313721
 def make_demo(**changes) -> Path:

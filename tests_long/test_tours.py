@@ -86,7 +86,7 @@ def test_teach_save_load_export_import(visitor, served, tmp_path, capsys):
     p.get_by_role('button', name='Load', exact=True).click(); v.says('Loaded: Fluid'); assert list((served.home/'store').glob('*/fluid/manifest.json'))
     p.reload(); p.wait_for_selector('.sx-thumb', timeout=120_000); v.open('Teach'); v.field('Saved findings').locator('option', has_text='fluid').wait_for(state='attached'); p.get_by_role('button', name='Load', exact=True).click(); v.says('Loaded: Fluid')
     v.open('Findings'); p.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
-    before = p.locator('.sx-table:visible').inner_text(); v.field('Temperature').fill('8'); p.wait_for_function('old => [...document.querySelectorAll(".sx-table")].at(-1).innerText !== old || true', arg=before)
+    before = p.locator('.sx-table:visible').inner_text(); v.field('Temperature').fill('8'); p.wait_for_function('old => { const t = [...document.querySelectorAll(".sx-table")].filter(e => e.offsetParent); return t.length && t.every(e => e.innerText !== old) }', arg=before)
     v.field('Inner steps').fill('1'); v.says('Adapted with 1 steps', 240_000)
     v.open('Explore'); v.field('Weights').select_option(label='adapted to Fluid')
 
