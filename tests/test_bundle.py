@@ -106,7 +106,7 @@ def test_no_test_patient_has_a_part_in_it(lab, net, bundle):
     (lambda d: (d/'weights.safetensors').unlink(), 'lacks the file weights.safetensors'),
     (lambda d: (d/'card.md').write_text('better than it is'), 'card.md'),
     (lambda d: (d/'manifest.json').write_text('{}'), 'changed or damaged'),
-    (lambda d: (d/'manifest.json').write_text((d/'manifest.json').read_text().replace('"version": 1', '"version": 2')), 'changed or damaged')], ids=str)
+    (lambda d: (d/'manifest.json').write_text((d/'manifest.json').read_text().replace('"version": 1', '"version": 2')), 'changed or damaged')], ids=['file gone', 'card changed', 'manifest emptied', 'version changed'])
 def test_damage_is_refused_in_one_sentence(bundle, tmp_path, change, say):
     import shutil
     d = tmp_path/'model'; shutil.copytree(bundle.path, d); change(d)
