@@ -172,6 +172,7 @@ def _install(draft: Path, final: Path) -> None:
     shutil.rmtree(stale, ignore_errors=True)
     if final.exists(): os.rename(final, stale)
     os.rename(draft, final)
+    (final/'journal.jsonl').unlink(missing_ok=True)   # only now: a finished draft that was not installed is not decoded again
     shutil.rmtree(stale, ignore_errors=True)
 
 # %% ../nbs/20_cache.ipynb #f71fbd9c
@@ -226,7 +227,6 @@ def _build(table: XrayTable, size: tuple[int, int], folder: Path, workers: int, 
             records = _fill(table, size, draft, sources, workers, progress)
             manifest = _finish(table, size, draft, sources, records)
             _install(draft, folder/key)
-            (folder/key/'journal.jsonl').unlink(missing_ok=True)   # only now: a finished draft that was not installed is not decoded again
         except OSError as error:
             raise DataError(f'The cache {key} cannot be written ({error.strerror}); make room or choose another cache_path. '
                             'What was finished is kept, and the next build goes on from there.') from None
@@ -502,7 +502,6 @@ def convert_cache(
         records = _convert_pieces(table, found, size, draft, progress)
         manifest = _finish(table, size, draft, sources, records, converted=sum(f is not None for f in found))
         _install(draft, folder/key)
-        (folder/key/'journal.jsonl').unlink(missing_ok=True)
     if strangers and progress: print(f'{strangers:,} files of {source.name} belong to no image of {table.name}; they were left alone.')
     return ImageCache(folder/key, manifest)
 

@@ -256,7 +256,7 @@ def run(
 
 @app.command(epilog=_examples('smlxray demo -p preset tiny'))
 def demo(given: _Set = None, as_json: _Json = False):
-    "Run the whole study on synthetic X-rays and print the table; nothing is downloaded. About ten minutes, or seconds with -p preset tiny."
+    "Run the whole study on synthetic X-rays and print the table; nothing is downloaded. Ten to twenty minutes, or seconds with -p preset tiny."
     run_stages(STAGES, None, given, False, as_json)
 
 @app.command(epilog=_examples('smlxray evaluate -p preset tiny', 'smlxray evaluate -p preset tiny -p shots 1 -p run one-shot --json'))
