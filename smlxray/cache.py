@@ -279,11 +279,14 @@ _INT64 = np.dtype(np.int64)
 
 def _rows(index, count: int) -> np.ndarray:
     "Turn row numbers or a mask into (B,) int64; raise `DataError` for what is not a row."
-    if not (isinstance(index, np.ndarray) and index.dtype is _INT64 and index.ndim == 1): index = _numbers(index, count)
-    if len(index):
-        far = index.item(index.view(np.uint64).argmax())     # the largest, or a negative one: read without a sign it is larger still
-        if not 0 <= far < count: raise DataError(f'There is no row {far} in a table of {count} rows (0 to {count - 1}).')
+    index = _numbers(index, count)
+    wrong = index[(index < 0) | (index >= count)]
+    if len(wrong): raise DataError(f'There is no row {wrong[0]} in a table of {count} rows (0 to {count - 1}).')
     return index
+
+def _plain(index) -> bool:
+    "Is this (B,) int64 without a negative number, as samplers give them? Then numpy's own `take` finds a row that is too large."
+    return isinstance(index, np.ndarray) and index.dtype is _INT64 and index.ndim == 1 and len(index) > 0 and index.item(index.argmin()) >= 0
 
 # %% ../nbs/20_cache.ipynb #24f74a7b
 class ImageCache:
@@ -314,7 +317,9 @@ class ImageCache:
         return self._pixels
 
     @cached_property
-    def _flat(self) -> np.ndarray: return self.pixels.reshape(len(self), -1)   # one long row an image: numpy takes these quickest
+    def _taking(self) -> tuple:
+        "What `gather` needs at every batch: numpy's `take` over one long row an image (the quickest), the shape of a batch, and the usable rows if some are not."
+        return self.pixels.reshape(len(self), -1).take, (-1, 1, *self.image_size), self.usable if self.quarantined else None
 
     @cached_property
     def quarantined(self) -> dict[int, str]:
@@ -330,11 +335,13 @@ class ImageCache:
 
     def gather(self, index) -> torch.Tensor:
         "Read rows (numbers in any order, or a mask) as one batch (B, 1, H, W) uint8, a copy; raises `DataError` for rows not there, `ImageError` for rows in quarantine."
-        rows = _rows(index, len(self))
-        if self.quarantined and not self.usable[rows].all():
-            row = int(rows[~self.usable[rows]][0])
-            raise ImageError(f'Row {row} of {self.manifest["table"]} is in quarantine: {self.quarantined[row]}')
-        return torch.from_numpy(self._flat.take(rows, axis=0, mode='clip').reshape(-1, 1, *self.image_size))   # the rows were checked: no second look
+        take, shape, usable = self._taking
+        rows = index if _plain(index) else _rows(index, len(self))
+        try:
+            if usable is None or usable[rows].all(): return torch.from_numpy(take(rows, 0).reshape(shape))
+        except IndexError: rows = _rows(rows, len(self))   # says which
+        row = int(rows[~usable[rows]][0])
+        raise ImageError(f'Row {row} of {self.manifest["table"]} is in quarantine: {self.quarantined[row]}')
 
     def verify(self) -> None:
         "Read every pixel and compare with the checksums; raises `StaleCache` naming the rows that were altered."

@@ -69,6 +69,9 @@ class Visitor:
     def says(self, words, timeout=60_000):
         "Wait until the open page says something."
         self.page.locator('.sx-notice:visible').filter(has_text=words).first.wait_for(timeout=timeout)
+    def changes(self, selector, before, timeout=60_000):
+        "Wait until the first such element says something else."
+        self.page.wait_for_function('([s, b]) => document.querySelector(s).innerText !== b', arg=[selector, before], timeout=timeout)
     def thumbs(self, label): return self.page.locator('.sx-gallery:visible').and_(self.page.get_by_label(label)).locator('button')
     def close(self): self.context.close()
 
