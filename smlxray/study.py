@@ -267,7 +267,8 @@ def resampled(m: Meetings, times: np.ndarray) -> np.ndarray:  # (n,)
 class Recipe:
     "How a body is taught."
     lesson: str = 'none'             # 'none', 'naming' (findings), 'comparing' (Siamese) or 'prototypes' (ProtoNet)
-    pretrained: bool = True          # begin with ImageNet weights, if the settings of the study have a backbone that has them
+    start: str = ''                  # the recipe whose body is taught on; '': a new one
+    pretrained: bool = True          # begin a new one with ImageNet weights, if the settings of the study have a backbone that has them
     epochs: int = 4                  # passes over the training images
     lr: float = 3e-4                 # of AdamW
     one_cycle: bool = False          # raise and lower the rate; else it stays
@@ -278,8 +279,9 @@ class Recipe:
     views: tuple = ()                # further views of each X-ray whose embeddings are averaged: 'mirror', or a zoom such as 1.1
 
 RECIPES = {'untrained': Recipe(pretrained=False), 'imagenet': Recipe(),
-           'supervised': Recipe('naming'), 'siamese': Recipe('comparing'), 'protonet': Recipe('prototypes'),
-           'default': Recipe('naming', epochs=8, one_cycle=True, adjust=True, views=('mirror',),
+           'supervised': Recipe('naming'),
+           'siamese': Recipe('comparing', 'supervised', epochs=2), 'protonet': Recipe('prototypes', 'supervised', epochs=2),
+           'default': Recipe('naming', 'supervised', epochs=4, one_cycle=True, adjust=True, views=('mirror',),
                              vary=dict(flip=.5, rotation=12., zoom=.15, shift=.08, contrast=.4, brightness=.4))}
 
 # %% ../nbs/73_study.ipynb #e0387992
@@ -341,12 +343,13 @@ def fit(lab: Lab, model: NamingSiamese, recipe: Recipe, seed: int) -> NamingSiam
     return model.eval()
 
 # %% ../nbs/73_study.ipynb #31945e34
-def make_body(lab: Lab, recipe: Recipe, seed: int) -> NamingSiamese:
+def make_body(lab: Lab, recipe: Recipe, seed: int, start: NamingSiamese | None = None) -> NamingSiamese:
     "Build a body and teach it; an untaught one without ImageNet weights gets its batch norm statistics from training X-rays."
     s = lab.settings.siamese
     set_seed(seed)
     net = SiameseNet(s.backbone, s.embedding_dim, pretrained=recipe.pretrained and s.pretrained)
     model = NamingSiamese(net, len(lab.findings.base) + 1)
+    if start is not None: model.load_state_dict(start.state_dict())
     if recipe.lesson != 'none': return fit(lab, model, recipe, seed)
     if not (recipe.pretrained and s.pretrained): calibrate_batch_norm(lab, net)
     return model.eval()
@@ -424,7 +427,7 @@ class Corner:
         recipe, path = self.recipes[name], self.folder/'bodies'/f'{name}{member or ""}.safetensors'
         lab = self.lab_for(recipe)
         if not path.exists():
-            start = time.perf_counter(); model = make_body(lab, recipe, self.seed + 1000*member)
+            start = time.perf_counter(); model = make_body(lab, recipe, self.seed + 1000*member, self.body(recipe.start) if recipe.start else None)
             _keep(path, {**{k: v.numpy() for k, v in model.state_dict().items()}, 'seconds': np.array(time.perf_counter() - start)})
         saved = {k: torch.from_numpy(v) for k, v in load_file(path).items() if k != 'seconds'}
         model = NamingSiamese(SiameseNet(lab.settings.siamese.backbone, lab.settings.siamese.embedding_dim), len(lab.findings.base) + 1)

@@ -88,7 +88,8 @@ def test_teach_save_load_export_import(visitor, served, tmp_path, capsys):
     v.open('Findings'); p.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
     before = p.locator('.sx-table:visible').inner_text(); v.field('Temperature').fill('8'); p.wait_for_function('old => { const t = [...document.querySelectorAll(".sx-table")].filter(e => e.offsetParent); return t.length && t.every(e => e.innerText !== old) }', arg=before)
     v.field('Inner steps').fill('1'); v.says('Adapted with 1 steps', 240_000)
-    v.open('Explore'); v.field('Weights').select_option(label='adapted to Fluid')
+    v.open('Explore'); p.locator('.sx-dot:visible').first.wait_for(); places = '() => [...document.querySelectorAll(".sx-scatter .sx-dot")].map(e => e.outerHTML).join()'; before = p.evaluate(places)
+    v.field('Weights').select_option(label='adapted to Fluid'); p.wait_for_function(f'old => ({places})() !== old', arg=before, timeout=60_000)
 
 
 def test_too_few_and_several_files(visitor):
