@@ -275,13 +275,12 @@ class Recipe:
     vary: dict | None = None         # options of `cache.augment`; None: plain pixels
     adjust: bool = False             # tell the network what projection and origin say, see `stratum_odds`
     image_size: int | None = None    # side in pixels; None: that of the settings
-    members: int = 1                 # networks that are trained, with different seeds
     views: tuple = ()                # further views of each X-ray whose embeddings are averaged: 'mirror', or a zoom such as 1.1
 
 RECIPES = {'untrained': Recipe(pretrained=False), 'imagenet': Recipe(),
            'supervised': Recipe('naming'),
            'siamese': Recipe('comparing', 'supervised', epochs=2), 'protonet': Recipe('prototypes', 'supervised', epochs=2),
-           'default': Recipe('naming', 'supervised', epochs=4, one_cycle=True, adjust=True, views=('mirror',),
+           'default': Recipe('naming', 'supervised', epochs=4, image_size=192, one_cycle=True, adjust=True, views=('mirror',),
                              vary=dict(flip=.5, rotation=12., zoom=.15, shift=.08, contrast=.4, brightness=.4))}
 
 # %% ../nbs/73_study.ipynb #e0387992
@@ -422,12 +421,12 @@ class Corner:
         if recipe.image_size in (None, self.lab.settings.data.image_size[0]): return self.lab
         return open_lab(study_settings(self.fold, self.deal, self.seed, **{**self.changes, 'image_size': [recipe.image_size]*2}))
 
-    def body(self, name: str, member: int = 0) -> NamingSiamese:
+    def body(self, name: str) -> NamingSiamese:
         "The trained network of a recipe; trained now if it never was."
-        recipe, path = self.recipes[name], self.folder/'bodies'/f'{name}{member or ""}.safetensors'
+        recipe, path = self.recipes[name], self.folder/'bodies'/f'{name}.safetensors'
         lab = self.lab_for(recipe)
         if not path.exists():
-            start = time.perf_counter(); model = make_body(lab, recipe, self.seed + 1000*member, self.body(recipe.start) if recipe.start else None)
+            start = time.perf_counter(); model = make_body(lab, recipe, self.seed, self.body(recipe.start) if recipe.start else None)
             _keep(path, {**{k: v.numpy() for k, v in model.state_dict().items()}, 'seconds': np.array(time.perf_counter() - start)})
         saved = {k: torch.from_numpy(v) for k, v in load_file(path).items() if k != 'seconds'}
         model = NamingSiamese(SiameseNet(lab.settings.siamese.backbone, lab.settings.siamese.embedding_dim), len(lab.findings.base) + 1)
@@ -435,21 +434,16 @@ class Corner:
         return model.eval().to(memory_format=torch.channels_last)
 
     def vectors(self, name: str) -> dict[str, torch.Tensor]:
-        "Features, embeddings and logits (N, ...) of a recipe for train and test rows, NaN elsewhere; the members' side by side."
+        "Features, embeddings and logits (N, ...) of a recipe for train and test rows, NaN elsewhere."
         recipe = self.recipes[name]
         alike = recipe.lesson == 'none' and recipe.pretrained and self.lab.settings.siamese.pretrained      # untaught: the same in every corner
         path = (self.lab.folder if alike else self.folder)/'vectors'/f'{name}.safetensors'
         rows = np.arange(len(self.lab.table)) if alike else self.rows
-        if not path.exists():
-            every = [embed(self.lab_for(recipe), self.body(name, m), rows, recipe.views) for m in range(recipe.members)]
-            _keep(path, {f'{k}{m}': v.numpy() for m, one in enumerate(every) for k, v in one.items()})
-        saved, out = load_file(path), {}
-        for k in ('features', 'embeddings', 'logits'):
-            both = np.stack([saved[f'{k}{m}'] for m in range(recipe.members)])
-            both = both.mean(0) if k == 'logits' else np.concatenate(list(both), 1)
-            full = np.full((len(self.lab.table), both.shape[1]), np.nan, np.float32); full[rows] = both
-            out[k] = torch.from_numpy(full)
-        return out
+        if not path.exists(): _keep(path, {k: v.numpy() for k, v in embed(self.lab_for(recipe), self.body(name), rows, recipe.views).items()})
+        def everywhere(v):
+            full = np.full((len(self.lab.table), v.shape[1]), np.nan, np.float32); full[rows] = v
+            return torch.from_numpy(full)
+        return {k: everywhere(v) for k, v in load_file(path).items()}
 
 # %% ../nbs/73_study.ipynb #06cfcdff
 def _unit(corner: Corner, body: str, kind: str) -> torch.Tensor:  # (N, D)
@@ -485,13 +479,14 @@ def prior_of(corner: Corner, body: str, levelled: bool) -> torch.Tensor:  # (T,)
     else: p = p - p[corner.lab.train].mean()
     return (p/spread)[corner.lab.test, 0]
 
-def with_prior(body: str, levelled: bool = True, weight: float = .15, support: bool = True) -> Callable:
-    "A method: the prior of a body, alone (0 steps) or with the prototypes of the support."
+def with_prior(*bodies: str, levelled: bool = True, weight: float = .15, support: bool = True) -> Callable:
+    "A method: the mean prior of some bodies, alone (0 steps) or with the prototypes of the support, the bodies' vectors side by side."
     def method(corner):
-        prior, v = prior_of(corner, body, levelled), corner.vectors(body)['features']
+        prior = sum(prior_of(corner, b, levelled) for b in bodies)/len(bodies)
         if not support: return lambda q: prior[q.query]
-        z = F.normalize(level(v, strata(corner.lab), corner.lab.train, corner.normal), dim=1) if levelled else _unit(corner, body, 'features')
-        gram = _gram(corner, z)
+        levels = lambda v: F.normalize(level(v, strata(corner.lab), corner.lab.train, corner.normal), dim=1)
+        z = torch.cat([levels(corner.vectors(b)['features']) if levelled else _unit(corner, b, 'features') for b in bodies], 1)
+        gram = _gram(corner, z)/len(bodies)
         return lambda q: prior_head(gram, q, prior, weight)
     return method
 
@@ -508,9 +503,9 @@ FROZEN = {'pixels': pixel_study, 'untrained, prototypes': with_head('untrained',
           'supervised, prototypes': with_head('supervised', prototype_head), 'supervised, linear head': with_head('supervised', probe_head), 'supervised, nearest neighbours': with_head('supervised', neighbour_head),
           'siamese': with_head('siamese', prototype_head, 'embeddings'), 'protonet': with_head('protonet', prototype_head, 'embeddings'),
           'anil, 0 steps': with_start('supervised', 0), 'anil': with_start('supervised'),
-          'supervised, prior': with_prior('supervised', False, support=False), 'supervised, prior + prototypes': with_prior('supervised', False),
+          'supervised, prior': with_prior('supervised', levelled=False, support=False), 'supervised, prior + prototypes': with_prior('supervised', levelled=False),
           'default, prototypes': with_head('default', prototype_head),
-          'default, 0 steps': with_prior('default', support=False), 'default': with_prior('default')}
+          'default, 0 steps': with_prior('default', 'supervised', support=False), 'default': with_prior('default', 'supervised')}
 REFERENCE, DEFAULT = 'supervised, prototypes', 'default'
 AGAINST_OTHERS = ('pixels', 'imagenet, prototypes', REFERENCE, 'supervised, linear head', 'siamese', 'protonet', 'anil', 'default, 0 steps', DEFAULT)   # rows of the other protocol in the file
 
