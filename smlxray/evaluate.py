@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['evaluation_episodes', 'FrozenMethod', 'pixel_method', 'network_method', 'untrained_method', 'calibrate_batch_norm',
-           'AdaptedMethod', 'answer', 'make_row', 'protocol_name', 'add_gain', 'standard_methods', 'Results',
-           'evaluate_methods', 'shuffled', 'similarity_rows', 'save_answers', 'Answers', 'read_answers', 'repeat_facts',
-           'save_results', 'read_results', 'results_table', 'print_results', 'plot_overall', 'plot_confusion',
-           'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings', 'adaptation_curve', 'plot_adaptation']
+           'PriorMethod', 'prior_method', 'AdaptedMethod', 'answer', 'make_row', 'protocol_name', 'add_gain',
+           'standard_methods', 'Results', 'evaluate_methods', 'shuffled', 'similarity_rows', 'save_answers', 'Answers',
+           'read_answers', 'repeat_facts', 'save_results', 'read_results', 'results_table', 'print_results',
+           'plot_overall', 'plot_confusion', 'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings',
+           'adaptation_curve', 'plot_adaptation']
 
 # %% ../nbs/70_evaluate.ipynb #16de5e65
 import json, os, platform, subprocess, uuid
@@ -17,8 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
+from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
-from .config import SmlxrayError, repo_root, resolve_path, set_seed, write_atomic
+from .config import DataError, SmlxrayError, repo_root, resolve_path, set_seed, write_atomic
 from .siamese import SiameseNet, norm_mode
 from .losses import query_scores
 from .episodes import Episode
@@ -82,6 +84,27 @@ def calibrate_batch_norm(lab: Lab, net: SiameseNet, batches: int = 4) -> Siamese
     for m in norms: m.momentum = 0.1
     return net.eval()
 
+# %% ../nbs/70_evaluate.ipynb #a70prior1
+@dataclass
+class PriorMethod(FrozenMethod):
+    "Add what was known before the task to the comparison with the support: how abnormal each X-ray looks."
+    prior: torch.Tensor = None  # (M,) in standard deviations of the training images
+    weight: float = .15  # of the prior beside the comparison, which lies in [-2, 2]
+
+    def logits(self, episode: Episode) -> np.ndarray:  # (Q,)
+        return super().logits(episode) + self.weight*self.prior[[self.place[int(r)] for r in episode.query]].numpy()
+
+# %% ../nbs/70_evaluate.ipynb #a70prior2
+def prior_method(lab: Lab, net: SiameseNet, name: str, weight: float = .15, limit: int = 4000) -> PriorMethod:
+    "Compare a network's embeddings, beside a prior from at most `limit` training X-rays; raises `DataError` if these are all normal, or none is."
+    rows = lab.train[::max(len(lab.train)//limit, 1)]
+    abnormal = ~lab.table.positive('No Finding')[rows]
+    if abnormal.all() or not abnormal.any(): raise DataError(f'{lab.table.name} has {"no" if abnormal.all() else "only"} normal X-rays among those of training, so nothing can be learned about how abnormal one looks.')
+    known, asked = embed_rows(lab, net, rows), embed_rows(lab, net, lab.test)
+    judge = LogisticRegression(max_iter=1000).fit(known, abnormal)
+    before, prior = (torch.from_numpy(judge.decision_function(z)).float() for z in (known, asked))
+    return PriorMethod(name, lab.test, asked, 'frozen', prior=(prior - before.mean())/before.std(), weight=weight)
+
 # %% ../nbs/70_evaluate.ipynb #b2616c7d
 @dataclass
 class AdaptedMethod:
@@ -135,6 +158,8 @@ def add_gain(lab: Lab, row: dict, answers: list[EpisodeScores], before: list[Epi
 def standard_methods(lab: Lab, siamese: SiameseNet, learned: dict[str, SiameseNet]) -> list:
     "List the methods of the standard table, each adapted one right after its own zero-step row."
     methods = [pixel_method(lab), untrained_method(lab), network_method(lab, siamese, 'siamese')]
+    try: methods.append(prior_method(lab, siamese, 'siamese + prior'))
+    except DataError as error: print(f'siamese + prior is left out: {error}')
     for algorithm, net in learned.items():
         methods += [network_method(lab, net, f'{algorithm}, 0 steps'), AdaptedMethod(algorithm, lab, net, algorithm, lab.settings.meta.adapt_steps)]
     return methods

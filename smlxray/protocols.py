@@ -54,7 +54,7 @@ def verification_rows(lab: Lab, methods: list, pairs: int = 1000, trials: int = 
     a, b, same = _matched_pairs(lab, pairs)
     draws = {n: one_shot_trials(lab.table, lab.test, novel, n, trials, s.data.match_on, s.training.seed) for n in range(2, len(novel) + 1)}
     patients, n = lab.table.patients, dict(n=s.evaluation.bootstrap, seed=s.training.seed)
-    for method in [m for m in methods if hasattr(m, 'vectors')]:
+    for method in [m for m in methods if hasattr(m, 'vectors') and not hasattr(m, 'prior')]:   # a prior has no say about pairs
         i = bootstrap_pairs((method[a]*method[b]).sum(1).numpy(), same, patients[a], patients[b], **n)
         rows.append(dict(method=method.name, protocol='same or different', trials=len(a), chance=.5, value=i.value, low=i.low, high=i.high, measure='AUC'))
         for ways, t in draws.items():

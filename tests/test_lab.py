@@ -92,7 +92,7 @@ def test_results_hold_every_row_and_column_that_readers_rely_on(lab, capsys):
     saved = json.loads((lab.folder/'results.json').read_text())
     assert saved['settings']['meta']['shots'] == lab.settings.meta.shots
     assert {(r['method'], r['finding']) for r in saved['rows']} == {
-        (m, f) for m in ('pixels', 'untrained', 'siamese', 'anil, 0 steps', 'anil') for f in (*lab.findings.novel, 'mean')}
+        (m, f) for m in ('pixels', 'untrained', 'siamese', 'siamese + prior', 'anil, 0 steps', 'anil') for f in (*lab.findings.novel, 'mean')}
     assert all(r['auc_low'] <= r['auc'] <= r['auc_high'] for r in saved['rows'])
     assert all(abs(r['gain']) <= 1 and r['gain_low'] <= r['gain_high'] for r in saved['rows'] if r['method'] == 'anil')
     print_results(lab.folder)
