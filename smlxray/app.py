@@ -1104,7 +1104,9 @@ class ResultsPage:
         options = list(dict.fromkeys(['mean', *(f for t in tables.values() for f in t.finding)]))
         if self.finding.options != options: self.finding.options = options; self.finding.index = 0
         methods = list(dict.fromkeys(m for t in tables.values() for m in t.method))
-        if self.method.options != methods: self.method.options = methods; self.method.index = max(len(methods) - 1, 0)
+        if self.method.options != methods:
+            default = read_results(self.session.runs/next(iter(tables))).get('default')
+            self.method.options = methods; self.method.index = methods.index(default) if default in methods else 0
         f = self.finding.value; parts = [f'<img class="sx-chart" src="{figure_url(results_figure(tables, f))}" alt="AUC of every method; the numbers are in the table below">']
         for name, t in tables.items(): parts.append(f'<h3>{_esc(name)}</h3>' + frame_html(results_rows(t, f)))
         if steps := steps_figure(tables, f): parts.append(f'<h3>With and without adaptation</h3><img class="sx-chart" src="{figure_url(steps)}" alt="AUC against inner steps">')
