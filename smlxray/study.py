@@ -575,11 +575,11 @@ def check_made_by(corner: Corner) -> None:
     if changed := [k for k in now if old.get(k) != now[k]]:
         raise SmlxrayError(f'{corner.name} in the run {corner.lab.folder.name} was made with other settings ({", ".join(changed)} differ): remove that folder, or give the run another name.')
 
-def run_corner(corner: Corner, methods=None, slow: bool = False) -> Corner:
-    "Let all methods answer a corner; methods that change the body only if asked."
+def run_corner(corner: Corner, methods=tuple(FROZEN), slow=()) -> Corner:
+    "Let methods on frozen bodies answer a corner, and those of `slow`, which change the body."
     torch.set_num_threads(1); check_made_by(corner)
-    for method in methods or FROZEN: answer_frozen(corner, method)
-    for method in (SLOW if slow else ()): answer_slow(corner, method)
+    for method in methods: answer_frozen(corner, method)
+    for method in slow: answer_slow(corner, method)
     return corner
 
 # %% ../nbs/73_study.ipynb #d56eb959
@@ -699,9 +699,9 @@ def open_lab_table(**changes) -> XrayTable:
     return open_table(study_settings(1, 0, **changes))
 
 # %% ../nbs/73_study.ipynb #4615096e
-def _job(corner: Corner, slow: bool) -> None:
+def _job(corner: Corner, methods, slow) -> None:
     "Run a corner in a worker, and send nothing back: its files are the result."
-    run_corner(corner, slow=slow)
+    run_corner(corner, methods, slow)
 
 # %% ../nbs/73_study.ipynb #808b2427
 USUAL = Path('../shared/realcxr')   # the X-rays of the committed file; others never overwrite it
@@ -722,7 +722,8 @@ def run_study(
     corners = study_corners(full, **changes)
     mine, slow = [c for c in corners if c.fold in folds], next(c for c in corners if c.fold == 1)
     for r in corners[0].recipes.values(): corners[0].lab_for(r)                    # build the caches of pixels before the workers want them
-    if not report: Parallel(n_jobs=workers)(delayed(_job)(replace(c), c == slow) for c in mine)      # copies without what the corner has in memory
+    jobs = [(c, tuple(FROZEN), ()) for c in mine] + [(slow, (), (method,)) for method in SLOW if slow in mine]
+    if not report: Parallel(n_jobs=workers)(delayed(_job)(replace(c), methods, extra) for c, methods, extra in jobs)      # copies without what the corner has in memory
     there = [c for c in corners if any(score_path(c, m).exists() for m in FROZEN)]
     if not there: raise SmlxrayError(f'Nothing of the study is in the run {corners[0].lab.folder.name} yet: run `make real` without --report.')
     missing = sum(not score_path(c, m).exists() for c in corners for m in FROZEN) + sum(not score_path(slow, m).exists() for m in SLOW)
