@@ -339,7 +339,7 @@ class ImageCache:
         rows = index if _plain(index) else _rows(index, len(self))
         try:
             if usable is None or usable[rows].all(): return torch.from_numpy(take(rows, 0).reshape(shape))
-        except IndexError: rows = _rows(rows, len(self))   # says which
+        except IndexError: _rows(rows, len(self)); raise   # the first says which row it was
         row = int(rows[~usable[rows]][0])
         raise ImageError(f'Row {row} of {self.manifest["table"]} is in quarantine: {self.quarantined[row]}')
 

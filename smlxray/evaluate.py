@@ -47,7 +47,8 @@ class FrozenMethod:
     steps: int = 0
 
     def __post_init__(self): self.place = {int(r): k for k, r in enumerate(self.rows)}
-    def __getitem__(self, rows): return self.vectors[[self.place[int(r)] for r in rows]]
+    def places(self, rows) -> list[int]: return [self.place[int(r)] for r in rows]
+    def __getitem__(self, rows): return self.vectors[self.places(rows)]
     def logits(self, episode: Episode) -> np.ndarray:  # (Q,)
         labels = torch.as_tensor(episode.support_labels, dtype=torch.float32)
         return query_scores(self[episode.query], self[episode.support], labels, 1.).numpy()
@@ -92,7 +93,7 @@ class PriorMethod(FrozenMethod):
     weight: float = .15  # of the prior beside the comparison, which lies in [-2, 2]
 
     def logits(self, episode: Episode) -> np.ndarray:  # (Q,)
-        return super().logits(episode) + self.weight*self.prior[[self.place[int(r)] for r in episode.query]].numpy()
+        return super().logits(episode) + self.weight*self.prior[self.places(episode.query)].numpy()
 
 # %% ../nbs/70_evaluate.ipynb #a70prior2
 def prior_method(lab: Lab, net: SiameseNet, name: str, weight: float = .15, limit: int = 4000) -> PriorMethod:

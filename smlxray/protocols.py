@@ -9,6 +9,7 @@ __all__ = ['way_sampler', 'answer_ways', 'way_rows', 'verification_rows', 'fold_
 # %% ../nbs/71_protocols.ipynb #e32af188
 from dataclasses import dataclass, field, replace
 import numpy as np, pandas as pd
+from scipy.special import expit
 from .config import ConfigError, DataError, Settings
 from .data import canonical_finding, relatives, NEVER_NOVEL
 from .episodes import Episode, WayEpisode, WaySampler, balanced_pairs, one_shot_trials
@@ -173,7 +174,5 @@ def calibrate(lab: Lab, method, episodes: dict, answers: dict = None, most: int 
     for f, es in episodes.items():
         for i, e in enumerate(es[:most]):
             logits = np.asarray(answers[method.name, f][i].scores if answers else method.logits(e), float); t = fit_temperature(support_logits(method, e), e.support_labels)
-            out.append((e.query_labels, _sigmoid(shift_prevalence(logits, p)), _sigmoid(shift_prevalence(logits/t, p)), [t]))
+            out.append((e.query_labels, expit(shift_prevalence(logits, p)), expit(shift_prevalence(logits/t, p)), [t]))
     return Calibration(method.name, p, *(np.concatenate(x) for x in zip(*out)))
-
-def _sigmoid(x): return np.exp(-np.logaddexp(0, -np.asarray(x, float)))

@@ -11,11 +11,11 @@ __all__ = ['FOLDS', 'PROTOCOLS', 'RECIPES', 'LESSONS', 'FROZEN', 'REFERENCE', 'D
            'lesson_batches', 'fit', 'make_body', 'seen', 'embed', 'Corner', 'with_head', 'pixel_study', 'prior_of',
            'with_prior', 'with_start', 'meta_method', 'tuned_method', 'score_path', 'answer_frozen', 'answer_slow',
            'check_made_by', 'run_corner', 'corner_meetings', 'Draws', 'interval', 'study_rows', 'fold_means',
-           'summarise', 'slow_rows', 'checked_episodes', 'commit', 'study_file', 'save_study', 'study_corners',
-           'open_lab_table', 'run_study', 'main']
+           'summarise', 'slow_rows', 'checked_episodes', 'study_file', 'save_study', 'study_corners', 'open_lab_table',
+           'run_study', 'main']
 
 # %% ../nbs/73_study.ipynb #1cb1d64a
-import argparse, contextlib, io, json, os, subprocess, time
+import argparse, contextlib, io, json, os
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from joblib import Parallel, delayed
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from .config import DataError, Settings, SmlxrayError, load_settings, repo_root, resolve_path, set_seed, write_atomic
+from .config import DataError, Settings, SmlxrayError, load_settings, resolve_path, set_seed, write_atomic
 from .data import XrayTable, split_patients
 from .cache import augment, to_float
 from .siamese import SiameseNet
@@ -33,7 +33,7 @@ from .losses import contrastive_loss, label_similarity, query_scores
 from .episodes import EpisodeBlock, EpisodeSampler
 from .metrics import _multiplicities
 from .train import Lab, NamingSiamese, base_targets, epoch_batches, open_lab, rows_to_batch, table_digest, train_meta, training_sampler
-from .evaluate import AdaptedMethod, calibrate_batch_norm
+from .evaluate import AdaptedMethod, calibrate_batch_norm, pixel_method, repeat_facts
 
 # %% ../nbs/73_study.ipynb #d17e8551
 FOLDS = {1: ('Cardiomegaly', 'Pneumothorax', 'Edema', 'Mass'),
@@ -381,6 +381,7 @@ def _keep(path: Path, arrays: dict):
     part = path.with_name(f'.{path.name}.{os.getpid()}')
     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part); os.replace(part, path)
 
+# %% ../nbs/73_study.ipynb #corner
 @dataclass
 class Corner:
     "One fold, one deal, one seed."
@@ -426,11 +427,10 @@ class Corner:
         recipe, path = self.recipes[name], self.folder/'bodies'/f'{name}.safetensors'
         lab = self.lab_for(recipe)
         if not path.exists():
-            start = time.perf_counter(); model = make_body(lab, recipe, self.seed, self.body(recipe.start) if recipe.start else None)
-            _keep(path, {**{k: v.numpy() for k, v in model.state_dict().items()}, 'seconds': np.array(time.perf_counter() - start)})
-        saved = {k: torch.from_numpy(v) for k, v in load_file(path).items() if k != 'seconds'}
+            model = make_body(lab, recipe, self.seed, self.body(recipe.start) if recipe.start else None)
+            _keep(path, {k: v.numpy() for k, v in model.state_dict().items()})
         model = NamingSiamese(SiameseNet(lab.settings.siamese.backbone, lab.settings.siamese.embedding_dim), len(lab.findings.base) + 1)
-        model.load_state_dict(saved)
+        model.load_state_dict({k: torch.from_numpy(v) for k, v in load_file(path).items()})
         return model.eval().to(memory_format=torch.channels_last)
 
     def vectors(self, name: str) -> dict[str, torch.Tensor]:
@@ -463,11 +463,9 @@ def with_head(body: str, head: Callable, kind: str = 'features') -> Callable:
         return lambda q: head(gram, q)
     return method
 
-def pixel_study(corner: Corner, size: int = 32) -> Callable:
-    "Prototypes of raw pixels, each X-ray shrunk and centred by itself."
-    x = torch.cat([corner.lab.pixels.gather(corner.lab.test[i:i + 256]).float() for i in range(0, len(corner.lab.test), 256)])
-    x = F.interpolate(x, (size, size), mode='bilinear', antialias=True).flatten(1)
-    z = F.normalize(x - x.mean(1, keepdim=True), dim=1); gram = z@z.T
+def pixel_study(corner: Corner) -> Callable:
+    "Prototypes of raw pixels, as in every evaluation."
+    z = pixel_method(corner.lab).vectors; gram = z@z.T
     return lambda q: prototype_head(gram, q)
 
 # %% ../nbs/73_study.ipynb #17518879
@@ -666,16 +664,11 @@ def checked_episodes(corner: Corner, episodes: int = 20) -> dict:
     q = corner.questions(finding)[:episodes]
     return dict(fold=corner.fold, split=corner.deal, finding=finding, auc={m: [round(float(a), 7) for a in block_auc(FROZEN[m](corner)(q))] for m in CHECKED})
 
-def commit() -> str:
-    "The commit of the checkout, if there is one."
-    try: return subprocess.run(['git', 'rev-parse', '--short=12', 'HEAD'], cwd=repo_root(), capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return ''
-
 def study_file(corners: list[Corner], slow: Corner | None = None, n: int = 2000, complete: bool = True) -> dict:
     "All that `real_xrays.json` holds."
     rows, kept = study_rows(corners, list(FROZEN), n); lab = corners[0].lab
     taught = [{k: v for k, v in asdict(r).items()} for r in corners[0].recipes.values()]
-    return dict(default=DEFAULT, reference=REFERENCE, complete=complete, commit=commit(), settings=lab.settings.model_dump(mode='json'), recipes=dict(zip(corners[0].recipes, taught)),
+    return dict(default=DEFAULT, reference=REFERENCE, complete=complete, commit=repeat_facts()['commit'][:12], settings=lab.settings.model_dump(mode='json'), recipes=dict(zip(corners[0].recipes, taught)),
                 data=dict(name=lab.table.name, rows=len(lab.table), patients=int(lab.table.patients.max() + 1), digest=table_digest(lab.table)),
                 folds={k: list(v) for k, v in FOLDS.items()}, splits=sorted({c.deal for c in corners}), seeds=sorted({c.seed for c in corners}), episodes=corners[0].episodes,
                 resamples=n, check=checked_episodes(corners[0]), rows=rows, summary=summarise(kept, list(FROZEN)), slow=slow_rows(slow, list(FROZEN), n) if slow else [])

@@ -55,7 +55,7 @@ def test_compare_within_a_second(visitor, capsys):
     v, p = visitor, visitor.page; times = []
     for k in range(3):
         old = p.locator('.sx-figure:visible').first.inner_text(); start = time.time(); v.thumbs('X-rays to choose from').nth(4 + 2*k).click()
-        v.field('A click in the gallery becomes').select_option(label='X-ray A'); p.wait_for_function('old => document.querySelector(".sx-figure").innerText !== old', arg=old); times.append(time.time() - start)
+        v.field('A click in the gallery becomes').select_option(label='X-ray A'); v.changes('.sx-figure', old); times.append(time.time() - start)
         v.field('A click in the gallery becomes').select_option(label='X-ray A')
     with capsys.disabled(): print(f'\nfirst view {visitor.first_view:.1f} s, compare {min(times):.2f} s')
     assert min(times) <= 1 or os.getloadavg()[0] > 3
@@ -78,7 +78,7 @@ def test_teach_save_load_export_import(visitor, served, tmp_path, capsys):
     with capsys.disabled(): print(f'\nadapt {first:.1f} s, with leaving out {time.time() - start:.1f} s')
     assert first <= 15 or os.getloadavg()[0] > 3
     p.locator('.sx-notice:visible').filter(has_text='AUC of').wait_for(); p.locator('.sx-curve:visible circle').nth(5).wait_for()
-    at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text(); v.field('Assumed prevalence').fill('9'); p.wait_for_function('old => document.querySelector(".sx-table tbody tr b").innerText !== old', arg=at_ten)
+    at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text(); v.field('Assumed prevalence').fill('9'); v.changes('.sx-table tbody tr b', at_ten)
     p.get_by_role('button', name='Save', exact=True).click(); v.says('Saved as fluid')
     with p.expect_download() as got: p.get_by_role('button', name='Export', exact=True).click()
     got.value.save_as(tmp_path/'fluid.zip'); assert got.value.suggested_filename == 'fluid.zip'
