@@ -272,15 +272,15 @@ class Recipe:
     epochs: int = 4                  # passes over the training images
     lr: float = 3e-4                 # of AdamW
     one_cycle: bool = False          # raise and lower the rate; else it stays
-    vary: dict | None = None         # options of `cache.augment`; None: plain pixels
+    vary: dict | None = None         # options of `cache.augment`, {}: as they are there; None: plain pixels
     adjust: bool = False             # tell the network what projection and origin say, see `stratum_odds`
     image_size: int | None = None    # side in pixels; None: that of the settings
     views: tuple = ()                # further views of each X-ray whose embeddings are averaged: 'mirror', or a zoom such as 1.1
 
 RECIPES = {'untrained': Recipe(pretrained=False), 'imagenet': Recipe(),
-           'supervised': Recipe('naming'),
-           'siamese': Recipe('comparing', 'supervised', epochs=2), 'protonet': Recipe('prototypes', 'supervised', epochs=2),
-           'default': Recipe('naming', 'supervised', epochs=4, image_size=192, one_cycle=True, adjust=True, views=('mirror',),
+           'supervised': Recipe('naming', vary={}),
+           'siamese': Recipe('comparing', 'supervised', epochs=2, vary={}), 'protonet': Recipe('prototypes', 'supervised', epochs=2, vary={}),
+           'default': Recipe('naming', 'supervised', epochs=4, image_size=224, one_cycle=True, adjust=True, views=('mirror',),
                              vary=dict(flip=.5, rotation=12., zoom=.15, shift=.08, contrast=.4, brightness=.4))}
 
 # %% ../nbs/73_study.ipynb #e0387992
