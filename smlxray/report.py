@@ -288,8 +288,12 @@ def _controls(r: dict) -> str:
             _table(['control', 'AUC, 99.9 %', '', 'interval', ''], [[_text(x['method']), _span(x, 'auc', 'auc_low', 'auc_high'), _bar(x['auc_low'], x['auc'], x['auc_high'], 0, 1, .5), _text(x['interval']), '<span class="tag better">holds 0.5</span>' if x['holds'] else '<span class="tag worse">does not hold 0.5</span>'] for x in rows]))
 
 def _other_protocols(tables: dict) -> str:
-    "Several findings at once, and verification."
+    "Other novel findings, several findings at once, and verification."
     out = ''
+    if rows := tables.get('folds'):
+        folds, by = list(dict.fromkeys(x['fold'] for x in rows)), {(x['method'], x['fold']): x for x in rows}
+        out += '<h3>Other novel findings</h3><p>Each fold is a training of its own, in a run of its own; this page is about the first. The last column takes all findings together, and its intervals resample a patient in all folds at once.</p>'
+        out += _table(['method', *map(_text, folds)], [[_text(m), *(_span(by[m, f], 'auc', 'auc_low', 'auc_high') for f in folds)] for m in dict.fromkeys(m for m, _ in by)])
     if rows := tables.get('ways'):
         out += f'<h3>{_text(rows[0]["protocol"].capitalize())}</h3><p>One logit a finding, from its positives against all others. The harmonic mean is of the AUCs of seen and unseen findings. The micro average pools the findings of an episode and rewards knowing which of them is common; it stands here because others report it.</p>'
         keys = [k for k in ('harmonic', 'seen', 'unseen', 'macro', 'micro') if k in rows[0]]

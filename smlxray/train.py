@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
-from .config import DataError, Settings, SmlxrayError, resolve_path, run_folder, set_seed, write_atomic
+from .config import ConfigError, DataError, Settings, SmlxrayError, resolve_path, run_folder, set_seed, write_atomic
 from .phantom import ensure_phantoms
 from .data import (XrayTable, PatientSplit, FindingSplit, apply_policy, balanced_seed, own_split, split_patients, split_findings, training_rows,
                           check_patient_disjoint, check_finding_disjoint)
@@ -107,6 +107,7 @@ def readable(table: XrayTable, pixels) -> np.ndarray:  # (N,) bool
 # %% ../nbs/65_train.ipynb #3a0547a5
 def open_lab(settings: Settings) -> Lab:
     "Open table, pixels and splits for a run; raise `DataError` if a patient or a finding stands on two sides, or too many images are unreadable."
+    if settings.evaluation.folds: raise ConfigError('evaluation.folds makes several runs of one: give it to the notebook evaluate_meta, which trains each of them, or name one list as novel_findings.')
     d, table = settings.data, open_table(settings)
     patients, settings = deal_patients(settings, table)
     findings = split_findings(table, d.novel_findings)

@@ -1,10 +1,10 @@
 "The report and the files behind it: every number follows from the saved answers, and nothing is said that should not be."
 import json, subprocess, sys
 import numpy as np, pytest, torch
-from smlxray.config import DataError, SmlxrayError, load_settings
+from smlxray.config import ConfigError, DataError, SmlxrayError, load_settings
 from smlxray.evaluate import FrozenMethod, answer, evaluate_methods, make_row, read_answers, read_results, save_answers, save_results
 from smlxray.metrics import auc, bootstrap_paired, bootstrap_patients
-from smlxray.protocols import add_controls, answer_ways, calibrate, control_problems, fold_settings, way_rows, way_sampler
+from smlxray.protocols import add_controls, answer_ways, calibrate, control_problems, evaluate_fold, fold_rows, fold_settings, way_rows, way_sampler
 from smlxray.report import compare_runs, hardest_errors, render_report, shots_curve, write_comparison, write_report
 from smlxray.train import open_lab
 
@@ -131,6 +131,19 @@ def test_one_logit_a_finding_and_folds_that_are_runs(here):
     for s in fold_settings(tiny(here, folds=['Cardiomegaly + Edema', 'Pneumothorax'])):
         fold = open_lab(s)
         assert set(fold.findings.novel) == set(s.data.novel_findings) and not set(fold.findings.novel) & set(fold.findings.base) and fold.folder.name == s.evaluation.run
+
+
+def test_folds_are_trained_one_by_one_and_resampled_together(here):
+    s = tiny(here, folds=['Cardiomegaly + Edema', 'Pneumothorax'], run='folds')
+    with pytest.raises(ConfigError, match='several runs of one'): open_lab(s)
+    folds = [evaluate_fold(fold, ['anil']) for fold in fold_settings(s)]
+    assert [read_results(r.lab.folder)['data']['novel'] for r in folds] == [['Cardiomegaly', 'Edema'], ['Pneumothorax']] and [r.default for r in folds] == ['anil']*2
+    assert len({(r.lab.folder/'checkpoints'/'siamese.safetensors').read_bytes() for r in folds}) == 2
+    rows = {(r['method'], r['fold']): r for r in fold_rows(folds)}
+    for m in ('pixels', 'siamese', 'anil'):
+        one, two, both = (rows[m, f] for f in ('Cardiomegaly + Edema', 'Pneumothorax', 'all'))
+        assert both['auc'] == pytest.approx((2*one['auc'] + two['auc'])/3) and both['episodes'] == one['episodes'] + two['episodes'] and both['auc_low'] < both['auc'] < both['auc_high']
+        assert both['patients'] < one['patients'] + two['patients'], 'the folds share patients, and this is why they are resampled together'
 
 
 def test_one_shot_is_refused_for_calibration(here):
