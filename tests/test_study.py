@@ -33,6 +33,22 @@ def test_the_means_of_the_file_are_means_of_its_rows():
         folds = [np.mean([r['auc'] for r in rows if r['fold'] == f]) for f in sorted({r['fold'] for r in rows}) if s['fold'] in (f, 'all')]
         assert abs(np.mean(folds) - s['auc']) < 2e-4
 
+@needs_file
+def test_the_baselines_are_those_that_were_measured_before_and_the_default_beats_them():
+    "Means by fold from `SOURCES.md` of the X-rays; a weaker baseline would flatter the default."
+    summary = {(r['method'], r['fold']): r for r in json.loads(FILE.read_text())['summary'] if r['protocol'] == next(iter(PROTOCOLS))}
+    measured = {'imagenet, prototypes': (.625, .581, .604), REFERENCE: (.772, .744, .778)}
+    for method, means in measured.items():
+        for fold, mean in enumerate(means, 1): assert abs(summary[method, fold]['auc'] - mean) < .03, (method, fold)
+    assert summary[DEFAULT, 'all']['gain_low'] > 0
+
+@needs_file
+def test_the_readme_says_what_the_file_says():
+    summary = {(r['method'], r['protocol']): r for r in json.loads(FILE.read_text())['summary'] if r['fold'] == 'all'}
+    readme = resolve_path('README.md').read_text(); mine, base, others = summary[DEFAULT, 'finding vs matched normals'], summary[REFERENCE, 'finding vs matched normals'], summary[DEFAULT, 'finding vs other findings']
+    for words in (f"{mine['auc']:.3f} [{mine['auc_low']:.3f}, {mine['auc_high']:.3f}]", f"+{mine['gain']:.3f} [{mine['gain_low']:.3f}, {mine['gain_high']:.3f}]", f"{base['auc']:.3f}", f"{others['auc']:.3f} against *other* findings"):
+        assert words in readme, words
+
 @needs_real
 @needs_file
 def test_twenty_episodes_of_the_file_come_out_again(tmp_path):
