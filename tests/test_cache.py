@@ -44,8 +44,10 @@ def table(tmp_path: Path) -> XrayTable:
 
 
 def start(folder: Path, log: str, pause: float) -> subprocess.Popen:
+    "Start a builder that hears Ctrl-C, even if these tests run in the background of a shell, which lets its children ignore it."
     command = [sys.executable, '-c', BUILDER, str(folder), str(folder/log), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 180):
