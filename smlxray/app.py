@@ -35,7 +35,7 @@ from torch import Tensor
 from .bundle import Bundle, BundleError, TaughtFinding, bundle_of_run, finding_slug, probability, support_names
 from .config import ImageError, Settings, SmlxrayError, load_settings, resolve_path
 from .episodes import EpisodeSampler
-from .evaluate import read_results
+from .evaluate import read_results, span
 from .images import decode, read_image, resize_image
 from .losses import pair_loss, query_scores
 from .siamese import cosine_similarity, unit_vectors
@@ -1058,7 +1058,6 @@ def frame_html(t: pd.DataFrame) -> str:
 
 def results_rows(t: pd.DataFrame, finding: str) -> pd.DataFrame:
     "Lay out the rows of one finding for people."
-    span = lambda r, k: '' if pd.isna(r.get(k)) else f'{r[k]:.3f} [{r[f"{k}_low"]:.3f}, {r[f"{k}_high"]:.3f}]'
     rows = [r for _, r in t[t.finding == finding].iterrows()]
     return pd.DataFrame({'method': [r.method for r in rows], 'AUC [95 %]': [span(r, 'auc') for r in rows], 'AP': [f'{r.ap:.3f}' for r in rows], 'accuracy': [f'{r.accuracy:.3f}' for r in rows],
                          'steps': [int(r.adapted_steps) for r in rows], 'gain by adaptation [95 %]': [span(r, 'gain') for r in rows], 'episodes': [int(r.episodes) for r in rows], 'patients': [int(r.patients) for r in rows]})

@@ -6,7 +6,7 @@
 __all__ = ['evaluation_episodes', 'FrozenMethod', 'pixel_method', 'network_method', 'untrained_method', 'calibrate_batch_norm',
            'PriorMethod', 'prior_method', 'AdaptedMethod', 'answer', 'make_row', 'protocol_name', 'add_gain',
            'standard_methods', 'Results', 'evaluate_methods', 'shuffled', 'similarity_rows', 'save_answers', 'Answers',
-           'read_answers', 'repeat_facts', 'save_results', 'read_results', 'results_table', 'print_results',
+           'read_answers', 'repeat_facts', 'save_results', 'read_results', 'span', 'results_table', 'print_results',
            'plot_overall', 'plot_confusion', 'plot_metrics', 'show_xrays', 'plot_similarity', 'plot_embeddings',
            'adaptation_curve', 'plot_adaptation']
 
@@ -283,10 +283,13 @@ def read_results(folder: Path) -> dict:
     if not path.exists(): raise SmlxrayError(f'There is no results.json in {Path(folder).name}/; run the notebook evaluate_meta first.')
     return json.loads(path.read_text())
 
+def span(row, key: str) -> str:
+    "Write a value of a row with its interval, or nothing if the row has none."
+    return '' if pd.isna(row.get(key)) else f"{row[key]:.3f}  [{row[key + '_low']:.3f}, {row[key + '_high']:.3f}]"
+
 def results_table(folder: Path, finding: str = 'mean') -> pd.DataFrame:
     "Read a run's results and lay out one finding as a table for people."
     t = pd.DataFrame(read_results(folder)['rows']).query('finding == @finding').pipe(_no_controls).reindex(columns=_COLUMNS).reset_index(drop=True)
-    span = lambda r, k: '' if pd.isna(r[k]) else f"{r[k]:.3f}  [{r[k + '_low']:.3f}, {r[k + '_high']:.3f}]"
     return pd.DataFrame({'method': t.method, 'AUC [95 % interval]': [span(r, 'auc') for _, r in t.iterrows()], 'AP': t.ap.map('{:.3f}'.format),
                          'accuracy': t.accuracy.map('{:.3f}'.format), 'steps': t.adapted_steps,
                          'gain by adaptation [95 %]': [span(r, 'gain') for _, r in t.iterrows()]})

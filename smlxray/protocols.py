@@ -9,6 +9,7 @@ __all__ = ['way_sampler', 'answer_ways', 'way_rows', 'verification_rows', 'fold_
 
 # %% ../nbs/71_protocols.ipynb #e32af188
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 import numpy as np, pandas as pd
 from scipy.special import expit
 from .config import ConfigError, DataError, Settings
@@ -90,9 +91,9 @@ def deal_findings(lab_or_table, folds: int, patients: int = 15) -> list[str]:
     table = getattr(lab_or_table, 'table', lab_or_table); size = {f: len(np.unique(table.patients[table.positive(f)])) for f in table.findings if f not in NEVER_NOVEL}
     left, hands = sorted((f for f, n in size.items() if n >= patients), key=size.get, reverse=True), [[] for _ in range(folds)]
     while left:
-        kin = [left[0], *(relatives(left[0]) & set(left))]
-        kin += [f for k in kin for f in relatives(k) if f in left and f not in kin]
-        min(hands, key=lambda h: (sum(size[f] for f in h), len(h))).extend(dict.fromkeys(kin)); left = [f for f in left if f not in kin]
+        kin = [left[0]]
+        for k in kin: kin += [f for f in left if f in relatives(k) and f not in kin]
+        min(hands, key=lambda h: (sum(size[f] for f in h), len(h))).extend(kin); left = [f for f in left if f not in kin]
     if not all(hands): raise DataError(f'{folds} folds need at least {folds} unrelated findings with {patients} patients')
     return [' + '.join(h) for h in hands]
 
@@ -106,14 +107,13 @@ def evaluate_fold(settings: Settings, algorithms: list[str]) -> Results:
 
 def fold_rows(results: list[Results]) -> list[dict]:
     "One row a method and fold, and one over the findings of all folds, whose interval resamples a patient in all folds at once."
-    s, rows = results[0].lab.settings, []
-    for method in dict.fromkeys(m for m, _ in results[0].answers):
-        if not all((method, 'mean') in r.answers for r in results): continue
-        given = {' + '.join(r.episodes): r.answers[method, 'mean'] for r in results}
-        given['all'] = [a for answers in given.values() for a in answers]
-        for fold, answers in given.items():
-            auc = bootstrap_patients(answers, n=s.evaluation.bootstrap, seed=s.training.seed)
-            rows.append(dict(method=method, fold=fold, episodes=len(answers), patients=len(np.unique(np.concatenate([a.patients for a in answers]))), auc=auc.value, auc_low=auc.low, auc_high=auc.high))
+    means, rows = [{r['method']: r for r in x.rows if r['finding'] == 'mean' and not r.get('control')} for x in results], []
+    for method, first in means[0].items():
+        if not all(method in m for m in means): continue
+        alike = SimpleNamespace(name=method, steps=first['adapted_steps'], batch_norm=first['batch_norm'])
+        folds = {' + '.join(x.episodes): m[method] for x, m in zip(results, means)}
+        folds['all'] = make_row(results[0].lab, alike, 'all', [a for x in results for a in x.answers[method, 'mean']])
+        rows += [dict(method=method, fold=fold, **{k: r[k] for k in ('episodes', 'patients', 'auc', 'auc_low', 'auc_high')}) for fold, r in folds.items()]
     return rows
 
 # %% ../nbs/71_protocols.ipynb #13cda7a0

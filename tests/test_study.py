@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from smlxray.config import DataError, resolve_path
-from smlxray.study import AGAINST_OTHERS, CHECKED, DEFAULT, FOLDS, FROZEN, PROTOCOLS, RECIPES, REFERENCE, Corner, Recipe, checked_episodes, fair_deals, main, strata, study_corners
+from smlxray.study import AGAINST_OTHERS, CHECKED, DEFAULT, FOLDS, FROZEN, MEASURED, PROTOCOLS, RECIPES, REFERENCE, Corner, Recipe, checked_episodes, fair_deals, main, strata, study_corners
 
 REAL, FILE = resolve_path('../shared/realcxr'), resolve_path('nbs/real_xrays.json')
 needs_real = pytest.mark.skipif(not (REAL/'labels.csv').is_file(), reason='no ../shared/realcxr beside the checkout')
@@ -37,9 +37,10 @@ def test_the_means_of_the_file_are_means_of_its_rows():
 def test_the_baselines_are_those_that_were_measured_before_and_the_default_beats_them():
     "Means by fold from `SOURCES.md` of the X-rays; a weaker baseline would flatter the default."
     summary = {(r['method'], r['fold']): r for r in json.loads(FILE.read_text())['summary'] if r['protocol'] == next(iter(PROTOCOLS))}
-    measured = {'imagenet, prototypes': (.625, .581, .604), REFERENCE: (.772, .744, .778)}
-    for method, means in measured.items():
-        for fold, mean in enumerate(means, 1): assert abs(summary[method, fold]['auc'] - mean) < .03, (method, fold)
+    assert set(MEASURED) == {'imagenet, prototypes', REFERENCE}
+    for method, means in MEASURED.items():
+        assert set(means) == set(FOLDS)
+        for fold, mean in means.items(): assert abs(summary[method, fold]['auc'] - mean) < .03, (method, fold)
     assert summary[DEFAULT, 'all']['gain_low'] > 0
 
 @needs_file
