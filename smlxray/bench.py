@@ -8,7 +8,7 @@ __all__ = ['BENCHES', 'paired', 'row', 'chexpert_size_table', 'plain_index', 'Pl
            'engine_row', 'within_budget', 'large_rows', 'bench_engines', 'machine']
 
 # %% ../nbs/75_bench.ipynb #c1c51edb
-import copy, itertools, os, platform, random, subprocess, sys, tempfile, time
+import copy, itertools, json, os, platform, random, subprocess, sys, tempfile, time
 from collections import defaultdict
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -144,12 +144,17 @@ for e in range(50): to_float(cache.gather(block.support[e]))
 print(json.dumps(dict(now=own() - before, peak=peak() - high)))
 """
 
+def _ask(code: str, *words: str):
+    "What `code`, run in a new process with `words` as its arguments, says in JSON."
+    done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    if done.returncode: raise RuntimeError(f'The process that measures failed: {done.stderr.strip()[-400:]}')
+    return json.loads(done.stdout)
+
 # %% ../nbs/75_bench.ipynb #c1a77d83
 def memory_row(
     table: XrayTable,  # written out again and read by another process
 ) -> dict:             # ratio: how often the memory fits into 500 MB
     "Measure the memory of table, index, sampler and cache in a process of their own (Linux)."
-    import json
     with tempfile.TemporaryDirectory() as folder:
         frame = table.frame.assign(Path='train/' + table.frame['patient'] + '/study1/' + pd.Series(range(len(table))).astype(str) + '.jpg', **{'AP/PA': table.frame['projection'],
                                    'Frontal/Lateral': table.frame['view'].str.capitalize(), 'Sex': table.frame['sex'], 'Age': table.frame['age']})
@@ -158,8 +163,7 @@ def memory_row(
         with open(f'{folder}/pixels.npy', 'wb') as file:
             np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': (len(table), 224, 224)})
             file.truncate(file.tell() + len(table)*224*224)
-        done = subprocess.run([sys.executable, '-c', _MEMORY, folder, folder], capture_output=True, text=True, check=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    said = json.loads(done.stdout)
+        said = _ask(_MEMORY, folder, folder)
     return dict(case='memory', method=f"{said['now']:.0f} MB", baseline='500 MB', ratio=round(500/said['now'], 2), method_ms=None, baseline_ms=None,
                 note=f"own memory above `import torch`; at its peak, file pages included, {said['peak']:.0f} MB")
 
@@ -317,8 +321,15 @@ def engine_row(case: str, task: Engines, algorithm: str, engine: str, rounds: in
                 memory_ratio=round(memory, 3), gradient_error=float(f'{gradient_error(task, algorithm, engine):.0e}'))
 
 # %% ../nbs/75_bench.ipynb #d41fa552
-def within_budget(task: Engines, engine: str, budget: float) -> tuple[bool, float]:
-    "Run a meta-gradient where no more than `budget` bytes can be had: did it come to its end, and how many did it take?"
+_BUDGET = """
+import json, sys
+from smlxray.bench import Engines, _within_budget
+task, engine, budget = json.loads(sys.argv[1])
+print(json.dumps(_within_budget(Engines(**task), engine, budget)))
+"""
+
+def _within_budget(task: Engines, engine: str, budget: float) -> tuple[bool, float]:
+    "`within_budget` in a process that has done nothing else."
     import resource
     def work():
         with open('/proc/self/status') as f: now = next(int(l.split()[1])*1024 for l in f if l.startswith('VmData'))
@@ -326,12 +337,23 @@ def within_budget(task: Engines, engine: str, budget: float) -> tuple[bool, floa
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)      # what the allocator says when it fails
         task.run('maml', engine)
     try: return True, peak_bytes(work, lambda: task.double().run('maml', 'loop', steps=0))
-    except RuntimeError: return False, float('nan')
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ('alloc', 'emory', 'primitive')): raise     # only want of memory counts, whoever says it: torch, Python, the kernel or oneDNN
+        return False, float('nan')
+
+def within_budget(
+    task: dict,       # the arguments of `Engines`
+    engine: str,
+    budget: float,    # bytes
+) -> list:            # did it come to its end, and how many bytes did it take (nan if not)?
+    "Run a meta-gradient in a new process that can have no more than `budget` bytes above what it starts with (Linux)."
+    return _ask(_BUDGET, json.dumps([task, engine, budget]))
 
 def large_rows(backbone: str = 'resnet50', size: int = 224, shots: int = 2, steps: int = 2, budget: float = 2e9) -> list[dict]:
     "A meta-gradient whose full graph exceeds a budget, with the engines `loop` and `reverse`, each where no more can be had; memory as a share of the budget."
-    task, small, rows = Engines(backbone, 'batch', size=size, shots=shots, steps=steps), Engines(backbone, 'batch', steps=2), []
-    ran = {engine: within_budget(task, engine, budget) for engine in ('loop', 'reverse')}
+    plan = dict(backbone=backbone, norm='batch', size=size, shots=shots, steps=steps)
+    ran = {engine: within_budget(plan, engine, budget) for engine in ('loop', 'reverse')}
+    task, small, rows = Engines(**plan), Engines(backbone, 'batch', steps=2), []
     with KeptBytes() as kept, norm_mode(task.net, 'frozen'): adapt(task.net, task.losses()[0], 1, .003)
     graph = kept.stop()*(steps + 1)     # the rule of `auto`
     for engine, (fits, peak) in ran.items():
