@@ -283,9 +283,9 @@ def read_results(folder: Path) -> dict:
     if not path.exists(): raise SmlxrayError(f'There is no results.json in {Path(folder).name}/; run the notebook evaluate_meta first.')
     return json.loads(path.read_text())
 
-def span(row, key: str) -> str:
-    "Write a value of a row with its interval, or nothing if the row has none."
-    return '' if pd.isna(row.get(key)) else f"{row[key]:.3f}  [{row[key + '_low']:.3f}, {row[key + '_high']:.3f}]"
+def span(row, key: str, sign: str = '') -> str:
+    "Write a value of a row with its interval (with `sign='+'`, gains as such), or nothing if the row has none."
+    return '' if pd.isna(row.get(key)) else f"{row[key]:{sign}.3f}  [{row[key + '_low']:{sign}.3f}, {row[key + '_high']:{sign}.3f}]"
 
 def results_table(folder: Path, finding: str = 'mean') -> pd.DataFrame:
     "Read a run's results and lay out one finding as a table for people."

@@ -12,10 +12,10 @@ __all__ = ['FOLDS', 'PROTOCOLS', 'RECIPES', 'LESSONS', 'FROZEN', 'REFERENCE', 'D
            'pixel_study', 'prior_of', 'with_prior', 'with_start', 'meta_method', 'tuned_method', 'score_path',
            'answer_frozen', 'answer_slow', 'check_made_by', 'run_corner', 'corner_meetings', 'Draws', 'interval',
            'study_rows', 'fold_means', 'summarise', 'slow_rows', 'checked_episodes', 'study_file', 'save_study',
-           'study_corners', 'open_lab_table', 'run_study', 'main']
+           'summary_table', 'study_corners', 'open_lab_table', 'askable', 'print_study', 'run_study', 'main']
 
 # %% ../nbs/73_study.ipynb #1cb1d64a
-import argparse, contextlib, io, json, os
+import argparse, contextlib, io, json, os, time
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ from .losses import contrastive_loss, label_similarity, query_scores
 from .episodes import EpisodeBlock, EpisodeSampler
 from .metrics import _multiplicities
 from .train import Lab, NamingSiamese, base_targets, epoch_batches, open_lab, rows_to_batch, table_digest, train_meta, training_sampler
-from .evaluate import AdaptedMethod, calibrate_batch_norm, pixel_method, repeat_facts
+from .evaluate import AdaptedMethod, calibrate_batch_norm, pixel_method, repeat_facts, span
 
 # %% ../nbs/73_study.ipynb #d17e8551
 FOLDS = {1: ('Cardiomegaly', 'Pneumothorax', 'Edema', 'Mass'),
@@ -410,12 +410,16 @@ class Corner:
         if (finding, negatives) not in self._asked: self._asked[finding, negatives] = ask(self.lab, finding, self.episodes, negatives)
         return self._asked[finding, negatives]
 
+    def limits(self, negatives: str = 'normals') -> dict[str, int | str]:
+        "Queries a class that each novel finding gives; or why it cannot be asked for."
+        def limit(finding):
+            try: return study_sampler(self.lab, self.lab.test, finding, negatives).queries
+            except DataError as error: return str(error)
+        return {f: limit(f) for f in self.lab.findings.novel}
+
     def findings(self, negatives: str = 'normals') -> list[str]:
         "The novel findings that have patients enough among the tested to be asked for."
-        def enough(finding):
-            try: return bool(study_sampler(self.lab, self.lab.test, finding, negatives))
-            except DataError: return False
-        return [f for f in self.lab.findings.novel if enough(f)]
+        return [f for f, limit in self.limits(negatives).items() if isinstance(limit, int)]
 
     def lab_for(self, recipe: Recipe) -> Lab:
         "The lab with the pixels that a recipe wants."
@@ -615,8 +619,9 @@ def study_rows(corners: list[Corner], methods: list[str], n: int = 2000) -> tupl
             for (protocol, finding), m in corner_meetings(c, method).items():
                 if protocol != next(iter(PROTOCOLS)) and method not in AGAINST_OTHERS: continue
                 kept[method, protocol, c.fold, c.deal, c.seed, finding] = value, resample = m.auc, draws(m)
+                asked, wanted = c.questions(finding, PROTOCOLS[protocol]).query.shape[1]//2, c.lab.settings.meta.queries
                 rows.append(dict(method=method, protocol=protocol, fold=c.fold, split=c.deal, seed=c.seed, finding=finding, patients=len(m.patients),
-                                 **interval(value, resample)))
+                                 **({'queries': asked} if asked < wanted else {}), **interval(value, resample)))
     return rows, kept
 
 def fold_means(kept: dict, method: str, protocol: str, like: str | None = None) -> dict:
@@ -679,6 +684,20 @@ def save_study(study: dict, path: Path) -> Path:
              for k, v in study.items()]
     return write_atomic(path, '{' + ',\n'.join(lines) + '}\n')
 
+def summary_table(
+    study: dict,       # as in the file
+    protocol: str,
+) -> pd.DataFrame:     # of text
+    "One line a method: AUC by fold, over the folds, and the paired gain over the reference, which is of all findings that both have answered."
+    lines = {}
+    for row in study['summary']:
+        if row['protocol'] != protocol: continue
+        line = lines.setdefault(row['method'], {})
+        if row['fold'] != 'all': line[f"fold {row['fold']}"] = f"{row['auc']:.3f}"
+        else: line.update({'all [95 % interval]': span(row, 'auc'), f"minus '{study['reference']}'": span(row, 'gain', '+')})
+    return pd.DataFrame(lines).T
+
+
 # %% ../nbs/73_study.ipynb #70446695
 def study_corners(full: bool = False, folds=tuple(FOLDS), deals: list[int] | None = None, **changes) -> list[Corner]:
     "The corners of the study, in the order in which they are run."
@@ -692,9 +711,32 @@ def open_lab_table(**changes) -> XrayTable:
     return open_table(study_settings(1, 0, **changes))
 
 # %% ../nbs/73_study.ipynb #4615096e
+def askable(
+    corners: list[Corner],
+) -> list[Corner]:         # those with a finding that has patients enough
+    "Leave out what cannot be asked, and say it; raises `DataError` if that is everything."
+    able, wanted = [], corners[0].lab.settings.meta.queries
+    for c in corners:
+        limits, where = c.limits(), f'Fold {c.fold}, deal {c.deal}'
+        if c.findings(): able.append(c)
+        for finding, limit in limits.items() if c.seed == 0 else ():
+            if isinstance(limit, str): print(f'{where}, left out: {limit}.')
+            elif limit < wanted: print(f'{where}: {finding} is asked with {limit} queries a class instead of {wanted}, for want of patients.')
+    if not able: raise DataError('No finding of the study has patients enough among the tested ones of these X-rays.')
+    return able
+
 def _job(corner: Corner, methods, slow) -> None:
-    "Run a corner in a worker, and send nothing back: its files are the result."
-    run_corner(corner, methods, slow)
+    "Run a corner in a worker, say how long it took, and send nothing back: its files are the result."
+    start = time.perf_counter(); run_corner(corner, methods, slow)
+    print(f'{" ".join([corner.name, *slow])}: {(time.perf_counter() - start)/60:.1f} min', flush=True)
+
+def print_study(study: dict) -> None:
+    "Print the table of either protocol."
+    for protocol in PROTOCOLS:
+        table = summary_table(study, protocol)
+        if len(table): print(f"\n{protocol}, {study['settings']['meta']['shots']} shots, {study['episodes']:,} episodes a finding, AUC by fold:\n\n{table.to_string()}")
+    print('\nIntervals (95 %) resample tested patients. No finding asked for and no patient asked about was seen in training.')
+
 
 # %% ../nbs/73_study.ipynb #808b2427
 USUAL = Path('../shared/realcxr')   # the X-rays of the committed file; others never overwrite it
@@ -712,8 +754,8 @@ def run_study(
     usual = Path(folder) == USUAL
     run += ('' if usual else f'-{resolve_path(folder).name}') + ('-full' if full else '')
     out, changes = out or ('nbs/real_xrays.json' if usual and not full else f'runs/{run}/real_xrays.json'), dict(dataset_path=str(folder), run=run)
-    corners = study_corners(full, **changes)
-    mine, slow = [c for c in corners if c.fold in folds], next(c for c in corners if c.fold == 1)
+    corners = askable(study_corners(full, **changes))
+    mine, slow = [c for c in corners if c.fold in folds], corners[0]
     for r in corners[0].recipes.values(): corners[0].lab_for(r)                    # build the caches of pixels before the workers want them
     jobs = [(c, tuple(FROZEN), ()) for c in mine] + [(slow, (), (method,)) for method in SLOW if slow in mine]
     if not report: Parallel(n_jobs=workers)(delayed(_job)(replace(c), methods, extra) for c, methods, extra in jobs)      # copies without what the corner has in memory
@@ -721,7 +763,8 @@ def run_study(
     if not there: raise SmlxrayError(f'Nothing of the study is in the run {corners[0].lab.folder.name} yet: run `make real` without --report.')
     missing = sum(not score_path(c, m).exists() for c in corners for m in FROZEN) + sum(not score_path(slow, m).exists() for m in SLOW)
     if missing: print(f'{missing} of {len(corners)*len(FROZEN) + len(SLOW)} results are missing; the file says that it is not complete.')
-    return save_study(study_file(there, slow if slow in there else None, complete=not missing), resolve_path(out))
+    study = study_file(there, slow if slow in there else None, complete=not missing); print_study(study)
+    return save_study(study, resolve_path(out))
 
 def main():
     "Read the command line of `make real`."
@@ -735,4 +778,4 @@ def main():
     a = p.parse_args()
     try: path = run_study(a.folder, a.full, tuple(a.folds), a.workers, a.out, report=a.report)
     except SmlxrayError as error: raise SystemExit(str(error))
-    print(f'The study is in {path.name}.')
+    print(f'All of it is in {os.path.relpath(path)}.')

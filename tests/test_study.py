@@ -1,9 +1,13 @@
 "The study where its X-rays lie beside the checkout: the committed file is what its code computes, and the set-up is the one that the text claims."
 import json
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
+from smlxray import study as study_module
 from smlxray.config import DataError, resolve_path
 from smlxray.study import AGAINST_OTHERS, CHECKED, DEFAULT, FOLDS, FROZEN, MEASURED, PROTOCOLS, RECIPES, REFERENCE, Corner, Recipe, checked_episodes, fair_deals, main, strata, study_corners
 
@@ -93,3 +97,35 @@ def test_wrong_words_are_answered_with_a_sentence(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr('sys.argv', ['x', '--folder', str(tmp_path/'nowhere')])
     with pytest.raises(SystemExit, match='nowhere'): main()
     with pytest.raises(DataError, match='There is no fold 9'): Corner(9, 0).lab
+
+def noise_xrays(folder, patients=300):
+    "X-rays of noise in the layout of the usual folder: half of the patients normal, one finding too rare to be asked for."
+    rng, names = np.random.default_rng(0), [f.removeprefix('Pleural ') for fold in FOLDS.values() for f in fold]
+    (folder/'images').mkdir(parents=True)
+    labels = (rng.random((patients, len(names))) < .4) & (np.arange(patients) % 2)[:, None].astype(bool)
+    labels[:, names.index('Mass')] = np.arange(patients) < 9
+    table = pd.DataFrame(labels.astype(int), columns=names).assign(Emphysema=0, Fibrosis=0, Hernia=0, **{'No Finding': (~labels.any(1)).astype(int)})
+    table = table.assign(path=[f'images/{i}.png' for i in range(patients)], patient_id=[f'p{i}' for i in range(patients)], view='PA', age=50, sex='F', origin='here')
+    for path in table.path: Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(folder/path)
+    table.to_csv(folder/'labels.csv', index=False)
+
+def test_other_xrays_go_through_the_same_command(tmp_path, monkeypatch, capsys):
+    "From files to tables, on noise: no method knows anything, what cannot be asked is said, and what is there is not computed again."
+    noise_xrays(tmp_path/'elsewhere')
+    settings, out = study_module.study_settings, tmp_path/'out.json'
+    monkeypatch.setattr(study_module, 'study_settings', lambda *a, **kw: settings(*a, **{**kw, 'cache_path': str(tmp_path/'cache'), 'runs_path': str(tmp_path/'runs'), 'image_size': [64, 64]}))
+    monkeypatch.setattr(study_module, 'RECIPES', {k: replace(RECIPES[k], epochs=1) for k in ('imagenet', 'supervised')})
+    monkeypatch.setattr(study_module, 'FROZEN', {k: FROZEN[k] for k in ('pixels', 'imagenet, prototypes', REFERENCE)})
+    monkeypatch.setattr(study_module, 'SLOW', {})
+    def run(*words):
+        monkeypatch.setattr('sys.argv', ['x', '--folder', str(tmp_path/'elsewhere'), '--workers', '1', '--out', str(out), *words])
+        main(); return capsys.readouterr().out, json.loads(out.read_text())
+    with pytest.raises(SystemExit, match='Nothing of the study is in the run study-elsewhere yet'): run('--report')
+    capsys.readouterr()
+    said, one = run('--folds', '1')
+    assert "Fold 1, deal" in said and "left out: 'Mass' has" in said and '18 of 27 results are missing' in said and not one['complete']
+    assert {r['finding'] for r in one['rows']} == set(FOLDS[1]) - {'Mass'} and {r['fold'] for r in one['summary']} == {1, 'all'}
+    for row in one['summary']: assert f"{row['auc']:.3f}" in said and abs(row['auc'] - .5) < .1, row
+    monkeypatch.setattr(study_module, 'make_body', None)
+    again, same = run('--report')
+    assert same == one and [l for l in again.splitlines() if REFERENCE in l] == [l for l in said.splitlines() if REFERENCE in l]
