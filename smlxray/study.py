@@ -12,7 +12,8 @@ __all__ = ['FOLDS', 'PROTOCOLS', 'RECIPES', 'LESSONS', 'FROZEN', 'REFERENCE', 'D
            'pixel_study', 'prior_of', 'with_prior', 'with_start', 'meta_method', 'tuned_method', 'score_path',
            'answer_frozen', 'answer_slow', 'check_made_by', 'run_corner', 'corner_meetings', 'Draws', 'interval',
            'study_rows', 'fold_means', 'summarise', 'slow_rows', 'checked_episodes', 'study_file', 'save_study',
-           'summary_table', 'study_corners', 'open_lab_table', 'askable', 'print_study', 'run_study', 'main']
+           'summary_table', 'slow_table', 'print_study', 'study_corners', 'open_lab_table', 'askable', 'run_study',
+           'main']
 
 # %% ../nbs/73_study.ipynb #1cb1d64a
 import argparse, contextlib, io, json, os, time
@@ -684,6 +685,7 @@ def save_study(study: dict, path: Path) -> Path:
              for k, v in study.items()]
     return write_atomic(path, '{' + ',\n'.join(lines) + '}\n')
 
+# %% ../nbs/73_study.ipynb #1703a46a
 def summary_table(
     study: dict,       # as in the file
     protocol: str,
@@ -693,9 +695,22 @@ def summary_table(
     for row in study['summary']:
         if row['protocol'] != protocol: continue
         line = lines.setdefault(row['method'], {})
-        if row['fold'] != 'all': line[f"fold {row['fold']}"] = f"{row['auc']:.3f}"
-        else: line.update({'all [95 % interval]': span(row, 'auc'), f"minus '{study['reference']}'": span(row, 'gain', '+')})
+        line.update({f"fold {row['fold']}": f"{row['auc']:.3f}"} if row['fold'] != 'all' else _with_gain(study, row))
     return pd.DataFrame(lines).T
+
+def _with_gain(study: dict, row: dict) -> dict: return {'AUC [95 % interval]': span(row, 'auc'), f"minus '{study['reference']}'": span(row, 'gain', '+')}
+
+def slow_table(study: dict) -> pd.DataFrame:     # of text
+    "All methods on the few episodes that methods which change the body have answered; empty if none has."
+    return pd.DataFrame({row['method']: _with_gain(study, row) for row in study['slow']}).T
+
+def print_study(study: dict) -> None:
+    "Print the tables, and how to read them."
+    tables = {f"{protocol}, {study['episodes']:,} episodes a finding; AUC by fold and over the folds": summary_table(study, protocol) for protocol in PROTOCOLS}
+    if study['slow']: tables['{protocol}, the first {episodes} episodes a finding of fold {fold}, deal {split}'.format(**study['slow'][0])] = slow_table(study)
+    for title, table in tables.items():
+        if len(table): print(f'\n{title}\n\n{table.to_string()}')
+    print('\nIntervals (95 %) resample tested patients. No finding asked for and no patient asked about was seen in training.')
 
 
 # %% ../nbs/73_study.ipynb #70446695
@@ -717,26 +732,20 @@ def askable(
     "Leave out what cannot be asked, and say it; raises `DataError` if that is everything."
     able, wanted = [], corners[0].lab.settings.meta.queries
     for c in corners:
-        limits, where = c.limits(), f'Fold {c.fold}, deal {c.deal}'
         if c.findings(): able.append(c)
-        for finding, limit in limits.items() if c.seed == 0 else ():
+        if c.seed: continue                  # the same patients as with seed 0
+        where = f'Fold {c.fold}, deal {c.deal}'
+        for finding, limit in c.limits().items():
             if isinstance(limit, str): print(f'{where}, left out: {limit}.')
             elif limit < wanted: print(f'{where}: {finding} is asked with {limit} queries a class instead of {wanted}, for want of patients.')
     if not able: raise DataError('No finding of the study has patients enough among the tested ones of these X-rays.')
     return able
 
+# %% ../nbs/73_study.ipynb #ee55cce0
 def _job(corner: Corner, methods, slow) -> None:
     "Run a corner in a worker, say how long it took, and send nothing back: its files are the result."
     start = time.perf_counter(); run_corner(corner, methods, slow)
     print(f'{" ".join([corner.name, *slow])}: {(time.perf_counter() - start)/60:.1f} min', flush=True)
-
-def print_study(study: dict) -> None:
-    "Print the table of either protocol."
-    for protocol in PROTOCOLS:
-        table = summary_table(study, protocol)
-        if len(table): print(f"\n{protocol}, {study['settings']['meta']['shots']} shots, {study['episodes']:,} episodes a finding, AUC by fold:\n\n{table.to_string()}")
-    print('\nIntervals (95 %) resample tested patients. No finding asked for and no patient asked about was seen in training.')
-
 
 # %% ../nbs/73_study.ipynb #808b2427
 USUAL = Path('../shared/realcxr')   # the X-rays of the committed file; others never overwrite it
