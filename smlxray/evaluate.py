@@ -197,7 +197,7 @@ def evaluate_methods(lab: Lab, methods: list) -> Results:
 
 # %% ../nbs/70_evaluate.ipynb #4aef1ad7
 def shuffled(episode: Episode, seed: int = 0) -> Episode:
-    "Give the same episode with its support labels permuted: the control that must score 0.5."
+    "Give the same episode with its support labels permuted: a control whose expected AUC is 0.5."
     from dataclasses import replace
     rng = np.random.default_rng([seed, int(episode.seed) % 2**31])
     return replace(episode, support_labels=rng.permutation(episode.support_labels))
@@ -316,8 +316,9 @@ def plot_overall(results: Results, path: Path = None):
         mean, single = rows[rows.finding == 'mean'].iloc[0], rows[rows.finding != 'mean']
         ax.plot(single.auc, [y] * len(single), 'o', ms=4, color='0.75', zorder=1)
         ax.plot([mean.auc_low, mean.auc_high], [y, y], color='C0', lw=2); ax.plot(mean.auc, y, 'o', color='C0', zorder=3)
+    lowest = min(t.auc.min(), t[t.finding == 'mean'].auc_low.min())
     ax.set_yticks(range(t.method.nunique()), t.method.unique()); ax.invert_yaxis(); ax.axvline(.5, color='0.6', ls=':')
-    ax.set(xlabel='AUC on novel findings (95 % patient bootstrap; grey: single findings)', xlim=(.4, 1)); ax.spines[['top', 'right']].set_visible(False)
+    ax.set(xlabel='AUC on novel findings (95 % patient bootstrap; grey: single findings)', xlim=(min(.4, lowest - .02), 1)); ax.spines[['top', 'right']].set_visible(False)
     fig.tight_layout()
     if path: fig.savefig(path, dpi=150)
     return fig
@@ -381,7 +382,7 @@ def plot_embeddings(lab: Lab, net: SiameseNet, limit: int = 800):
 
 # %% ../nbs/70_evaluate.ipynb #5ac3b863
 def adaptation_curve(lab: Lab, net: SiameseNet, algorithm: str, steps=(0, 1, 3, 5), episodes: int = 2, findings: int = 4) -> pd.DataFrame:
-    "Measure mean AUC after each number of inner steps, on base findings of unseen patients; columns steps, finding, auc."
+    "Measure mean AUC after each number of inner steps, on base findings of test patients, to be looked at and not chosen by; columns steps, finding, auc."
     rows = []
     for f in lab.findings.base:
         try: sampler = lab.sampler(lab.test, f)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['way_sampler', 'answer_ways', 'way_rows', 'verification_rows', 'fold_settings', 'deal_findings', 'evaluate_fold',
-           'fold_rows', 'ShuffledMethod', 'ProjectionMethod', 'add_controls', 'control_problems', 'support_logits',
-           'Calibration', 'calibrate']
+           'fold_rows', 'ShuffledMethod', 'ProjectionMethod', 'add_controls', 'control_problems', 'control_limits',
+           'support_logits', 'Calibration', 'calibrate']
 
 # %% ../nbs/71_protocols.ipynb #e32af188
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from scipy.special import expit
 from .config import ConfigError, DataError, Settings
 from .data import canonical_finding, relatives, NEVER_NOVEL
-from .episodes import Episode, WayEpisode, WaySampler, balanced_pairs, one_shot_trials
+from .episodes import Episode, WayEpisode, WaySampler, _strata, balanced_pairs, one_shot_trials
 from .metrics import (EpisodeScores, Interval, WayScores, bootstrap_mean, bootstrap_pairs, bootstrap_patients, brier, episode_interval, fit_temperature,
                       generalised_aucs, prevalence_weights, reliability, shift_prevalence)
 from .train import Lab, ensure_meta, ensure_siamese, open_lab
@@ -69,8 +69,8 @@ def verification_rows(lab: Lab, methods: list, pairs: int = 1000, trials: int = 
 def _matched_pairs(lab: Lab, pairs: int) -> tuple:
     "Pairs of test patients within one stratum, as many alike as not: rows (P,), rows (P,), alike (P,)."
     a, b, same = balanced_pairs(lab.table, lab.test, lab.findings.novel, 6*pairs, lab.settings.training.seed)
-    value = lambda rows: lab.table.frame.iloc[rows][[c for c in lab.settings.data.match_on if c in lab.table.frame]].astype(str).to_numpy()
-    near = np.flatnonzero((value(a) == value(b)).all(1)); most = min(pairs//2, *(int((same[near] == k).sum()) for k in (True, False)))
+    stratum = _strata(lab.table, lab.settings.data.match_on)[0]
+    near = np.flatnonzero(stratum[a] == stratum[b]); most = min(pairs//2, *(int((same[near] == k).sum()) for k in (True, False)))
     if not most: raise DataError('no pairs within one stratum could be drawn: match on less')
     keep = np.concatenate([near[same[near] == k][:most] for k in (True, False)])
     return a[keep], b[keep], same[keep]
@@ -156,6 +156,11 @@ def control_problems(rows: list[dict]) -> list[str]:
     "Say which controls, averaged over the findings, do not hold one half."
     return [f"{r['method']}: {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] does not hold 0.5, so something else than the support gives the answer away."
             for r in rows if isinstance(r.get('control'), str) and r['finding'] == 'mean' and not r['holds']]
+
+def control_limits(rows: list[dict]) -> list[str]:
+    "Say how large a leak the shuffled supports that hold one half, averaged over the findings, do not exclude."
+    return [f"{r['method']}: the interval ends at {r['auc_high']:.3f}, so a leak that lifts the AUC to there is not excluded."
+            for r in rows if r.get('control') == 'shuffled support' and r['finding'] == 'mean' and r['holds']]
 
 # %% ../nbs/71_protocols.ipynb #7b2b64ed
 def support_logits(method, episode: Episode) -> np.ndarray:  # (2K,) in the order of the support

@@ -259,7 +259,7 @@ def headline(r: dict) -> str:
     out = f"{r['default']} reaches a mean AUC of {d['auc']:.3f} (95 % {d['auc_low']:.3f} to {d['auc_high']:.3f}) on {n} finding{'s' if n > 1 else ''} that no training step has seen, with {d['shots']} example{'s' if d['shots'] > 1 else ''} of each class."
     if rows := [x for x in r.get('tables', {}).get('comparisons', []) if x['finding'] == 'mean']:
         best = max(rows, key=lambda x: mean[x['over']]['auc']); v = verdict(best['low'], best['high'])
-        out += f" The best other row is {best['over']} with {mean[best['over']]['auc']:.3f}; " + ('the difference is not shown to be one' if v == 'no difference shown' else f'{r["default"]} is {v}') + f" ({_signed(best['difference'])}, {_signed(best['low'])} to {_signed(best['high'])}, paired)."
+        out += f" The best other row is {best['over']} with {mean[best['over']]['auc']:.3f}; " + ('no difference is shown' if v == 'no difference shown' else f'{r["default"]} is {v}') + f" ({_signed(best['difference'])}, {_signed(best['low'])} to {_signed(best['high'])}, paired)."
     if 'gain' in d: out += f" Adaptation itself changes the AUC by {_signed(d['gain'])} ({_signed(d['gain_low'])} to {_signed(d['gain_high'])}): " + {'better': 'a gain.', 'worse': 'a loss.', 'no difference shown': 'no gain is shown.'}[verdict(d['gain_low'], d['gain_high'])]
     return out
 
@@ -276,32 +276,48 @@ def _protocol(r: dict) -> str:
     "What was asked, of whom, and what the intervals cover."
     d, s = next(x for x in r['rows'] if x['finding'] == 'mean' and x['method'] == r['default']), r['settings']
     related = f" Relatives of them in the hierarchy of labels were left out of training: {', '.join(r['data']['related'])}." if r['data']['related'] else ''
-    synthetic = '<p class="note">These X-rays are synthetic. The page shows that the machinery works and says nothing about patients.</p>' if s['data']['dataset'] == 'phantom' or 'phantom' in r['data']['name'].lower() else ''
-    return (f"{synthetic}<p>Protocol: <b>{_text(d['protocol'])}</b>. A task asks for one finding; its support shows {d['shots']} patients with it and {d['shots']} without, its query {d['queries']} of each, all of them different people, one image a patient. Novel findings: <b>{_text(', '.join(r['data']['novel']))}</b>.{_text(related)}</p>"
-            f"<p>Every row answers the same episodes. The AUC is the mean of per-episode AUCs, then of findings; scores are never pooled over episodes. The 95 % intervals resample query <b>patients</b>, so drawing more episodes cannot narrow them. They cover which patients happened to be in the test set; they do not cover another training seed, another split of the patients, other findings or another hospital.</p>")
+    synthetic = s['data']['dataset'] == 'phantom' or 'phantom' in r['data']['name'].lower()
+    note = '<p class="note">These X-rays are synthetic. The page shows that the machinery works and says nothing about patients.</p>' if synthetic else ''
+    return (f"{note}<p>Protocol: <b>{_text(d['protocol'])}</b>. A task asks for one finding; its support shows {d['shots']} patients with it and {d['shots']} without, its query {d['queries']} of each, all of them different people, one image a patient. "
+            f"Novel findings: <b>{_text(', '.join(r['data']['novel']))}</b>.{_text(related)}</p>"
+            "<p>Every row answers the same episodes. The AUC is the mean of per-episode AUCs, then of findings; scores are never pooled over episodes. The 95 % intervals resample query <b>patients</b>, so drawing more episodes cannot narrow them. "
+            "They cover which patients happened to be in the test set; they do not cover another training seed, another split of the patients, other findings or another hospital.</p>")
 
+# %% ../nbs/72_report.ipynb #f516d0dc
 def _controls(r: dict) -> str:
     "The rows that must be at one half."
     rows = [x for x in r['rows'] if x.get('control') and x['finding'] == 'mean']
     if not rows: return ''
-    return ('<p>With shuffled support labels, or with the projection (AP or PA) as the only information, there is nothing to know. One half must lie in the 99.9 % interval; where it does not, the scores come from somewhere else than the support.</p>' +
-            _table(['control', 'AUC, 99.9 %', '', 'interval', ''], [[_text(x['method']), _span(x, 'auc', 'auc_low', 'auc_high'), _bar(x['auc_low'], x['auc'], x['auc_high'], 0, 1, .5), _text(x['interval']), '<span class="tag better">holds 0.5</span>' if x['holds'] else '<span class="tag worse">does not hold 0.5</span>'] for x in rows]))
+    held = lambda x: '<span class="tag better">holds 0.5</span>' if x['holds'] else '<span class="tag worse">does not hold 0.5</span>'
+    words = ('<p>With shuffled support labels, or with the projection (AP or PA) as the only information, there is nothing to know. One half must lie in the 99.9 % interval; where it does not, the scores come from somewhere else than the support. '
+             'Where it does, a leak within the interval is still possible: over few episodes the interval is wide. Where negatives are matched on the projection, that control is at one half by construction and checks the matching alone.</p>')
+    cells = [[_text(x['method']), _span(x, 'auc', 'auc_low', 'auc_high'), _bar(x['auc_low'], x['auc'], x['auc_high'], 0, 1, .5), _text(x['interval']), held(x)] for x in rows]
+    return words + _table(['control', 'AUC, 99.9 %', '', 'interval', ''], cells)
+
+# %% ../nbs/72_report.ipynb #4d6e30be
+def _folds(rows: list[dict]) -> str:
+    "Other novel findings, a column a fold."
+    folds, by = list(dict.fromkeys(x['fold'] for x in rows)), {(x['method'], x['fold']): x for x in rows}
+    return ('<h3>Other novel findings</h3><p>Each fold is a training of its own, in a run of its own; this page is about the first. The last column takes all findings together, and its intervals resample a patient in all folds at once.</p>' +
+            _table(['method', *map(_text, folds)], [[_text(m), *(_span(by[m, f], 'auc', 'auc_low', 'auc_high') for f in folds)] for m in dict.fromkeys(m for m, _ in by)]))
+
+def _ways(rows: list[dict]) -> str:
+    "Several findings at once."
+    keys = [k for k in ('harmonic', 'seen', 'unseen', 'macro', 'micro') if k in rows[0]]
+    return (f'<h3>{_text(rows[0]["protocol"].capitalize())}</h3><p>One logit a finding, from its positives against all others. The harmonic mean is of the AUCs of seen and unseen findings. '
+            'The micro average pools the findings of an episode and rewards knowing which of them is common; it stands here because others report it.</p>' +
+            _table(['method', *keys, 'episodes'], [[_text(x['method']), *(_span(x, k, f'{k}_low', f'{k}_high') for k in keys), str(x['episodes'])] for x in rows]))
+
+def _verification(rows: list[dict]) -> str:
+    "Pairs, and one of n."
+    bar = lambda x: _bar(x['low'], x['value'], x['high'], 0, 1, x['chance'])
+    return ('<h3>Verification, without any support</h3><p>Same or different for pairs of one stratum, and one shot, one of n (Koch 2015), on novel findings.</p>' +
+            _table(['method', 'examination', 'measure', 'value, 95 %', '', 'chance', 'trials'],
+                   [[_text(x['method']), _text(x['protocol']), x['measure'], _span(x, 'value', 'low', 'high'), bar(x), _value(x['chance'], 2), str(x['trials'])] for x in rows]))
 
 def _other_protocols(tables: dict) -> str:
     "Other novel findings, several findings at once, and verification."
-    out = ''
-    if rows := tables.get('folds'):
-        folds, by = list(dict.fromkeys(x['fold'] for x in rows)), {(x['method'], x['fold']): x for x in rows}
-        out += '<h3>Other novel findings</h3><p>Each fold is a training of its own, in a run of its own; this page is about the first. The last column takes all findings together, and its intervals resample a patient in all folds at once.</p>'
-        out += _table(['method', *map(_text, folds)], [[_text(m), *(_span(by[m, f], 'auc', 'auc_low', 'auc_high') for f in folds)] for m in dict.fromkeys(m for m, _ in by)])
-    if rows := tables.get('ways'):
-        out += f'<h3>{_text(rows[0]["protocol"].capitalize())}</h3><p>One logit a finding, from its positives against all others. The harmonic mean is of the AUCs of seen and unseen findings. The micro average pools the findings of an episode and rewards knowing which of them is common; it stands here because others report it.</p>'
-        keys = [k for k in ('harmonic', 'seen', 'unseen', 'macro', 'micro') if k in rows[0]]
-        out += _table(['method', *keys, 'episodes'], [[_text(x['method']), *(_span(x, k, f'{k}_low', f'{k}_high') for k in keys), str(x['episodes'])] for x in rows])
-    if rows := tables.get('verification'):
-        out += '<h3>Verification, without any support</h3><p>Same or different for pairs of one stratum, and one shot, one of n (Koch 2015), on novel findings.</p>' + _table(['method', 'examination', 'measure', 'value, 95 %', '', 'chance', 'trials'],
-            [[_text(x['method']), _text(x['protocol']), x['measure'], _span(x, 'value', 'low', 'high'), _bar(x['low'], x['value'], x['high'], 0, 1, x['chance']), _value(x['chance'], 2), str(x['trials'])] for x in rows])
-    return out
+    return ''.join(write(tables[name]) for name, write in dict(folds=_folds, ways=_ways, verification=_verification).items() if tables.get(name))
 
 # %% ../nbs/72_report.ipynb #54240f58
 def _repeat(r: dict, folder: Path) -> str:
@@ -335,23 +351,44 @@ def _page(title: str, run: str, lead: str, cards: str, sections: list[tuple[str,
             f'<header><div><span class="run">{_text(run)}</span><h1>{_text(title)}</h1><p>{_text(lead)}</p></div></header><main>{cards}<nav>{"".join(f"""<a href="#{i}">{_text(n)}</a>""" for i, n, _ in parts)}</nav>'
             + ''.join(f'<section id="{i}"><h2>{_text(n)}</h2>{b}</section>' for i, n, b in parts) + '<footer>Written by smlxray, research software and no medical device.</footer></main></body></html>\n')
 
+# %% ../nbs/72_report.ipynb #3409d67a
+def _shots_and_steps(folder: Path, shots: list[dict]) -> str:
+    "The two curves, and the findings whose patients do not suffice."
+    out = _figure(folder, 'shots', 'AUC against the number of shots. Band: 95 %, patients. An open circle is a mean over fewer findings and not to be joined with the others.', wide=False)
+    out += _figure(folder, 'steps', 'AUC against the number of inner steps, on the evaluation episodes; nothing was chosen by it. Band: 95 %, patients.', wide=False)
+    if refused := sorted({x for s in shots for x in s['refused']}): out += '<details><summary>Where the patients do not suffice</summary>' + ''.join(f'<p><small>{_text(x)}</small></p>' for x in refused) + '</details>'
+    return out
+
+def _calibration(folder: Path, rows: list[dict]) -> str:
+    "Brier scores before and after the temperature, and the reliability curve."
+    if not rows: return ''
+    words = f"<p>Probabilities assume a prevalence of <b>{rows[0]['prevalence']:.0%}</b>. The temperature of each episode is learned from its support alone, each pair scored by a model that adapted to the others.</p>"
+    cells = [[_text(x['method']), _value(x['brier']), f"<b>{_value(x['brier_tempered'])}</b>", _value(x['brier_coin']), _value(x['temperature'], 2), str(x['episodes'])] for x in rows]
+    return (words + _table(['method', 'Brier, as it is', 'with temperature', 'a coin', 'median temperature', 'episodes'], cells) +
+            _figure(folder, 'reliability', 'What was promised and what came true; the size of a dot is its share of the queries.', wide=False))
+
 # %% ../nbs/72_report.ipynb #405d86e1
 def render_report(folder: Path) -> Path:
     "Write `report.html` from the files of a run; raise `SmlxrayError` if there are none."
-    folder = resolve_path(folder); r = read_results(folder); t = r.get('tables', {}); r['default'] = r.get('default') or [x['method'] for x in r['rows'] if not x.get('control')][-1]
-    refused = sorted({x for s in t.get('shots', []) for x in s['refused']}); half = dict(wide=False)
-    shots = _figure(folder, 'shots', 'AUC against the number of shots. Band: 95 %, patients. An open circle is a mean over fewer findings and not to be joined with the others.', **half) + _figure(folder, 'steps', 'AUC against the number of inner steps, on the evaluation episodes; nothing was chosen by it. Band: 95 %, patients.', **half)
-    if refused: shots += '<details><summary>Where the patients do not suffice</summary>' + ''.join(f'<p><small>{_text(x)}</small></p>' for x in refused) + '</details>'
-    calibration = ''
-    if rows := t.get('calibration'):
-        calibration = (f"<p>Probabilities assume a prevalence of <b>{rows[0]['prevalence']:.0%}</b>. The temperature of each episode is learned from its support alone, each pair scored by a model that adapted to the others.</p>" + _table(['method', 'Brier, as it is', 'with temperature', 'a coin', 'median temperature', 'episodes'],
-            [[_text(x['method']), _value(x['brier']), f"<b>{_value(x['brier_tempered'])}</b>", _value(x['brier_coin']), _value(x['temperature'], 2), str(x['episodes'])] for x in rows]) + _figure(folder, 'reliability', 'What was promised and what came true; the size of a dot is its share of the queries.', **half))
-    sections = [('What was asked', _protocol(r)), ('All methods, mean over findings', _main_table(r)), ('Finding by finding', _finding_table(r)),
-        ('Is it better than something simpler?', _comparison_table([x for x in t['comparisons'] if x['finding'] == 'mean']) if t.get('comparisons') else ''), ('Controls', _controls(r)),
-        ('Curves', _figure(folder, 'curves', f"Mean of the episodes' curves, {r['default']}. In grey the best other row.")), ('Decisions', _figure(folder, 'confusion', 'Decisions at logit zero, counted over all episodes.')),
-        ('Shots and steps', shots), ('What adaptation does', _figure(folder, 'embeddings', 'Embeddings of one episode before and after adaptation, in the plane of their two main directions.')), ('Calibration', calibration), ('Other examinations', _other_protocols(t)),
-        ('Hardest errors', _figure(folder, 'errors', 'The X-rays that stand furthest on the wrong side: behind which share of the opposite class, and their row in the table. Patients: keep this page private.')), ('How to repeat it', _repeat(r, folder))]
-    return write_atomic(folder/'report.html', _page(f"{r['rows'][0]['shots']}-shot chest X-rays: {', '.join(r['data']['novel'])}", f'smlxray report, run {folder.name}', headline(r), _cards(r), sections))
+    folder = resolve_path(folder); r = read_results(folder); t = r.get('tables', {})
+    r['default'] = r.get('default') or [x['method'] for x in r['rows'] if not x.get('control')][-1]
+    comparisons = [x for x in t.get('comparisons', []) if x['finding'] == 'mean']
+    sections = [
+        ('What was asked', _protocol(r)),
+        ('All methods, mean over findings', _main_table(r)),
+        ('Finding by finding', _finding_table(r)),
+        ('Is it better than something simpler?', _comparison_table(comparisons) if t.get('comparisons') else ''),
+        ('Controls', _controls(r)),
+        ('Curves', _figure(folder, 'curves', f"Mean of the episodes' curves, {r['default']}. In grey the best other row.")),
+        ('Decisions', _figure(folder, 'confusion', 'Decisions at logit zero, counted over all episodes.')),
+        ('Shots and steps', _shots_and_steps(folder, t.get('shots', []))),
+        ('What adaptation does', _figure(folder, 'embeddings', 'Embeddings of one episode before and after adaptation, in the plane of their two main directions.')),
+        ('Calibration', _calibration(folder, t.get('calibration', []))),
+        ('Other examinations', _other_protocols(t)),
+        ('Hardest errors', _figure(folder, 'errors', 'The X-rays that stand furthest on the wrong side: behind which share of the opposite class, and their row in the table. Patients: keep this page private.')),
+        ('How to repeat it', _repeat(r, folder))]
+    title = f"{r['rows'][0]['shots']}-shot chest X-rays: {', '.join(r['data']['novel'])}"
+    return write_atomic(folder/'report.html', _page(title, f'smlxray report, run {folder.name}', headline(r), _cards(r), sections))
 
 # %% ../nbs/72_report.ipynb #5c9d5a8f
 def write_report(results: Results, nets: dict = None, episodes: int = 10) -> Path:
