@@ -794,7 +794,8 @@ def checked_episodes(corner: Corner, episodes: int = 20) -> dict:
 
 def study_file(corners: list[Corner], slow: Corner | None = None, n: int = 2000, complete: bool = True) -> dict:
     "All that `real_xrays.json` holds."
-    (rows, kept), thin, lab = study_rows(corners, [*FROZEN, *CONTROLS], n), thinned_draws(corners), corners[0].lab
+    resample = [*FROZEN, *(c for c in CONTROLS if c not in AT_CHANCE)]      # over patients; the others over shuffles
+    (rows, kept), thin, lab = study_rows(corners, resample, n), thinned_draws(corners), corners[0].lab
     facts = repeat_facts()
     return dict(default=DEFAULT, reference=REFERENCE, complete=complete, commit=facts['commit'][:12], changed=facts['changed'], settings=lab.settings.model_dump(mode='json'), recipes={k: asdict(r) for k, r in corners[0].recipes.items()},
                 data=dict(name=lab.table.name, rows=len(lab.table), patients=int(lab.table.patients.max() + 1), digest=table_digest(lab.table)),

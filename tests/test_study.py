@@ -47,6 +47,7 @@ def test_the_baselines_are_those_that_were_measured_before_and_the_default_beats
     for method, means in MEASURED.items():
         assert set(means) == set(FOLDS)
         for fold, mean in means.items(): assert abs(summary[method, fold]['auc'] - mean) < .03, (method, fold)
+    assert summary[DEFAULT, 'all']['gain_low'] > 0
     compared = {(r['method'], r['over'], r['protocol'], r['fold']): r for r in study['compared']}
     for fold in ('all', WITHOUT):
         row = compared[DEFAULT, REFERENCE, next(iter(PROTOCOLS)), fold]
