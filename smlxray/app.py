@@ -32,7 +32,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from .bundle import Bundle, BundleError, TaughtFinding, bundle_of_run, finding_slug, probability, support_names
+from smlxray.bundle import (
+    Bundle,
+    BundleError,
+    TaughtFinding,
+    bundle_of_run,
+    finding_slug,
+    probability,
+    support_names,
+)
 from .config import ImageError, Settings, SmlxrayError, load_settings, resolve_path
 from .episodes import EpisodeSampler
 from .evaluate import read_results, span
@@ -45,61 +53,80 @@ from .train import Lab, open_lab
 @dataclass(eq=False)
 class Xray:
     "One X-ray, looked at once by the network."
-    key: str  # names it on the page
-    name: str  # for people
-    pixels: Tensor  # (1, H, W) uint8, as the network takes it
-    features: Tensor  # (C,) of the backbone
-    embedding: Tensor  # (D,) of length one
-    unusual: float  # 1 is as far from training as 99 % of validation patients are at most
+
+    key: str               # names it on the page
+    name: str              # for people
+    pixels: Tensor         # (1, H, W) uint8, as the network takes it
+    features: Tensor       # (C,) of the backbone
+    embedding: Tensor      # (D,) of length one
+    unusual: float         # 1 is as far from training as 99 % of validation patients are at most
     source: object = None  # a path or pixels, for a larger picture
-    findings: tuple = ()  # labelled present; empty for an upload
-    split: str = 'yours'  # train, valid, test or yours
+    findings: tuple = ()   # labelled present; empty for an upload
+    split: str = 'yours'   # train, valid, test or yours
     projection: str = 'not known'
-    row: int = -1  # of the library's table
+    row: int = -1      # of the library's table
     notes: tuple = ()  # warnings, in words
 
     def picture(self, most: int = 384) -> np.ndarray:  # (h, w) uint8, no side longer than `most`
         "Give the X-ray as people should see it."
-        grey = self.source if isinstance(self.source, np.ndarray) else read_image(self.source) if self.source else self.pixels[0].numpy()
-        scale = min(1, most/max(grey.shape))
-        return resize_image(grey, tuple(max(round(n*scale), 1) for n in grey.shape))
+        grey = (
+            self.source
+            if isinstance(self.source, np.ndarray)
+            else read_image(self.source)
+            if self.source
+            else self.pixels[0].numpy()
+        )
+        scale = min(1, most / max(grey.shape))
+        return resize_image(grey, tuple(max(round(n * scale), 1) for n in grey.shape))
 
-    def __repr__(self): return f'{self.name}: {self.said}'
+    def __repr__(self):
+        return f'{self.name}: {self.said}'
+
     @property
-    def said(self) -> str: return ', '.join(self.findings) or ('no labels' if self.row < 0 else 'no finding labelled')
+    def said(self) -> str:
+        return ', '.join(self.findings) or ('no labels' if self.row < 0 else 'no finding labelled')
 
 # %% ../nbs/80_app.ipynb #93fdc1b8
 def image_url(
     image: np.ndarray,  # (h, w) or (h, w, 3) uint8
-    most: int = 0,  # no side longer than this, if given
+    most: int = 0,      # no side longer than this, if given
 ) -> str:  # a JPEG that is its own address
     "Turn pixels into an address that a browser shows."
     picture, out = Image.fromarray(image), io.BytesIO()
-    if most: picture.thumbnail((most, most))
+    if most:
+        picture.thumbnail((most, most))
     picture.save(out, 'JPEG', quality=88)
     return 'data:image/jpeg;base64,' + base64.b64encode(out.getvalue()).decode()
 
 def figure_url(fig: Figure) -> str:
     "Turn a matplotlib figure into an address that a browser shows."
-    out = io.BytesIO(); fig.savefig(out, format='png', dpi=110, bbox_inches='tight')
+    out = io.BytesIO()
+    fig.savefig(out, format='png', dpi=110, bbox_inches='tight')
     return 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
 
 # %% ../nbs/80_app.ipynb #284dd72a
 MAX_UPLOAD = 50_000_000  # bytes of one file
-COLOURFUL = 8.  # mean spread of red, green and blue, in grey levels, above which a picture counts as coloured
+COLOURFUL = 8.0  # mean spread of red, green and blue, in grey levels, above which a picture counts as coloured
 
 def colour_spread(
     data: bytes,  # a file that `decode` accepts
 ) -> float:  # grey levels; 0 for a grey picture
     "Measure how coloured a PNG or JPEG is."
-    try: picture = Image.open(io.BytesIO(data), formats=['PNG', 'JPEG'])
-    except Exception: return 0.  # DICOM: its own header says what it is
-    picture.draft('RGB', (64, 64)); picture = picture.convert('RGB'); picture.thumbnail((64, 64))
+    try:
+        picture = Image.open(io.BytesIO(data), formats=['PNG', 'JPEG'])
+    except Exception:
+        return 0.0  # DICOM: its own header says what it is
+    picture.draft('RGB', (64, 64))
+    picture = picture.convert('RGB')
+    picture.thumbnail((64, 64))
     return float(np.ptp(np.asarray(picture, float), axis=2).mean())
 
 def file_name(name: str) -> str:
     "Keep the last part of a file name, without control characters, at a readable length."
-    plain = re.sub(r'[\x00-\x1f\x7f]', '', str(name).replace('\\', '/').rsplit('/', 1)[-1]).strip() or 'the file'
+    plain = (
+        re.sub(r'[\x00-\x1f\x7f]', '', str(name).replace('\\', '/').rsplit('/', 1)[-1]).strip()
+        or 'the file'
+    )
     return plain if len(plain) <= 60 else plain[:40] + '...' + plain[-17:]
 
 # %% ../nbs/80_app.ipynb #5aa0355e
@@ -110,13 +137,14 @@ def look(
     pixels: Tensor,  # (B, 1, H, W) uint8
 ) -> tuple[Tensor, Tensor, np.ndarray]:  # features (B, C), embeddings (B, D), unusual (B,)
     "Let the network look at X-rays once."
-    with ONE, torch.inference_mode(): parts = [bundle._look(p) for p in pixels.split(64)]
+    with ONE, torch.inference_mode():
+        parts = [bundle._look(p) for p in pixels.split(64)]
     features, z = (torch.cat(t).float().cpu().clone() for t in zip(*parts))
     return features, z, bundle._unusual(features)
 
 def open_upload(
     bundle: Bundle,
-    name: str,  # of the file, as the browser tells it
+    name: str,    # of the file, as the browser tells it
     data: bytes,  # its content
     key: str = 'yours-1',
 ) -> Xray:
@@ -127,15 +155,29 @@ def open_upload(
     pixels = torch.from_numpy(resize_image(grey, bundle.settings.data.image_size))[None]
     features, z, unusual = (t[0] for t in look(bundle, pixels[None]))
     notes = _doubts(name, colour_spread(data), float(unusual))
-    small = grey if max(grey.shape) <= 768 else resize_image(grey, tuple(max(round(n*768/max(grey.shape)), 1) for n in grey.shape))
+    small = (
+        grey
+        if max(grey.shape) <= 768
+        else resize_image(grey, tuple(max(round(n * 768 / max(grey.shape)), 1) for n in grey.shape))
+    )
     return Xray(key, name, pixels, features, z, float(unusual), small, notes=notes)
 
-def _too_large(name: str, size: int, limit: int = MAX_UPLOAD) -> str: return f'{name} has {size/1e6:,.0f} MB; at most {limit/1e6:.0f} MB are read. Shrink it, or export it as JPEG or PNG.'
+def _too_large(name: str, size: int, limit: int = MAX_UPLOAD) -> str:
+    return f'{name} has {size / 1e6:,.0f} MB; at most {limit / 1e6:.0f} MB are read. Shrink it, or export it as JPEG or PNG.'
 
 def _doubts(name: str, colour: float, unusual: float) -> tuple[str, ...]:
     "Say what is doubtful about an X-ray."
-    out = [f'{name} has colours: this does not look like a chest X-ray. Its answers mean nothing unless it is one.'] if colour > COLOURFUL else []
-    if unusual > 1: out.append(f'{name} is {unusual:.1f} times as far from the training X-rays as 99 % of validation patients: perhaps it does not look like a chest X-ray to this network, so mind its answers.')
+    out = (
+        [
+            f'{name} has colours: this does not look like a chest X-ray. Its answers mean nothing unless it is one.'
+        ]
+        if colour > COLOURFUL
+        else []
+    )
+    if unusual > 1:
+        out.append(
+            f'{name} is {unusual:.1f} times as far from the training X-rays as 99 % of validation patients: perhaps it does not look like a chest X-ray to this network, so mind its answers.'
+        )
     return tuple(out)
 
 # %% ../nbs/80_app.ipynb #601c3299
@@ -147,68 +189,120 @@ def make_library(
 ) -> list[Xray]:
     "Choose X-rays of a run, one a patient, and look at them."
     rng, chosen = np.random.default_rng(seed), []
-    for side, share in dict(test=.5, valid=.2, train=.3).items():
+    for side, share in dict(test=0.5, valid=0.2, train=0.3).items():
         rows = rng.permutation(getattr(lab.patients, side))
         _, first = np.unique(lab.table.patients[rows], return_index=True)
-        chosen += [(side, int(r)) for r in rows[np.sort(first)][:int(most*share)]]
+        chosen += [(side, int(r)) for r in rows[np.sort(first)][: int(most * share)]]
     if not chosen: return []
     pixels, table = lab.pixels.gather(np.array([r for _, r in chosen])), lab.table
     features, z, unusual = look(bundle, pixels)
     paths, named = table.paths(), [f for f in table.findings if f != 'No Finding']
     has = np.stack([table.positive(f) for f in named], 1)
-    return [Xray(f'library-{k + 1}', f'case {k + 1}', pixels[k], features[k], z[k], float(unusual[k]), paths[r], tuple(f for f, there in zip(named, has[r]) if there), side,
-                 str(table.frame['projection'].iloc[r] or 'not known'), r) for k, (side, r) in enumerate(chosen)]
+    return [
+        Xray(
+            f'library-{k + 1}',
+            f'case {k + 1}',
+            pixels[k],
+            features[k],
+            z[k],
+            float(unusual[k]),
+            paths[r],
+            tuple(f for f, there in zip(named, has[r]) if there),
+            side,
+            str(table.frame['projection'].iloc[r] or 'not known'),
+            r,
+        )
+        for k, (side, r) in enumerate(chosen)
+    ]
 
 # %% ../nbs/80_app.ipynb #f4d75456
 class Session:
     "What one visitor works with."
-    def __init__(self,
+
+    def __init__(
+        self,
         bundle: Bundle,
         library: Iterable[Xray] = (),
-        lab: Lab | None = None,  # of the run, if there is one
-        runs: str | Path = 'runs',  # folder of all runs, for the results
+        lab: Lab | None = None,        # of the run, if there is one
+        runs: str | Path = 'runs',     # folder of all runs, for the results
         store: 'Store | None' = None,  # where taught findings are saved
-        about: str = '',  # where network and library come from, in words
+        about: str = '',               # where network and library come from, in words
     ):
         self.bundle, self.lab, self.runs, self.about = bundle, lab, resolve_path(runs), about
-        self.store, self.xrays, self.taught, self._told, self._count = store, {x.key: x for x in library}, {}, [], 0
+        self.store, self.xrays, self.taught, self._told, self._count = (
+            store,
+            {x.key: x for x in library},
+            {},
+            [],
+            0,
+        )
 
     @property
-    def library(self) -> list[Xray]: return [x for x in self.xrays.values() if x.row >= 0]
+    def library(self) -> list[Xray]:
+        return [x for x in self.xrays.values() if x.row >= 0]
+
     @property
-    def yours(self) -> list[Xray]: return [x for x in self.xrays.values() if x.row < 0]
-    def __getitem__(self, key: str) -> Xray: return self.xrays[key]
-    def on_change(self, call: Callable): self._told.append(call)
+    def yours(self) -> list[Xray]:
+        return [x for x in self.xrays.values() if x.row < 0]
+
+    def __getitem__(self, key: str) -> Xray:
+        return self.xrays[key]
+
+    def on_change(self, call: Callable):
+        self._told.append(call)
+
     def tell(self):
         "Let everybody know that X-rays or findings have changed."
-        for call in self._told: call()
+        for call in self._told:
+            call()
 
     def receive(self, files: Iterable[tuple[str, bytes]]) -> tuple[list[Xray], list[str]]:
         "Take uploads: the X-rays that could be read, and what is to be said about the files."
         good, said = [], []
         for name, data in files:
-            try: good.append(open_upload(self.bundle, name, data, f'yours-{self._count + 1}')); self._count += 1; said += good[-1].notes
-            except SmlxrayError as e: said.append(str(e))
+            try:
+                good.append(open_upload(self.bundle, name, data, f'yours-{self._count + 1}'))
+                self._count += 1
+                said += good[-1].notes
+            except SmlxrayError as e:
+                said.append(str(e))
         self.xrays |= {x.key: x for x in good}
-        if good: self.tell()
+        if good:
+            self.tell()
         return good, said
 
 # %% ../nbs/80_app.ipynb #b20339f0
-DEMO = dict(preset='demo', run='app', patients=600, phantom_size=96, dataset_path='data/phantoms-app', test_fraction=.4, queries=8, siamese_epochs=4, meta_episodes=4, novel_findings=['Cardiomegaly', 'Pneumothorax', 'Consolidation'])  # what the pages show when nothing is named
+DEMO = dict(
+    preset='demo',
+    run='app',
+    patients=600,
+    phantom_size=96,
+    dataset_path='data/phantoms-app',
+    test_fraction=0.4,
+    queries=8,
+    siamese_epochs=4,
+    meta_episodes=4,
+    novel_findings=['Cardiomegaly', 'Pneumothorax', 'Consolidation'],
+)  # what the pages show when nothing is named
 
 # %% ../nbs/80_app.ipynb #e101b487
 def overlay(
-    grey: np.ndarray,  # (h, w) uint8
-    places: np.ndarray,  # (a, b) what each place contributes
-    low: float,  # contribution without colour
-    high: float,  # contribution with full colour
-    strength: float = .7,  # of the colour, 0 to 1
+    grey: np.ndarray,       # (h, w) uint8
+    places: np.ndarray,     # (a, b) what each place contributes
+    low: float,             # contribution without colour
+    high: float,            # contribution with full colour
+    strength: float = 0.7,  # of the colour, 0 to 1
 ) -> np.ndarray:  # (h, w, 3) uint8
     "Lay a similarity map over a picture."
-    unit = np.clip((places - low)/max(high - low, 1e-9), 0, 1).astype(np.float32)
-    unit = np.asarray(Image.fromarray(unit).resize(grey.shape[::-1], Image.Resampling.BICUBIC)).clip(0, 1)
-    colour, share = colormaps['inferno'](unit)[..., :3]*255, (strength*np.clip(1.5*unit - .5, 0, 1))[..., None]
-    return (grey[..., None]*(1 - share) + colour*share).astype(np.uint8)
+    unit = np.clip((places - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
+    unit = np.asarray(
+        Image.fromarray(unit).resize(grey.shape[::-1], Image.Resampling.BICUBIC)
+    ).clip(0, 1)
+    colour, share = (
+        colormaps['inferno'](unit)[..., :3] * 255,
+        (strength * np.clip(1.5 * unit - 0.5, 0, 1))[..., None],
+    )
+    return (grey[..., None] * (1 - share) + colour * share).astype(np.uint8)
 
 def nearest_cases(
     session: Session,
@@ -226,17 +320,27 @@ def nearest_cases(
 def listening(
     bundle: Bundle,
     labels: Tensor,  # (S,) of the support, 1 or 0
-    heard: Callable[[int, float], None],  # called with the number of steps done and the support loss there
+    heard: Callable[
+        [int, float], None
+    ],  # called with the number of steps done and the support loss there
 ):
     "Report the support loss at every inner step of an adaptation."
     count = [0]
+
     def hook(head, inputs, out):
-        y = labels.repeat(len(out)//len(labels)).to(out.device)
-        with torch.no_grad(): loss = pair_loss(unit_vectors(out.detach()), y, bundle.net.scale.detach(), bundle.net.bias.detach())
-        heard(count[0], float(loss)); count[0] += 1
+        y = labels.repeat(len(out) // len(labels)).to(out.device)
+        with torch.no_grad():
+            loss = pair_loss(
+                unit_vectors(out.detach()), y, bundle.net.scale.detach(), bundle.net.bias.detach()
+            )
+        heard(count[0], float(loss))
+        count[0] += 1
+
     handle = bundle.net.head.register_forward_hook(hook)
-    try: yield
-    finally: handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 class Stopped(SmlxrayError):
     "Somebody pressed Stop."
@@ -247,50 +351,72 @@ MAX_SHOTS = 30  # examples of a kind
 def twin(bundle: Bundle) -> Bundle:
     "Copy a bundle with a network of its own."
     other = copy.copy(bundle)
-    with ONE: other.net = copy.deepcopy(bundle.net).eval()
+    with ONE:
+        other.net = copy.deepcopy(bundle.net).eval()
     return other
 
 def check_examples(name: str, positives: Sequence, negatives: Sequence):
     "Raise `BundleError` in words for people unless a finding can be taught from these."
     if not str(name).strip(): raise BundleError('Name the finding first.')
     for part, word in ((positives, 'with'), (negatives, 'without')):
-        if not 1 <= len(part) <= MAX_SHOTS: raise BundleError(f'{len(part)} X-rays {word} the finding are marked; 1 to {MAX_SHOTS} are needed. Click X-rays in the gallery, or upload some.')
+        if not 1 <= len(part) <= MAX_SHOTS:
+            raise BundleError(
+                f'{len(part)} X-rays {word} the finding are marked; 1 to {MAX_SHOTS} are needed. Click X-rays in the gallery, or upload some.'
+            )
 
 def teach_live(
     bundle: Bundle,
     name: str,
-    positives: Sequence[Xray],  # with the finding
-    negatives: Sequence[Xray],  # without it
-    algorithm: str,  # maml, fomaml or anil
-    steps: int,  # gradient steps; 0: compare, adapt nothing
-    on_step: Callable[[int, float], None] = None,  # steps done, support loss
+    positives: Sequence[Xray],                         # with the finding
+    negatives: Sequence[Xray],                         # without it
+    algorithm: str,                                    # maml, fomaml or anil
+    steps: int,                                        # gradient steps; 0: compare, adapt nothing
+    on_step: Callable[[int, float], None] = None,      # steps done, support loss
     on_ready: Callable[[TaughtFinding], None] = None,  # the finding, adapted, trust not known yet
-    on_round: Callable[[int, int], None] = None,  # held-out rounds done, all
+    on_round: Callable[[int, int], None] = None,       # held-out rounds done, all
 ) -> TaughtFinding:
     "Teach a finding as `Bundle.teach` does, and say how it goes."
     check_examples(name, positives, negatives)
     other, settings = twin(bundle), bundle.settings.model_copy(deep=True)
-    images, labels = torch.stack([x.pixels for x in (*positives, *negatives)]), torch.tensor([1.]*len(positives) + [0.]*len(negatives))
-    with listening(other, labels, on_step or (lambda k, loss: None)): made = other._adapt_to(images, labels, algorithm, steps, settings)
-    f = TaughtFinding(name.strip(), made.support, made.labels, other.network, algorithm if steps else 'none', steps, len(made.labels)//len(labels), made.scale, made.fast)
-    if on_ready: on_ready(other._calibrate(copy.copy(f)))
-    f.held_out, f.held_labels = other._hold_out(images, labels, algorithm, steps, settings, 16, 0, on_round)
+    images, labels = (
+        torch.stack([x.pixels for x in (*positives, *negatives)]),
+        torch.tensor([1.0] * len(positives) + [0.0] * len(negatives)),
+    )
+    with listening(other, labels, on_step or (lambda k, loss: None)):
+        made = other._adapt_to(images, labels, algorithm, steps, settings)
+    f = TaughtFinding(
+        name.strip(),
+        made.support,
+        made.labels,
+        other.network,
+        algorithm if steps else 'none',
+        steps,
+        len(made.labels) // len(labels),
+        made.scale,
+        made.fast,
+    )
+    if on_ready:
+        on_ready(other._calibrate(copy.copy(f)))
+    f.held_out, f.held_labels = other._hold_out(
+        images, labels, algorithm, steps, settings, 16, 0, on_round
+    )
     return other._calibrate(f)
 
 # %% ../nbs/80_app.ipynb #1cbf8b22
 @dataclass
 class Answer:
     "What a finding says about one X-ray."
+
     xray: Xray
-    score: float  # logit before calibration
+    score: float        # logit before calibration
     probability: float  # at the assumed prevalence
-    low: float  # 95 % interval over re-drawn supports
+    low: float          # 95 % interval over re-drawn supports
     high: float
     influence: np.ndarray  # (S,) how much each example raised the score
 
 def resampled_scores(
     similarity: np.ndarray,  # (Q, S) of queries and examples
-    labels: np.ndarray,  # (S,) 1 or 0
+    labels: np.ndarray,      # (S,) 1 or 0
     draws: int = 500,
     seed: int = 0,
 ) -> np.ndarray:  # (Q, draws), before the scale
@@ -298,19 +424,24 @@ def resampled_scores(
     rng, weights = np.random.default_rng(seed), np.zeros((len(labels), draws))
     for kind, sign in ((1, 1), (0, -1)):
         at = np.flatnonzero(labels == kind)
-        weights[at] = sign*rng.multinomial(len(at), np.full(len(at), 1/len(at)), draws).T/len(at)
+        weights[at] = (
+            sign * rng.multinomial(len(at), np.full(len(at), 1 / len(at)), draws).T / len(at)
+        )
     return similarity @ weights
 
 def example_influence(
     similarity: np.ndarray,  # (Q, S)
-    labels: np.ndarray,  # (S,)
-    scale: float = 1.,
+    labels: np.ndarray,      # (S,)
+    scale: float = 1.0,
 ) -> np.ndarray:  # (Q, S)
     "Say how much the score of each query would fall without each example; for the only one of its kind, what it adds."
     out = np.zeros_like(similarity)
     for kind, sign in ((1, 1), (0, -1)):
-        s = similarity[:, labels == kind]; n = s.shape[1]
-        out[:, labels == kind] = sign*scale*((s - s.mean(1, keepdims=True))/(n - 1) if n > 1 else s)
+        s = similarity[:, labels == kind]
+        n = s.shape[1]
+        out[:, labels == kind] = (
+            sign * scale * ((s - s.mean(1, keepdims=True)) / (n - 1) if n > 1 else s)
+        )
     return out
 
 # %% ../nbs/80_app.ipynb #8177eca1
@@ -318,89 +449,153 @@ def answer(
     bundle: Bundle,
     finding: TaughtFinding,
     xrays: Sequence[Xray],
-    prevalence: float = .1,  # assumed share of X-rays with the finding
-    temperature: float = 1.,  # above 1: more cautious than calibrated
+    prevalence: float = 0.1,   # assumed share of X-rays with the finding
+    temperature: float = 1.0,  # above 1: more cautious than calibrated
 ) -> list[Answer]:
     "Ask a finding about X-rays."
     if not xrays: return []
-    if finding.network != bundle.network: raise BundleError(f'{finding.name!r} was taught to another network; teach it again.')
-    pixels, features, z = (torch.stack([getattr(x, k) for x in xrays]) for k in ('pixels', 'features', 'embedding'))
-    with ONE, torch.inference_mode(): z = torch.cat([bundle._embed_at(finding, *part).float().cpu() for part in zip(*(t.split(64) for t in (pixels, features.to(bundle.device), z)))])
+    if finding.network != bundle.network:
+        raise BundleError(f'{finding.name!r} was taught to another network; teach it again.')
+    pixels, features, z = (
+        torch.stack([getattr(x, k) for x in xrays]) for k in ('pixels', 'features', 'embedding')
+    )
+    with ONE, torch.inference_mode():
+        z = torch.cat(
+            [
+                bundle._embed_at(finding, *part).float().cpu()
+                for part in zip(*(t.split(64) for t in (pixels, features.to(bundle.device), z)))
+            ]
+        )
     y, s = finding.labels.numpy(), cosine_similarity(z, finding.support).numpy()
     score = query_scores(z, finding.support, finding.labels, finding.scale).numpy()
-    says = lambda scores: probability(scores, finding.slope/temperature, finding.offset/temperature, prevalence)
-    low, high = np.quantile(says(finding.scale*resampled_scores(s, y)), (.025, .975), axis=1)
-    return [Answer(*row) for row in zip(xrays, map(float, score), says(score), low, high, example_influence(s, y, finding.scale))]
+    says = lambda scores: probability(
+        scores, finding.slope / temperature, finding.offset / temperature, prevalence
+    )
+    low, high = np.quantile(says(finding.scale * resampled_scores(s, y)), (0.025, 0.975), axis=1)
+    return [
+        Answer(*row)
+        for row in zip(
+            xrays, map(float, score), says(score), low, high, example_influence(s, y, finding.scale)
+        )
+    ]
 
 # %% ../nbs/80_app.ipynb #cbb44446
-_PARTS, MAX_FINDING = ('finding.json', 'finding.safetensors', 'manifest.json'), 400_000_000  # files of a finding; bytes unpacked
+_PARTS, MAX_FINDING = (
+    ('finding.json', 'finding.safetensors', 'manifest.json'),
+    400_000_000,
+)  # files of a finding; bytes unpacked
 
 class Store:
     "The saved findings of one visitor."
-    def __init__(self, root: str | Path,  # folder of all visitors, or of this one if there is no key
-                 key: str = ''):  # secret of the visitor
-        self.folder = resolve_path(root)/(hashlib.sha256(key.encode()).hexdigest()[:24] if key else '')
+
+    def __init__(
+        self,
+        root: str | Path,  # folder of all visitors, or of this one if there is no key
+        key: str = '',
+    ):  # secret of the visitor
+        self.folder = resolve_path(root) / (
+            hashlib.sha256(key.encode()).hexdigest()[:24] if key else ''
+        )
 
     def names(self) -> list[str]:
         "List what is saved, by folder."
-        return sorted(p.parent.name for p in self.folder.glob('*/manifest.json') if not p.parent.name.startswith('.'))
+        return sorted(
+            p.parent.name
+            for p in self.folder.glob('*/manifest.json')
+            if not p.parent.name.startswith('.')
+        )
 
     def save(self, finding: TaughtFinding) -> Path:
         "Save a finding under its name; one of the same name is replaced."
         self.folder.mkdir(parents=True, exist_ok=True)
-        return finding.save(self.folder/finding_slug(finding.name))
+        return finding.save(self.folder / finding_slug(finding.name))
 
     def load(self, name: str) -> TaughtFinding:
         "Load a saved finding, verified."
-        if name not in self.names(): raise BundleError(f'There is no saved finding {name!r}.')
-        return TaughtFinding.load(self.folder/name)
+        if name not in self.names():
+            raise BundleError(f'There is no saved finding {name!r}.')
+        return TaughtFinding.load(self.folder / name)
 
 def export_finding(finding: TaughtFinding) -> bytes:
     "Pack a finding as a zip file."
     out = io.BytesIO()
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(out, 'w', zipfile.ZIP_STORED) as z:
-        place = finding.save(Path(folder)/'finding')
-        for part in _PARTS: z.write(place/part, part)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        zipfile.ZipFile(out, 'w', zipfile.ZIP_STORED) as z,
+    ):
+        place = finding.save(Path(folder) / 'finding')
+        for part in _PARTS:
+            z.write(place / part, part)
     return out.getvalue()
 
 def import_finding(data: bytes, name: str = 'the file') -> TaughtFinding:
     "Unpack a finding that somebody exported; raise `BundleError` for anything else."
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as z, tempfile.TemporaryDirectory() as folder:
-            if sorted(z.namelist()) != sorted(_PARTS) or sum(i.file_size for i in z.infolist()) > MAX_FINDING: raise zipfile.BadZipFile
-            for part in _PARTS: (Path(folder)/part).write_bytes(z.read(part))
+            if (
+                sorted(z.namelist()) != sorted(_PARTS)
+                or sum(i.file_size for i in z.infolist()) > MAX_FINDING
+            ):
+                raise zipfile.BadZipFile
+            for part in _PARTS:
+                (Path(folder) / part).write_bytes(z.read(part))
             return TaughtFinding.load(folder)
-    except BundleError: raise BundleError(f'{name} holds a damaged finding; export it again.') from None
-    except Exception: raise BundleError(f'{name} is not a finding that was exported here; it must be the zip file that Export gives.') from None
+    except BundleError:
+        raise BundleError(f'{name} holds a damaged finding; export it again.') from None
+    except Exception:
+        raise BundleError(
+            f'{name} is not a finding that was exported here; it must be the zip file that Export gives.'
+        ) from None
 
 # %% ../nbs/80_app.ipynb #083b02f4
 def pca_map(z: Tensor) -> np.ndarray:  # (N, 2)
     "Lay embeddings (N, D) out by their two main components."
     z = z.double() - z.double().mean(0)
     u, s, v = torch.linalg.svd(z, full_matrices=False)
-    return (u[:, :2]*s[:2]*torch.sign(v[:2].sum(1) + 1e-12)).numpy() if z.shape[1] > 1 else torch.cat([z, 0*z], 1).numpy()
+    return (
+        (u[:, :2] * s[:2] * torch.sign(v[:2].sum(1) + 1e-12)).numpy()
+        if z.shape[1] > 1
+        else torch.cat([z, 0 * z], 1).numpy()
+    )
 
 def tsne_map(z: Tensor, seed: int = 0) -> np.ndarray:  # (N, 2)
     "Lay embeddings (N, D) out by t-SNE (van der Maaten and Hinton 2008)."
     from sklearn.manifold import TSNE
+
     if len(z) < 5: return pca_map(z)
-    return TSNE(perplexity=min(30, (len(z) - 1)/4), init='pca', random_state=seed, n_jobs=1).fit_transform(z.double().numpy())
+    return TSNE(
+        perplexity=min(30, (len(z) - 1) / 4), init='pca', random_state=seed, n_jobs=1
+    ).fit_transform(z.double().numpy())
 
 def turn_onto(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     "Turn or mirror a map to lie over another."
     u, _, v = np.linalg.svd((moved - moved.mean(0)).T @ (fixed - fixed.mean(0)))
     return (moved - moved.mean(0)) @ u @ v
 
-def adapted_embeddings(bundle: Bundle, finding: TaughtFinding | None, xrays: Sequence[Xray]) -> Tensor:  # (N, D)
+def adapted_embeddings(
+    bundle: Bundle, finding: TaughtFinding | None, xrays: Sequence[Xray]
+) -> Tensor:  # (N, D)
     "Embed X-rays at the weights of a finding, or of the network as it is."
     z = torch.stack([x.embedding for x in xrays])
     if finding is None or not finding.fast: return z
-    parts = zip(*(torch.stack([getattr(x, k) for x in xrays]).split(64) for k in ('pixels', 'features', 'embedding')))
-    with ONE, torch.inference_mode(): return torch.cat([bundle._embed_at(finding, p, f.to(bundle.device), e).float().cpu() for p, f, e in parts])
+    parts = zip(
+        *(
+            torch.stack([getattr(x, k) for x in xrays]).split(64)
+            for k in ('pixels', 'features', 'embedding')
+        )
+    )
+    with ONE, torch.inference_mode():
+        return torch.cat(
+            [
+                bundle._embed_at(finding, p, f.to(bundle.device), e).float().cpu()
+                for p, f, e in parts
+            ]
+        )
 
 # %% ../nbs/80_app.ipynb #3da71885
 class Tabs(anywidget.AnyWidget):
     "A row of tabs; `value` is the one that is open."
+
     labels, value = traitlets.List().tag(sync=True), traitlets.Int(0).tag(sync=True)
     _esm = '''
     export default { render({ model, el }) {
@@ -419,8 +614,14 @@ class Tabs(anywidget.AnyWidget):
 # %% ../nbs/80_app.ipynb #d7ea00b7
 class Field(anywidget.AnyWidget):
     "A labelled control: 'text' (the value is `text`), 'select' or 'range' (the value is `options[index]`), or 'check' (`index` 0 or 1)."
+
     kind, label, hint = (traitlets.Unicode().tag(sync=True) for _ in range(3))
-    text, options, index, disabled = traitlets.Unicode().tag(sync=True), traitlets.List().tag(sync=True), traitlets.Int(0).tag(sync=True), traitlets.Bool(False).tag(sync=True)
+    text, options, index, disabled = (
+        traitlets.Unicode().tag(sync=True),
+        traitlets.List().tag(sync=True),
+        traitlets.Int(0).tag(sync=True),
+        traitlets.Bool(False).tag(sync=True),
+    )
     _esm = '''
     export default { render({ model, el }) {
       const id = 'sx-' + Math.random().toString(36).slice(2), kind = model.get('kind'); el.classList.add('sx-field', 'sx-' + kind); el.dataset.lmSuppressShortcuts = 'true';
@@ -443,16 +644,37 @@ class Field(anywidget.AnyWidget):
       for (const k of ['label', 'hint', 'text', 'options', 'index', 'disabled']) model.on('change:' + k, show); show();
     } };
     '''
+
     @property
-    def value(self): return self.text if self.kind == 'text' else bool(self.index) if self.kind == 'check' else self.options[self.index] if self.options else None
-    def choose(self, option): self.index = self.options.index(option)
-    def on_input(self, call: Callable): self.observe(lambda change: call(), ['text', 'index'])
+    def value(self):
+        return (
+            self.text
+            if self.kind == 'text'
+            else bool(self.index)
+            if self.kind == 'check'
+            else self.options[self.index]
+            if self.options
+            else None
+        )
+
+    def choose(self, option):
+        self.index = self.options.index(option)
+
+    def on_input(self, call: Callable):
+        self.observe(lambda change: call(), ['text', 'index'])
 
 # %% ../nbs/80_app.ipynb #aa3a37bd
 class Upload(anywidget.AnyWidget):
     "A file input; `on_files(call)` gets lists of (name, bytes) and of refusals."
-    label, limit, multiple = traitlets.Unicode('Upload X-rays').tag(sync=True), traitlets.Int(MAX_UPLOAD).tag(sync=True), traitlets.Bool(True).tag(sync=True)
-    accept = traitlets.Unicode('.png,.jpg,.jpeg,.dcm,.dicom,image/png,image/jpeg,application/dicom').tag(sync=True)
+
+    label, limit, multiple = (
+        traitlets.Unicode('Upload X-rays').tag(sync=True),
+        traitlets.Int(MAX_UPLOAD).tag(sync=True),
+        traitlets.Bool(True).tag(sync=True),
+    )
+    accept = traitlets.Unicode(
+        '.png,.jpg,.jpeg,.dcm,.dicom,image/png,image/jpeg,application/dicom'
+    ).tag(sync=True)
     _esm = '''
     export default { render({ model, el }) {
       const id = 'sx-' + Math.random().toString(36).slice(2); el.classList.add('sx-upload');
@@ -467,22 +689,34 @@ class Upload(anywidget.AnyWidget):
       el.ondrop = e => { e.preventDefault(); el.classList.remove('sx-over'); send([...e.dataTransfer.files]); };
     } };
     '''
+
     def on_files(self, call: Callable[[list[tuple[str, bytes]], list[str]], None]):
         waiting = {}
+
         def receive(_, told, buffers):
-            files, refused, part = waiting.setdefault(told.get('batch'), ([], [], bytearray())); name = file_name(told.get('name'))
-            for b in buffers or (): part += b if len(part) <= self.limit else b''
+            files, refused, part = waiting.setdefault(told.get('batch'), ([], [], bytearray()))
+            name = file_name(told.get('name'))
+            for b in buffers or ():
+                part += b if len(part) <= self.limit else b''
             if not told.get('end'): return
-            if told.get('refused') or len(part) > self.limit: refused.append(_too_large(name, max(int(told.get('size') or 0), len(part)), self.limit))
-            elif not part: refused.append(f'{name} is empty (0 bytes); copy the file again.')
-            else: files.append((str(told.get('name')), bytes(part)))
+            if told.get('refused') or len(part) > self.limit:
+                refused.append(
+                    _too_large(name, max(int(told.get('size') or 0), len(part)), self.limit)
+                )
+            elif not part:
+                refused.append(f'{name} is empty (0 bytes); copy the file again.')
+            else:
+                files.append((str(told.get('name')), bytes(part)))
             part.clear()
-            if told.get('last'): call(*waiting.pop(told.get('batch'))[:2])
+            if told.get('last'):
+                call(*waiting.pop(told.get('batch'))[:2])
+
         self.on_msg(receive)
 
 # %% ../nbs/80_app.ipynb #365be1f1
 class Gallery(anywidget.AnyWidget):
     "A grid of X-rays to click; items are dicts of id, src, name, said and mark ('with', 'without', 'asked', 'a', 'b' or '')."
+
     items, label = traitlets.List().tag(sync=True), traitlets.Unicode('X-rays').tag(sync=True)
     _esm = '''
     const signs = { with: '+ with', without: '\\u2212 without', asked: '? asked', a: 'A', b: 'B', chosen: '\\u2713' };
@@ -500,11 +734,14 @@ class Gallery(anywidget.AnyWidget):
       model.on('change:items', draw); draw();
     } };
     '''
-    def on_click(self, call: Callable[[str], None]): self.on_msg(lambda _, told, buffers: call(str(told.get('id'))))
+
+    def on_click(self, call: Callable[[str], None]):
+        self.on_msg(lambda _, told, buffers: call(str(told.get('id'))))
 
 # %% ../nbs/80_app.ipynb #81550e39
 class Scatter(anywidget.AnyWidget):
     "A map of X-rays: points (x, y, group) in the unit square; `chosen` holds the numbers of those selected."
+
     points, groups, tips, images, chosen = (traitlets.List().tag(sync=True) for _ in range(5))
     _esm = '''
     const W = 720, H = 500, NS = 'http://www.w3.org/2000/svg';
@@ -547,7 +784,14 @@ class Scatter(anywidget.AnyWidget):
 # %% ../nbs/80_app.ipynb #9f3ad384
 class Notice(anywidget.AnyWidget):
     "Lines of text at a level ('', 'good', 'warn' or 'wrong'), and a progress bar while `total` is above 0."
-    lines, level, done, total, label = traitlets.List().tag(sync=True), traitlets.Unicode().tag(sync=True), traitlets.Int(0).tag(sync=True), traitlets.Int(0).tag(sync=True), traitlets.Unicode('Progress').tag(sync=True)
+
+    lines, level, done, total, label = (
+        traitlets.List().tag(sync=True),
+        traitlets.Unicode().tag(sync=True),
+        traitlets.Int(0).tag(sync=True),
+        traitlets.Int(0).tag(sync=True),
+        traitlets.Unicode('Progress').tag(sync=True),
+    )
     _esm = '''
     export default { render({ model, el }) {
       const text = document.createElement('div'), bar = document.createElement('progress'); text.setAttribute('role', 'status'); el.append(bar, text);
@@ -558,16 +802,27 @@ class Notice(anywidget.AnyWidget):
       for (const k of ['lines', 'level', 'done', 'total', 'label']) model.on('change:' + k, show); show();
     } };
     '''
+
     def say(self, *lines: str, level: str = ''):
         "Say something in place of what was said before."
-        with self.hold_sync(): self.lines, self.level, self.total = list(lines), level, 0
+        with self.hold_sync():
+            self.lines, self.level, self.total = list(lines), level, 0
+
     def progress(self, done: int, total: int, line: str):
         "Say how far it is."
-        with self.hold_sync(): self.lines, self.level, self.label, self.done, self.total = [line], '', line, done, total
+        with self.hold_sync():
+            self.lines, self.level, self.label, self.done, self.total = (
+                [line],
+                '',
+                line,
+                done,
+                total,
+            )
 
 # %% ../nbs/80_app.ipynb #6b2926cb
 class Link(anywidget.AnyWidget):
     "Watch the kernel, know the visitor, give files."
+
     seconds = traitlets.Float(2.5).tag(sync=True)
     _esm = '''
     export default { render({ model, el }) {
@@ -584,52 +839,88 @@ class Link(anywidget.AnyWidget):
       const timer = setInterval(ask, 1000*model.get('seconds')); return () => clearInterval(timer);
     } };
     '''
+
     def __init__(self, on_visitor: Callable[[str], None] = None):
         super().__init__()
+
         def receive(_, told, buffers):
-            if told.get('kind') == 'ping': self.send(dict(kind='pong'))
-            if told.get('kind') == 'visitor' and on_visitor and re.fullmatch('[0-9a-f]{32}', str(told.get('key'))): on_visitor(told['key'])
+            if told.get('kind') == 'ping':
+                self.send(dict(kind='pong'))
+            if (
+                told.get('kind') == 'visitor'
+                and on_visitor
+                and re.fullmatch('[0-9a-f]{32}', str(told.get('key')))
+            ):
+                on_visitor(told['key'])
+
         self.on_msg(receive)
-    def give(self, name: str, data: bytes): self.send(dict(kind='file', name=name), buffers=[data])
+
+    def give(self, name: str, data: bytes):
+        self.send(dict(kind='file', name=name), buffers=[data])
 
 # %% ../nbs/80_app.ipynb #bed964ac
-INK, BLUE, RED, GREY = '#1b2733', '#0072b2', '#b24a00', '#5b6b7a'  # dark enough on white, and apart for every eye
+INK, BLUE, RED, GREY = (
+    '#1b2733',
+    '#0072b2',
+    '#b24a00',
+    '#5b6b7a',
+)  # dark enough on white, and apart for every eye
 
 def probability_svg(p: float, low: float = None, high: float = None, label: str = '') -> str:
     "Draw a probability, and its interval if there is one."
-    x, span = lambda v: 5 + 190*v, '' if low is None else f', 95 % interval {low:.2f} to {high:.2f}'
-    bar = '' if low is None else f'<rect x="{x(low):.1f}" y="5" width="{max(x(high) - x(low), 1):.1f}" height="12" rx="2" fill="{BLUE}" opacity=".3"/>'
-    ticks = ''.join(f'<line x1="{x(v)}" x2="{x(v)}" y1="3" y2="19" stroke="#c6d0d9"/>' for v in (0, .5, 1))
+    x, span = (
+        lambda v: 5 + 190 * v,
+        '' if low is None else f', 95 % interval {low:.2f} to {high:.2f}',
+    )
+    bar = (
+        ''
+        if low is None
+        else f'<rect x="{x(low):.1f}" y="5" width="{max(x(high) - x(low), 1):.1f}" height="12" rx="2" fill="{BLUE}" opacity=".3"/>'
+    )
+    ticks = ''.join(
+        f'<line x1="{x(v)}" x2="{x(v)}" y1="3" y2="19" stroke="#c6d0d9"/>' for v in (0, 0.5, 1)
+    )
     return f'<svg class="sx-bar" viewBox="0 0 200 22" role="img" aria-label="{html.escape(label)} probability {p:.2f}{span}"><line x1="5" x2="195" y1="11" y2="11" stroke="#c6d0d9"/>{ticks}{bar}<circle cx="{x(p):.1f}" cy="11" r="5.5" fill="{BLUE}"/></svg>'
 
 def curve_svg(losses: Sequence[float], steps: int) -> str:
     "Draw the support loss against inner steps, as far as it is known."
     if not losses: return ''
     top, bottom = max(losses), min(min(losses), max(losses) - 1e-4)
-    at = [(46 + 240*k/max(steps, 1), 14 + 76*(top - v)/(top - bottom)) for k, v in enumerate(losses)]
+    at = [
+        (46 + 240 * k / max(steps, 1), 14 + 76 * (top - v) / (top - bottom))
+        for k, v in enumerate(losses)
+    ]
     dots = ''.join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{BLUE}"/>' for x, y in at)
     said = f'Support loss from {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses) - 1} of {steps} inner steps'
-    return (f'<svg class="sx-curve" viewBox="0 0 300 124" role="img" aria-label="{said}"><path d="M46,10V92H290" fill="none" stroke="#c6d0d9"/><polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}" fill="none" stroke="{BLUE}" stroke-width="2"/>{dots}'
-            f'<text x="40" y="18" text-anchor="end">{top:.4f}</text><text x="40" y="92" text-anchor="end">{bottom:.4f}</text><text x="46" y="106">0</text><text x="286" y="106" text-anchor="end">{steps}</text><text x="166" y="120" text-anchor="middle">inner steps (support loss)</text></svg>')
+    return (
+        f'<svg class="sx-curve" viewBox="0 0 300 124" role="img" aria-label="{said}"><path d="M46,10V92H290" fill="none" stroke="#c6d0d9"/><polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}" fill="none" stroke="{BLUE}" stroke-width="2"/>{dots}'
+        f'<text x="40" y="18" text-anchor="end">{top:.4f}</text><text x="40" y="92" text-anchor="end">{bottom:.4f}</text><text x="46" y="106">0</text><text x="286" y="106" text-anchor="end">{steps}</text><text x="166" y="120" text-anchor="middle">inner steps (support loss)</text></svg>'
+    )
 
 # %% ../nbs/80_app.ipynb #814a23b1
-def _esc(text) -> str: return html.escape(str(text))
+def _esc(text) -> str:
+    return html.escape(str(text))
+
 def _html(text: str = '', *classes: str) -> widgets.HTML:
     "A piece of HTML of ours."
     w = widgets.HTML(text)
-    for c in ('sx-html', *classes): w.add_class(c)
+    for c in ('sx-html', *classes):
+        w.add_class(c)
     return w
 
 def _button(text: str, call: Callable, *classes: str) -> widgets.Button:
     "A button."
-    b = widgets.Button(description=text); b.on_click(lambda _: call())
-    for c in ('sx-button', *classes): b.add_class(c)
+    b = widgets.Button(description=text)
+    b.on_click(lambda _: call())
+    for c in ('sx-button', *classes):
+        b.add_class(c)
     return b
 
 def _box(*children, classes: str = '') -> widgets.VBox:
     "Things below each other, or as the classes say."
     b = widgets.VBox(list(children))
-    for c in classes.split(): b.add_class(c)
+    for c in classes.split():
+        b.add_class(c)
     return b
 
 def _card(title: str, *children, classes: str = '') -> widgets.VBox:
@@ -639,154 +930,417 @@ def _card(title: str, *children, classes: str = '') -> widgets.VBox:
 # %% ../nbs/80_app.ipynb #d4484d33
 def item_of(x: Xray, mark: str = '', said: str = None) -> dict:
     "Describe an X-ray for a gallery."
-    if not hasattr(x, 'thumb'): x.thumb = image_url(x.pixels[0].numpy(), 96)
-    return dict(id=x.key, src=x.thumb, name=x.name, said=x.said if said is None else said, mark=mark)
+    if not hasattr(x, 'thumb'):
+        x.thumb = image_url(x.pixels[0].numpy(), 96)
+    return dict(
+        id=x.key, src=x.thumb, name=x.name, said=x.said if said is None else said, mark=mark
+    )
 
 class Shelf:
     "A gallery of the session's X-rays with a filter and pages."
-    def __init__(self, session: Session, on_click: Callable[[str], None], marks: Callable[[], dict] = dict, label: str = 'X-rays to choose from', page: int = 18, controls: Sequence[widgets.Widget] = ()):
+
+    def __init__(
+        self,
+        session: Session,
+        on_click: Callable[[str], None],
+        marks: Callable[[], dict] = dict,
+        label: str = 'X-rays to choose from',
+        page: int = 18,
+        controls: Sequence[widgets.Widget] = (),
+    ):
         self.session, self.marks, self.page, self.at = session, marks, page, 0
-        self.filter, self.gallery, self.count = Field(kind='select', label='Show'), Gallery(label=label), _html('', 'sx-count')
-        self.filter.on_input(self.first); self.gallery.on_click(lambda key: on_click(key) if key in session.xrays else None); session.on_change(self.refresh)
-        turn = _box(_button('Previous', lambda: self.turn(-1), 'sx-quiet'), self.count, _button('Next', lambda: self.turn(1), 'sx-quiet'), classes='sx-row')
-        self.widget = _box(_box(*controls, self.filter, turn, classes='sx-row sx-between'), self.gallery, classes='sx-shelf'); self.refresh()
+        self.filter, self.gallery, self.count = (
+            Field(kind='select', label='Show'),
+            Gallery(label=label),
+            _html('', 'sx-count'),
+        )
+        self.filter.on_input(self.first)
+        self.gallery.on_click(lambda key: on_click(key) if key in session.xrays else None)
+        session.on_change(self.refresh)
+        turn = _box(
+            _button('Previous', lambda: self.turn(-1), 'sx-quiet'),
+            self.count,
+            _button('Next', lambda: self.turn(1), 'sx-quiet'),
+            classes='sx-row',
+        )
+        self.widget = _box(
+            _box(*controls, self.filter, turn, classes='sx-row sx-between'),
+            self.gallery,
+            classes='sx-shelf',
+        )
+        self.refresh()
 
     def found(self) -> list[Xray]:
         "List the X-rays that pass the filter."
         want, all_ = self.filter.value, list(self.session.xrays.values())
-        if want in (None, 'all X-rays'): return [*self.session.yours[::-1], *self.session.library]
+        if want in (None, 'all X-rays'):
+            return [*self.session.yours[::-1], *self.session.library]
         if want == 'your uploads': return self.session.yours[::-1]
-        return [x for x in all_ if x.row >= 0 and (want in x.findings or want == 'no finding labelled' and not x.findings)]
+        return [
+            x
+            for x in all_
+            if x.row >= 0
+            and (want in x.findings or want == 'no finding labelled' and not x.findings)
+        ]
 
     def turn(self, by: int):
         "Go to another page."
-        self.at = min(max(self.at + by, 0), max(len(self.found()) - 1, 0)//self.page); self.refresh()
-    def first(self): self.at = 0; self.refresh()
+        self.at = min(max(self.at + by, 0), max(len(self.found()) - 1, 0) // self.page)
+        self.refresh()
+
+    def first(self):
+        self.at = 0
+        self.refresh()
 
     def refresh(self):
         "Show what there is now."
-        options = ['all X-rays', 'your uploads', *(['no finding labelled'] if self.session.library else []), *sorted({f for x in self.session.library for f in x.findings})]
-        if self.filter.options != options: self.filter.options = options
-        found, marks = self.found(), self.marks(); shown = found[self.at*self.page:(self.at + 1)*self.page]
+        options = [
+            'all X-rays',
+            'your uploads',
+            *(['no finding labelled'] if self.session.library else []),
+            *sorted({f for x in self.session.library for f in x.findings}),
+        ]
+        if self.filter.options != options:
+            self.filter.options = options
+        found, marks = self.found(), self.marks()
+        shown = found[self.at * self.page : (self.at + 1) * self.page]
         self.gallery.items = [item_of(x, marks.get(x.key, '')) for x in shown]
-        self.count.value = f'{self.at*self.page + 1} to {self.at*self.page + len(shown)} of {len(found)}' if found else 'none yet: upload X-rays'
+        self.count.value = (
+            f'{self.at * self.page + 1} to {self.at * self.page + len(shown)} of {len(found)}'
+            if found
+            else 'none yet: upload X-rays'
+        )
 
 # %% ../nbs/80_app.ipynb #52497cd1
 def guarded(notice: Notice, work: Callable, *args):
     "Do something; say what went wrong, if it did."
-    try: return work(*args)
-    except Stopped: notice.say('Stopped.')
-    except ValueError as e: notice.say(*str(e).splitlines(), level='wrong')
-    except Exception as e: notice.say(f'Something went wrong here that should not ({type(e).__name__}). The page goes on; please report it with what you did.', level='wrong'); raise
+    try:
+        return work(*args)
+    except Stopped:
+        notice.say('Stopped.')
+    except ValueError as e:
+        notice.say(*str(e).splitlines(), level='wrong')
+    except Exception as e:
+        notice.say(
+            f'Something went wrong here that should not ({type(e).__name__}). The page goes on; please report it with what you did.',
+            level='wrong',
+        )
+        raise
 
 def in_background(notice: Notice, work: Callable) -> threading.Thread:
     "Do something in a thread."
-    t = threading.Thread(target=guarded, args=(notice, work), daemon=True); t.start()
+    t = threading.Thread(target=guarded, args=(notice, work), daemon=True)
+    t.start()
     return t
 
 # %% ../nbs/80_app.ipynb #21e93812
 class ComparePage:
     "Two X-rays, how alike they are and where."
+
     def __init__(self, session: Session):
         self.session, self.keys, self.pair = session, dict(a='', b=''), None
-        self.slot = Field(kind='select', label='A click in the gallery becomes', options=['X-ray A', 'X-ray B'])
-        self.show = Field(kind='range', label='Show where they agree', options=['off', 'weak', 'medium', 'strong'], index=2); self.show.on_input(self.draw)
+        self.slot = Field(
+            kind='select', label='A click in the gallery becomes', options=['X-ray A', 'X-ray B']
+        )
+        self.show = Field(
+            kind='range',
+            label='Show where they agree',
+            options=['off', 'weak', 'medium', 'strong'],
+            index=2,
+        )
+        self.show.on_input(self.draw)
         self.notice, self.pictures, self.numbers = Notice(), {k: _html() for k in 'ab'}, _html()
         self.uploads = {k: Upload(label=f'Upload X-ray {k.upper()}') for k in 'ab'}
-        for k, u in self.uploads.items(): u.on_files(lambda files, refused, k=k: guarded(self.notice, self.receive, k, files, refused))
-        self.shelf = Shelf(session, self.pick, lambda: {v: k for k, v in self.keys.items() if v}, controls=[self.slot])
+        for k, u in self.uploads.items():
+            u.on_files(
+                lambda files, refused, k=k: guarded(self.notice, self.receive, k, files, refused)
+            )
+        self.shelf = Shelf(
+            session,
+            self.pick,
+            lambda: {v: k for k, v in self.keys.items() if v},
+            controls=[self.slot],
+        )
         self.near = {k: Gallery(label=f'Cases nearest to X-ray {k.upper()}') for k in 'ab'}
-        for k, g in self.near.items(): g.on_click(lambda key, k=k: guarded(self.notice, self.put, 'ba'['ab'.index(k)], key))
+        for k, g in self.near.items():
+            g.on_click(lambda key, k=k: guarded(self.notice, self.put, 'ba'['ab'.index(k)], key))
         sides = [_box(self.pictures[k], self.uploads[k], classes='sx-side') for k in 'ab']
-        self.widget = _box(self.notice, _box(_card('Two X-rays', _box(*sides, classes='sx-two'), self.show), _card('How alike', self.numbers, classes='sx-numbers'), classes='sx-main'),
-                           _card('Choose from the library, or from your uploads', self.shelf.widget),
-                           _box(*(_card(f'Library cases nearest to {k.upper()}', self.near[k], _html('<p class="sx-small">A click puts a case on the other side.</p>')) for k in 'ab'), classes='sx-two'))
-        for k, x in zip('ab', session.library): self.keys[k] = x.key
+        self.widget = _box(
+            self.notice,
+            _box(
+                _card('Two X-rays', _box(*sides, classes='sx-two'), self.show),
+                _card('How alike', self.numbers, classes='sx-numbers'),
+                classes='sx-main',
+            ),
+            _card('Choose from the library, or from your uploads', self.shelf.widget),
+            _box(
+                *(
+                    _card(
+                        f'Library cases nearest to {k.upper()}',
+                        self.near[k],
+                        _html('<p class="sx-small">A click puts a case on the other side.</p>'),
+                    )
+                    for k in 'ab'
+                ),
+                classes='sx-two',
+            ),
+        )
+        for k, x in zip('ab', session.library):
+            self.keys[k] = x.key
         self.update()
 
-    def pick(self, key: str): guarded(self.notice, self.put, 'ab'[self.slot.index], key)
+    def pick(self, key: str):
+        guarded(self.notice, self.put, 'ab'[self.slot.index], key)
+
     def put(self, side: str, key: str):
         "Lay an X-ray on side 'a' or 'b'."
-        self.keys[side] = self.session[key].key; self.notice.say(*self.session[key].notes, level='warn'); self.slot.index = 1 - 'ab'.index(side); self.update()
+        self.keys[side] = self.session[key].key
+        self.notice.say(*self.session[key].notes, level='warn')
+        self.slot.index = 1 - 'ab'.index(side)
+        self.update()
 
     def receive(self, side: str, files, refused=()):
         "Take uploads: the first to a side, the second to the other."
         good, said = self.session.receive(files)
-        for k, x in zip((side, 'ba'['ab'.index(side)]), good): self.keys[k] = x.key
-        if len(good) > 2: said.append('Of these files the first two are compared; the others lie in the gallery under "your uploads".')
-        self.notice.say(*refused, *said, level='warn'); self.update()
+        for k, x in zip((side, 'ba'['ab'.index(side)]), good):
+            self.keys[k] = x.key
+        if len(good) > 2:
+            said.append(
+                'Of these files the first two are compared; the others lie in the gallery under "your uploads".'
+            )
+        self.notice.say(*refused, *said, level='warn')
+        self.update()
 
     def update(self):
         "Compare anew."
         a, b = (self.session.xrays.get(self.keys[k]) for k in 'ab')
-        with ONE: self.pair = self.session.bundle.compare(a.pixels, b.pixels) if a and b else None
-        self.numbers.value = _numbers(self.pair) if self.pair else '<p>Lay an X-ray on each side: click in the gallery, or upload.</p>'
-        for k, x in zip('ab', (a, b)): self.near[k].items = [item_of(c, said=f'{s:.2f}: {c.said}') for s, c in nearest_cases(self.session, x)] if x else []
-        self.shelf.refresh(); self.draw()
+        with ONE:
+            self.pair = self.session.bundle.compare(a.pixels, b.pixels) if a and b else None
+        self.numbers.value = (
+            _numbers(self.pair)
+            if self.pair
+            else '<p>Lay an X-ray on each side: click in the gallery, or upload.</p>'
+        )
+        for k, x in zip('ab', (a, b)):
+            self.near[k].items = (
+                [item_of(c, said=f'{s:.2f}: {c.said}') for s, c in nearest_cases(self.session, x)]
+                if x
+                else []
+            )
+        self.shelf.refresh()
+        self.draw()
 
     def draw(self):
         "Draw both sides, with or without the map."
-        strength = (0, .35, .6, .85)[self.show.index]
-        low, high = (min(0., *(float(m.min()) for m in self.pair.maps)), max(float(m.max()) for m in self.pair.maps)) if self.pair else (0, 1)
+        strength = (0, 0.35, 0.6, 0.85)[self.show.index]
+        low, high = (
+            (
+                min(0.0, *(float(m.min()) for m in self.pair.maps)),
+                max(float(m.max()) for m in self.pair.maps),
+            )
+            if self.pair
+            else (0, 1)
+        )
         for n, k in enumerate('ab'):
             x = self.session.xrays.get(self.keys[k])
-            if x is None: self.pictures[k].value = f'<figure class="sx-figure sx-none"><figcaption>{k.upper()}: nothing yet</figcaption></figure>'; continue
-            grey = x.picture(); shown = overlay(grey, self.pair.maps[n], low, high, strength) if self.pair and strength else grey
-            self.pictures[k].value = f'<figure class="sx-figure"><img src="{image_url(shown)}" alt="X-ray {k.upper()}: {_esc(x)}"><figcaption><b>{k.upper()}</b> {_esc(x.name)}<br>{_esc(x.said)}</figcaption></figure>'
+            if x is None:
+                self.pictures[
+                    k
+                ].value = f'<figure class="sx-figure sx-none"><figcaption>{k.upper()}: nothing yet</figcaption></figure>'
+                continue
+            grey = x.picture()
+            shown = (
+                overlay(grey, self.pair.maps[n], low, high, strength)
+                if self.pair and strength
+                else grey
+            )
+            self.pictures[
+                k
+            ].value = f'<figure class="sx-figure"><img src="{image_url(shown)}" alt="X-ray {k.upper()}: {_esc(x)}"><figcaption><b>{k.upper()}</b> {_esc(x.name)}<br>{_esc(x.said)}</figcaption></figure>'
 
 def _numbers(pair) -> str:
     "Lay out a comparison."
-    bar = lambda p, word: '' if p != p else f'<p>More alike than <b>{p:.0f} %</b> of pairs that {word}</p><div class="sx-meter" role="img" aria-label="{p:.0f} percent"><div style="width:{p:.0f}%"></div></div>'
-    known = bar(pair.percentile_same, 'share a finding') + bar(pair.percentile_different, 'share none') or '<p>This bundle does not know how alike pairs usually are.</p>'
+    bar = lambda p, word: (
+        ''
+        if p != p
+        else f'<p>More alike than <b>{p:.0f} %</b> of pairs that {word}</p><div class="sx-meter" role="img" aria-label="{p:.0f} percent"><div style="width:{p:.0f}%"></div></div>'
+    )
+    known = (
+        bar(pair.percentile_same, 'share a finding') + bar(pair.percentile_different, 'share none')
+        or '<p>This bundle does not know how alike pairs usually are.</p>'
+    )
     return f'<p class="sx-big">{pair.similarity:.3f}</p><p>cosine similarity, from -1 to 1 (distance {pair.distance:.3f})</p>{known}<p class="sx-small">Pairs of validation X-rays of different patients. The colours divide the similarity of the pooled features among places: bright places make the two alike.</p>'
 
 # %% ../nbs/80_app.ipynb #785de7d2
-PREVALENCES, TEMPERATURES = (.001, .002, .005, .01, .02, .05, .1, .2, .3, .5), (.25, .5, .75, 1., 1.5, 2., 3., 5., 10.)
+PREVALENCES, TEMPERATURES = (
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5),
+    (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0),
+)
 
 def _prevalence_field(session: Session) -> Field:
     "The control of the assumed prevalence, set as the bundle says."
-    p = session.bundle.settings.evaluation.prevalence; options = sorted({*PREVALENCES, p})
-    return Field(kind='range', label='Assumed prevalence', options=[f'{100*v:g} %' for v in options], index=options.index(p), hint='Share of X-rays with the finding where you work; probabilities move with it.')
+    p = session.bundle.settings.evaluation.prevalence
+    options = sorted({*PREVALENCES, p})
+    return Field(
+        kind='range',
+        label='Assumed prevalence',
+        options=[f'{100 * v:g} %' for v in options],
+        index=options.index(p),
+        hint='Share of X-rays with the finding where you work; probabilities move with it.',
+    )
 
-def _share(f: Field) -> float: return float(f.value.split()[0])/100
+def _share(f: Field) -> float:
+    return float(f.value.split()[0]) / 100
 
 class TeachPage:
     "Teach a finding from a few X-rays, ask about others."
+
     def __init__(self, session: Session):
-        self.session, self.marks, self.finding, self.examples, self.job, self._stop, self.losses = session, {}, None, [], None, threading.Event(), []
+        self.session, self.marks, self.finding, self.examples, self.job, self._stop, self.losses = (
+            session,
+            {},
+            None,
+            [],
+            None,
+            threading.Event(),
+            [],
+        )
         m, phase = session.bundle.settings.meta, session.bundle.facts.get('phase')
-        self.name = Field(kind='text', label='Name of the finding', hint='Such as: Pneumothorax, small')
-        self.method = Field(kind='select', label='Adapt', options=['all weights (maml)', 'the last layer (anil)', 'nothing: compare only'], index=1 if phase == 'anil' else 0)
-        self.steps = Field(kind='range', label='Inner steps', options=[str(n) for n in range(1, 21)], index=min(m.adapt_steps, 20) - 1)
-        self.prevalence, self.brush = _prevalence_field(session), Field(kind='select', label='A click in the gallery marks an X-ray as', options=['with the finding', 'without the finding', 'asked about'])
-        self.prevalence.on_input(self.draw); self.notice, self.trust, self.curve, self.answers, self.counts = Notice(), Notice(), _html(), _html(), _html()
-        self.uploads = {k: Upload(label=f'Upload {word}') for k, word in dict(with_='X-rays with it', without='X-rays without it', asked='X-rays to ask about').items()}
-        for k, u in self.uploads.items(): u.on_files(lambda files, refused, k=k.strip('_'): guarded(self.notice, self.receive, k, files, refused))
-        self.shelf = Shelf(session, self.click, lambda: self.marks, controls=[self.brush]); self.trays = {k: Gallery(label=f'Marked {k}') for k in ('with', 'without', 'asked')}
-        for g in self.trays.values(): g.on_click(lambda key: guarded(self.notice, self.mark, key, ''))
-        self.saved, self.import_ = Field(kind='select', label='Saved findings'), Upload(label='Import a finding (zip)', accept='.zip', multiple=False, limit=MAX_FINDING)
-        self.import_.on_files(lambda files, refused: guarded(self.notice, self.bring, files, refused))
-        self.start, self.stop = _button('Adapt', lambda: guarded(self.notice, self.adapt), 'sx-primary'), _button('Stop', self._stop.set, 'sx-quiet'); self.stop.disabled = True
-        self.keep = [_button(t, lambda c=c: guarded(self.notice, c)) for t, c in (('Save', self.save), ('Export', self.export), ('Load', self.load))]
-        self.on_export = lambda name, data: None; self.widget = self._lay_out(); self.list_saved(); self.refresh()
+        self.name = Field(
+            kind='text', label='Name of the finding', hint='Such as: Pneumothorax, small'
+        )
+        self.method = Field(
+            kind='select',
+            label='Adapt',
+            options=['all weights (maml)', 'the last layer (anil)', 'nothing: compare only'],
+            index=1 if phase == 'anil' else 0,
+        )
+        self.steps = Field(
+            kind='range',
+            label='Inner steps',
+            options=[str(n) for n in range(1, 21)],
+            index=min(m.adapt_steps, 20) - 1,
+        )
+        self.prevalence, self.brush = (
+            _prevalence_field(session),
+            Field(
+                kind='select',
+                label='A click in the gallery marks an X-ray as',
+                options=['with the finding', 'without the finding', 'asked about'],
+            ),
+        )
+        self.prevalence.on_input(self.draw)
+        self.notice, self.trust, self.curve, self.answers, self.counts = (
+            Notice(),
+            Notice(),
+            _html(),
+            _html(),
+            _html(),
+        )
+        self.uploads = {
+            k: Upload(label=f'Upload {word}')
+            for k, word in dict(
+                with_='X-rays with it', without='X-rays without it', asked='X-rays to ask about'
+            ).items()
+        }
+        for k, u in self.uploads.items():
+            u.on_files(
+                lambda files, refused, k=k.strip('_'): guarded(
+                    self.notice, self.receive, k, files, refused
+                )
+            )
+        self.shelf = Shelf(session, self.click, lambda: self.marks, controls=[self.brush])
+        self.trays = {k: Gallery(label=f'Marked {k}') for k in ('with', 'without', 'asked')}
+        for g in self.trays.values():
+            g.on_click(lambda key: guarded(self.notice, self.mark, key, ''))
+        self.saved, self.import_ = (
+            Field(kind='select', label='Saved findings'),
+            Upload(
+                label='Import a finding (zip)', accept='.zip', multiple=False, limit=MAX_FINDING
+            ),
+        )
+        self.import_.on_files(
+            lambda files, refused: guarded(self.notice, self.bring, files, refused)
+        )
+        self.start, self.stop = (
+            _button('Adapt', lambda: guarded(self.notice, self.adapt), 'sx-primary'),
+            _button('Stop', self._stop.set, 'sx-quiet'),
+        )
+        self.stop.disabled = True
+        self.keep = [
+            _button(t, lambda c=c: guarded(self.notice, c))
+            for t, c in (('Save', self.save), ('Export', self.export), ('Load', self.load))
+        ]
+        self.on_export = lambda name, data: None
+        self.widget = self._lay_out()
+        self.list_saved()
+        self.refresh()
 
 # %% ../nbs/80_app.ipynb #35cf4e92
 def _lay_out(self) -> widgets.Widget:
     "Put the parts of the page in order."
-    tray = lambda k, word: _box(_html(f'<h3>{word}</h3>'), self.trays[k], self.uploads['with_' if k == 'with' else k], classes='sx-tray')
+    tray = lambda k, word: _box(
+        _html(f'<h3>{word}</h3>'),
+        self.trays[k],
+        self.uploads['with_' if k == 'with' else k],
+        classes='sx-tray',
+    )
     setup = _card('1. Name it', self.name, self.method, self.steps)
-    examples = _card('2. Give examples', self.counts, _box(tray('with', 'With the finding'), tray('without', 'Without it'), classes='sx-two'), _html('<p class="sx-small">1 to 30 of each, one a patient. A click on an example takes it back.</p>'))
-    run = _card('3. Adapt', _box(self.start, self.stop, classes='sx-row'), self.notice, self.curve, self.trust, classes='sx-o3')
-    asks = _card('4. Ask', _box(self.prevalence, self.uploads['asked'], classes='sx-two'), self.trays['asked'], self.answers)
-    keep = _card('5. Keep it', _html('<p>What is saved are embeddings and weights, no picture. It lies in a folder of your own on this machine.</p>'), _box(*self.keep[:2], classes='sx-row'), self.saved, _box(self.keep[2], self.import_, classes='sx-row'))
-    return _box(_box(_box(setup, run, classes='sx-stack'), _box(examples, _card('Gallery', self.shelf.widget, classes='sx-o2'), classes='sx-stack'), classes='sx-left'), asks, keep)
+    examples = _card(
+        '2. Give examples',
+        self.counts,
+        _box(tray('with', 'With the finding'), tray('without', 'Without it'), classes='sx-two'),
+        _html(
+            '<p class="sx-small">1 to 30 of each, one a patient. A click on an example takes it back.</p>'
+        ),
+    )
+    run = _card(
+        '3. Adapt',
+        _box(self.start, self.stop, classes='sx-row'),
+        self.notice,
+        self.curve,
+        self.trust,
+        classes='sx-o3',
+    )
+    asks = _card(
+        '4. Ask',
+        _box(self.prevalence, self.uploads['asked'], classes='sx-two'),
+        self.trays['asked'],
+        self.answers,
+    )
+    keep = _card(
+        '5. Keep it',
+        _html(
+            '<p>What is saved are embeddings and weights, no picture. It lies in a folder of your own on this machine.</p>'
+        ),
+        _box(*self.keep[:2], classes='sx-row'),
+        self.saved,
+        _box(self.keep[2], self.import_, classes='sx-row'),
+    )
+    return _box(
+        _box(
+            _box(setup, run, classes='sx-stack'),
+            _box(
+                examples, _card('Gallery', self.shelf.widget, classes='sx-o2'), classes='sx-stack'
+            ),
+            classes='sx-left',
+        ),
+        asks,
+        keep,
+    )
 
-def _marked(self, mark: str) -> list[Xray]: return [self.session[k] for k, m in self.marks.items() if m == mark]
+def _marked(self, mark: str) -> list[Xray]:
+    return [self.session[k] for k, m in self.marks.items() if m == mark]
+
 def _mark(self, key: str, mark: str):
     "Mark an X-ray 'with', 'without' or 'asked'; '' takes a mark back."
     self.marks.pop(key, None)
-    if mark and len(self.marked(mark)) >= (MAX_SHOTS if mark != 'asked' else 100): raise BundleError(f'There are {len(self.marked(mark))} X-rays marked {mark!r} already; that is the most.')
-    if mark: self.marks[self.session[key].key] = mark
+    if mark and len(self.marked(mark)) >= (MAX_SHOTS if mark != 'asked' else 100):
+        raise BundleError(
+            f'There are {len(self.marked(mark))} X-rays marked {mark!r} already; that is the most.'
+        )
+    if mark:
+        self.marks[self.session[key].key] = mark
     self.refresh()
 
 def _click(self, key: str):
@@ -796,320 +1350,810 @@ def _click(self, key: str):
 
 def _receive(self, mark: str, files, refused=()):
     "Take uploads and mark them."
-    good, said = self.session.receive(files); room = (MAX_SHOTS if mark != 'asked' else 100) - len(self.marked(mark))
-    self.marks |= {x.key: mark for x in good[:max(room, 0)]}
-    if len(good) > room: said.append(f'Only {MAX_SHOTS if mark != "asked" else 100} X-rays can be marked {mark!r}; {len(good) - max(room, 0)} of these are not.')
-    self.notice.say(*refused, *said, level='warn'); self.refresh()
+    good, said = self.session.receive(files)
+    room = (MAX_SHOTS if mark != 'asked' else 100) - len(self.marked(mark))
+    self.marks |= {x.key: mark for x in good[: max(room, 0)]}
+    if len(good) > room:
+        said.append(
+            f'Only {MAX_SHOTS if mark != "asked" else 100} X-rays can be marked {mark!r}; {len(good) - max(room, 0)} of these are not.'
+        )
+    self.notice.say(*refused, *said, level='warn')
+    self.refresh()
 
 def _refresh(self):
     "Show the marks."
-    for k, g in self.trays.items(): g.items = [item_of(x, k) for x in self.marked(k)]
+    for k, g in self.trays.items():
+        g.items = [item_of(x, k) for x in self.marked(k)]
     self.counts.value = f'<p><b>{len(self.marked("with"))}</b> with, <b>{len(self.marked("without"))}</b> without.</p>'
-    self.shelf.refresh(); self.draw()
+    self.shelf.refresh()
+    self.draw()
 
-TeachPage._lay_out, TeachPage.marked, TeachPage.mark, TeachPage.click, TeachPage.receive, TeachPage.refresh = _lay_out, _marked, _mark, _click, _receive, _refresh
+(
+    TeachPage._lay_out,
+    TeachPage.marked,
+    TeachPage.mark,
+    TeachPage.click,
+    TeachPage.receive,
+    TeachPage.refresh,
+) = _lay_out, _marked, _mark, _click, _receive, _refresh
 
 # %% ../nbs/80_app.ipynb #78b0c04d
 def _adapt(self, wait: bool = False):
     "Teach the finding from what is marked; `wait` until it is done."
-    if self.job and self.job.is_alive(): raise BundleError('It is adapting already; wait, or press Stop.')
+    if self.job and self.job.is_alive():
+        raise BundleError('It is adapting already; wait, or press Stop.')
     name, steps = self.name.text, 0 if self.method.index == 2 else self.steps.index + 1
-    positives, negatives = self.marked('with'), self.marked('without'); check_examples(name, positives, negatives)
-    self._stop.clear(); self.losses = []; self.curve.value = ''; self.start.disabled, self.stop.disabled = True, False; self.trust.say()
-    self.notice.progress(0, max(steps, 1), f'Adapting to {len(positives)} + {len(negatives)} X-rays')
+    positives, negatives = self.marked('with'), self.marked('without')
+    check_examples(name, positives, negatives)
+    self._stop.clear()
+    self.losses = []
+    self.curve.value = ''
+    self.start.disabled, self.stop.disabled = True, False
+    self.trust.say()
+    self.notice.progress(
+        0, max(steps, 1), f'Adapting to {len(positives)} + {len(negatives)} X-rays'
+    )
     algorithm = ('maml', 'anil', 'maml')[self.method.index]
-    self.job = in_background(self.notice, lambda: self._teach(name, positives, negatives, algorithm, steps))
-    if wait: self.job.join()
+    self.job = in_background(
+        self.notice, lambda: self._teach(name, positives, negatives, algorithm, steps)
+    )
+    if wait:
+        self.job.join()
 
 def _teach(self, name, positives, negatives, algorithm, steps):
     "What the thread of `adapt` does."
+
     def step(k, loss):
         if self._stop.is_set(): raise Stopped('Stopped.')
         if k > steps: return
-        self.losses.append(loss); self.curve.value = curve_svg(self.losses, steps) if steps else ''
-        self.notice.progress(min(k + 1, max(steps, 1)), max(steps, 1), f'Inner step {k} of {steps}, support loss {loss:.4f}')
-    def ready(finding): self.show(finding, [*positives, *negatives], 'Adapted. Now every example is left out in turn, to say how far to trust it.')
+        self.losses.append(loss)
+        self.curve.value = curve_svg(self.losses, steps) if steps else ''
+        self.notice.progress(
+            min(k + 1, max(steps, 1)),
+            max(steps, 1),
+            f'Inner step {k} of {steps}, support loss {loss:.4f}',
+        )
+
+    def ready(finding):
+        self.show(
+            finding,
+            [*positives, *negatives],
+            'Adapted. Now every example is left out in turn, to say how far to trust it.',
+        )
+
     def round_(k, n):
         if self._stop.is_set(): raise Stopped('Stopped.')
         self.trust.progress(k, n, f'Leaving examples out: {k} of {n}')
-    try: self.show(teach_live(self.session.bundle, name, positives, negatives, algorithm, steps, step, ready, round_), [*positives, *negatives], 'Done: taught from what is marked.')
+
+    try:
+        self.show(
+            teach_live(
+                self.session.bundle,
+                name,
+                positives,
+                negatives,
+                algorithm,
+                steps,
+                step,
+                ready,
+                round_,
+            ),
+            [*positives, *negatives],
+            'Done: taught from what is marked.',
+        )
     finally:
         self.start.disabled, self.stop.disabled = False, True
-        if self.trust.total: self.trust.say('Not known how far to trust it: leaving out was stopped.', level='warn')
+        if self.trust.total:
+            self.trust.say('Not known how far to trust it: leaving out was stopped.', level='warn')
 
 def _show(self, finding: TaughtFinding, examples: list[Xray], line: str = ''):
     "Put a finding on the page."
-    self.finding, self.examples = finding, examples; self.session.taught[finding.name] = finding
-    self.notice.say(line, level='good'); self.trust.say(*_trust_lines(finding), level=_trust_level(finding)); self.draw(); self.session.tell()
+    self.finding, self.examples = finding, examples
+    self.session.taught[finding.name] = finding
+    self.notice.say(line, level='good')
+    self.trust.say(*_trust_lines(finding), level=_trust_level(finding))
+    self.draw()
+    self.session.tell()
 
-def _trust_level(f: TaughtFinding) -> str: return {True: 'good', False: 'warn', None: ''}[f.trust['better_than_guessing']]
+def _trust_level(f: TaughtFinding) -> str:
+    return {True: 'good', False: 'warn', None: ''}[f.trust['better_than_guessing']]
+
 def _trust_lines(f: TaughtFinding) -> list[str]:
     "Say how far a finding may be trusted."
     t = f.trust
-    if t['auc'] is None: return [f'{f.name}: how good it is cannot be said yet, for no example was left out.', f'Probabilities are calibrated on {f.calibrated_on}.']
-    verdict = 'better than guessing would be' if t['better_than_guessing'] else 'no better than guessing might be: trust its answers with caution, and give more examples'
-    return [f'{f.name}: examples that were left out are told apart with an AUC of {t["auc"]:.2f}; guessing would give {t["guessing_low"]:.2f} to {t["guessing_high"]:.2f}. That is {verdict}.'] + ([] if f.slope else ['The examples left out did not point the right way, so every answer is the assumed prevalence.'])
+    if t['auc'] is None:
+        return [
+            f'{f.name}: how good it is cannot be said yet, for no example was left out.',
+            f'Probabilities are calibrated on {f.calibrated_on}.',
+        ]
+    verdict = (
+        'better than guessing would be'
+        if t['better_than_guessing']
+        else 'no better than guessing might be: trust its answers with caution, and give more examples'
+    )
+    return [
+        f'{f.name}: examples that were left out are told apart with an AUC of {t["auc"]:.2f}; guessing would give {t["guessing_low"]:.2f} to {t["guessing_high"]:.2f}. That is {verdict}.'
+    ] + (
+        []
+        if f.slope
+        else [
+            'The examples left out did not point the right way, so every answer is the assumed prevalence.'
+        ]
+    )
 
 TeachPage.adapt, TeachPage._teach, TeachPage.show = _adapt, _teach, _show
 
 # %% ../nbs/80_app.ipynb #850a317c
 def _ask(self) -> list[Answer]:
     "Answer about the X-rays that are marked as asked."
-    return answer(self.session.bundle, self.finding, self.marked('asked'), _share(self.prevalence)) if self.finding else []
+    return (
+        answer(self.session.bundle, self.finding, self.marked('asked'), _share(self.prevalence))
+        if self.finding
+        else []
+    )
 
 def _draw(self):
     "Show the answers."
-    if self.finding is None: self.answers.value = '<p>When a finding is taught or loaded, its answers stand here.</p>'; return
+    if self.finding is None:
+        self.answers.value = '<p>When a finding is taught or loaded, its answers stand here.</p>'
+        return
     rows = ''.join(self._row(a) for a in self.ask())
     head = '<tr><th scope="col">X-ray</th><th scope="col">Probability and 95 % interval over re-drawn supports</th><th scope="col">The examples that decided</th></tr>'
-    self.answers.value = f'<h3>{_esc(self.finding.name)}</h3>' + (f'<div class="sx-wide"><table class="sx-table"><thead>{head}</thead><tbody>{rows}</tbody></table></div>' if rows else '<p>Mark X-rays as asked about, or upload some.</p>')
+    self.answers.value = f'<h3>{_esc(self.finding.name)}</h3>' + (
+        f'<div class="sx-wide"><table class="sx-table"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+        if rows
+        else '<p>Mark X-rays as asked about, or upload some.</p>'
+    )
 
 def _row(self, a: Answer) -> str:
     "One answer as a row of the table."
-    order, names, n = np.argsort(-np.abs(a.influence))[:3], support_names(self.finding), max(len(self.examples), 1)
+    order, names, n = (
+        np.argsort(-np.abs(a.influence))[:3],
+        support_names(self.finding),
+        max(len(self.examples), 1),
+    )
+
     def example(j):
-        sign, word = ('+', 'raises') if a.influence[j] > 0 else ('\u2212', 'lowers'); x = self.examples[j % n] if self.examples else None
+        sign, word = ('+', 'raises') if a.influence[j] > 0 else ('\u2212', 'lowers')
+        x = self.examples[j % n] if self.examples else None
         picture = f'<img src="{item_of(x)["src"]}" alt="">' if x else ''
         return f'<span class="sx-why">{picture}<span>{sign}{abs(a.influence[j]):.2g} {_esc(x.name if x else names[j])}<br><small>{"with" if self.finding.labels[j] else "without"} it; {word} the score</small></span></span>'
-    return (f'<tr><td><span class="sx-why"><img src="{item_of(a.xray)["src"]}" alt=""><span>{_esc(a.xray.name)}<br><small>{_esc(a.xray.said)}</small></span></span></td>'
-            f'<td><b>{a.probability:.3f}</b> <small>({a.low:.3f} to {a.high:.3f})</small>{probability_svg(a.probability, a.low, a.high, a.xray.name)}<small>score {a.score:.4f}</small></td><td class="sx-whys">{"".join(map(example, order))}</td></tr>')
+
+    return (
+        f'<tr><td><span class="sx-why"><img src="{item_of(a.xray)["src"]}" alt=""><span>{_esc(a.xray.name)}<br><small>{_esc(a.xray.said)}</small></span></span></td>'
+        f'<td><b>{a.probability:.3f}</b> <small>({a.low:.3f} to {a.high:.3f})</small>{probability_svg(a.probability, a.low, a.high, a.xray.name)}<small>score {a.score:.4f}</small></td><td class="sx-whys">{"".join(map(example, order))}</td></tr>'
+    )
 
 def _need(self) -> TaughtFinding:
-    if self.finding is None: raise BundleError('There is no finding yet: teach one, or load one.')
+    if self.finding is None:
+        raise BundleError('There is no finding yet: teach one, or load one.')
     return self.finding
 
-def _save(self): place = self.session.store.save(self._need()); self.list_saved(); self.saved.choose(place.name); self.notice.say(f'Saved as {place.name}.', level='good')
-def _export(self): f = self._need(); self.on_export(f'{finding_slug(f.name)}.zip', export_finding(f))
+def _save(self):
+    place = self.session.store.save(self._need())
+    self.list_saved()
+    self.saved.choose(place.name)
+    self.notice.say(f'Saved as {place.name}.', level='good')
+
+def _export(self):
+    f = self._need()
+    self.on_export(f'{finding_slug(f.name)}.zip', export_finding(f))
+
 def _load(self):
     "Load the chosen finding."
-    if not self.saved.value or self.saved.value == 'none yet': raise BundleError('There is no saved finding to load yet.')
+    if not self.saved.value or self.saved.value == 'none yet':
+        raise BundleError('There is no saved finding to load yet.')
     self._accept(self.session.store.load(self.saved.value), 'Loaded')
 
 def _bring(self, files, refused=()):
     "Import a finding from a zip file."
     if refused: raise BundleError(refused[0])
-    for name, data in files: self._accept(import_finding(data, file_name(name)), 'Imported')
+    for name, data in files:
+        self._accept(import_finding(data, file_name(name)), 'Imported')
 
 def _accept(self, finding: TaughtFinding, word: str):
     "Take a finding from elsewhere, if it is for this network."
-    if finding.network != self.session.bundle.network: raise BundleError(f'{finding.name!r} was taught to another network ({finding.network[:8]}, not {self.session.bundle.network[:8]}); teach it again.')
-    self.name.text = finding.name; self.show(finding, [], f'{word}: {finding.name}.')
+    if finding.network != self.session.bundle.network:
+        raise BundleError(
+            f'{finding.name!r} was taught to another network ({finding.network[:8]}, not {self.session.bundle.network[:8]}); teach it again.'
+        )
+    self.name.text = finding.name
+    self.show(finding, [], f'{word}: {finding.name}.')
 
-def _list_saved(self): self.saved.options = (self.session.store.names() if self.session.store else []) or ['none yet']
+def _list_saved(self):
+    self.saved.options = (self.session.store.names() if self.session.store else []) or ['none yet']
 
-TeachPage.ask, TeachPage.draw, TeachPage._row, TeachPage._need, TeachPage.save, TeachPage.export, TeachPage.load, TeachPage.bring, TeachPage._accept, TeachPage.list_saved = _ask, _draw, _row, _need, _save, _export, _load, _bring, _accept, _list_saved
+(
+    TeachPage.ask,
+    TeachPage.draw,
+    TeachPage._row,
+    TeachPage._need,
+    TeachPage.save,
+    TeachPage.export,
+    TeachPage.load,
+    TeachPage.bring,
+    TeachPage._accept,
+    TeachPage.list_saved,
+) = _ask, _draw, _row, _need, _save, _export, _load, _bring, _accept, _list_saved
 
 # %% ../nbs/80_app.ipynb #63adaaaa
-PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00')  # Okabe and Ito 2008: apart for the colour-blind
+PALETTE = (
+    '#0072b2',
+    '#d55e00',
+    '#009e73',
+    '#cc79a7',
+    '#e69f00',
+)  # Okabe and Ito 2008: apart for the colour-blind
 
 class ExplorePage:
     "The map of the library and of the visitor's X-rays."
+
     def __init__(self, session: Session, to_teach: Callable[[list[str], str], None] = None):
-        self.session, self.to_teach, self.shown, self.tsne, self.jobs = session, to_teach or (lambda keys, mark: None), [], {}, []
-        self.layout = Field(kind='select', label='Layout', options=['main components (PCA)', 't-SNE'])
-        self.colour = Field(kind='select', label='Colour by', options=['side of the split', 'projection', *sorted({f for x in session.library for f in x.findings})])
+        self.session, self.to_teach, self.shown, self.tsne, self.jobs = (
+            session,
+            to_teach or (lambda keys, mark: None),
+            [],
+            {},
+            [],
+        )
+        self.layout = Field(
+            kind='select', label='Layout', options=['main components (PCA)', 't-SNE']
+        )
+        self.colour = Field(
+            kind='select',
+            label='Colour by',
+            options=[
+                'side of the split',
+                'projection',
+                *sorted({f for x in session.library for f in x.findings}),
+            ],
+        )
         self.weights = Field(kind='select', label='Weights', options=['as the network is'])
-        self.notice, self.map, self.legend, self.chosen = Notice(), Scatter(), _html('', 'sx-legend'), Gallery(label='Chosen X-rays')
-        for f in (self.layout, self.colour, self.weights): f.on_input(lambda: guarded(self.notice, self.update))
-        self.map.observe(lambda change: self.choose(), 'chosen'); session.on_change(self.on_change); self.chosen.on_click(lambda key: self.map.set_trait('chosen', [i for i in self.map.chosen if self.shown[i].key != key]))
-        send = [_button(text, lambda m=m: guarded(self.notice, self.send, m), *c) for text, m, c in (('Teach as with the finding', 'with', ['sx-primary']), ('Teach as without it', 'without', []), ('Ask about them', 'asked', []))]
-        self.widget = _box(_card('Map of the embeddings', _box(self.layout, self.colour, self.weights, classes='sx-three'), self.notice, self.legend, self.map,
-                                 _html('<p class="sx-small">Point at an X-ray to see it. Click to choose it, drag to choose many. With the keyboard: arrow keys, then Enter.</p>')),
-                           _card('Chosen', self.chosen, _box(*send, _button('Choose none', lambda: self.map.set_trait('chosen', []), 'sx-quiet'), classes='sx-row')))
+        self.notice, self.map, self.legend, self.chosen = (
+            Notice(),
+            Scatter(),
+            _html('', 'sx-legend'),
+            Gallery(label='Chosen X-rays'),
+        )
+        for f in (self.layout, self.colour, self.weights):
+            f.on_input(lambda: guarded(self.notice, self.update))
+        self.map.observe(lambda change: self.choose(), 'chosen')
+        session.on_change(self.on_change)
+        self.chosen.on_click(
+            lambda key: self.map.set_trait(
+                'chosen', [i for i in self.map.chosen if self.shown[i].key != key]
+            )
+        )
+        send = [
+            _button(text, lambda m=m: guarded(self.notice, self.send, m), *c)
+            for text, m, c in (
+                ('Teach as with the finding', 'with', ['sx-primary']),
+                ('Teach as without it', 'without', []),
+                ('Ask about them', 'asked', []),
+            )
+        ]
+        self.widget = _box(
+            _card(
+                'Map of the embeddings',
+                _box(self.layout, self.colour, self.weights, classes='sx-three'),
+                self.notice,
+                self.legend,
+                self.map,
+                _html(
+                    '<p class="sx-small">Point at an X-ray to see it. Click to choose it, drag to choose many. With the keyboard: arrow keys, then Enter.</p>'
+                ),
+            ),
+            _card(
+                'Chosen',
+                self.chosen,
+                _box(
+                    *send,
+                    _button('Choose none', lambda: self.map.set_trait('chosen', []), 'sx-quiet'),
+                    classes='sx-row',
+                ),
+            ),
+        )
         self.update()
 
     def on_change(self):
         "Offer the findings taught, keep the choice."
-        options = ['as the network is', *(f'adapted to {n}' for n, f in self.session.taught.items() if f.fast)]
-        if options != self.weights.options: self.weights.options = options
-        if {x.key for x in self.session.xrays.values()} != {x.key for x in self.shown}: self.map.chosen = []; self.update()
+        options = [
+            'as the network is',
+            *(f'adapted to {n}' for n, f in self.session.taught.items() if f.fast),
+        ]
+        if options != self.weights.options:
+            self.weights.options = options
+        if {x.key for x in self.session.xrays.values()} != {x.key for x in self.shown}:
+            self.map.chosen = []
+            self.update()
 
     def flat(self) -> np.ndarray | None:  # (N, 2); None while it is being computed
         "Lay the X-rays out as the controls say."
-        name = self.weights.value.removeprefix('adapted to ') if self.weights.index else None; finding = self.session.taught.get(name)
-        z, plain = adapted_embeddings(self.session.bundle, finding, self.shown), adapted_embeddings(self.session.bundle, None, self.shown)
-        if self.layout.index == 0: return pca_map(plain) if finding is None else turn_onto(pca_map(z), pca_map(plain))
+        name = self.weights.value.removeprefix('adapted to ') if self.weights.index else None
+        finding = self.session.taught.get(name)
+        z, plain = (
+            adapted_embeddings(self.session.bundle, finding, self.shown),
+            adapted_embeddings(self.session.bundle, None, self.shown),
+        )
+        if self.layout.index == 0:
+            return pca_map(plain) if finding is None else turn_onto(pca_map(z), pca_map(plain))
         key = hashlib.sha256(z.numpy().tobytes()).hexdigest()
-        if key not in self.tsne: self.tsne[key] = None; self.notice.progress(0, 1, 't-SNE is being computed in the background; until then the main components are shown.'); self.jobs.append(in_background(self.notice, lambda: self._tsne(key, z)))
+        if key not in self.tsne:
+            self.tsne[key] = None
+            self.notice.progress(
+                0,
+                1,
+                't-SNE is being computed in the background; until then the main components are shown.',
+            )
+            self.jobs.append(in_background(self.notice, lambda: self._tsne(key, z)))
         return self.tsne[key]
 
-    def _tsne(self, key: str, z: Tensor): self.tsne[key] = tsne_map(z); self.notice.say('t-SNE is ready.', level='good'); self.update()
+    def _tsne(self, key: str, z: Tensor):
+        self.tsne[key] = tsne_map(z)
+        self.notice.say('t-SNE is ready.', level='good')
+        self.update()
 
     def groups(self) -> tuple[list[str], list[int]]:
         "Name the groups, and the group of each X-ray."
         by = self.colour.value
-        if by == 'side of the split': names = ['train', 'valid', 'test', 'yours']; of = [x.split for x in self.shown]
-        elif by == 'projection': of = [x.projection for x in self.shown]; names = sorted(set(of))[:5]
-        else: names = [f'without {by}', by, 'yours']; of = ['yours' if x.row < 0 else by if by in x.findings else names[0] for x in self.shown]
+        if by == 'side of the split':
+            names = ['train', 'valid', 'test', 'yours']
+            of = [x.split for x in self.shown]
+        elif by == 'projection':
+            of = [x.projection for x in self.shown]
+            names = sorted(set(of))[:5]
+        else:
+            names = [f'without {by}', by, 'yours']
+            of = [
+                'yours' if x.row < 0 else by if by in x.findings else names[0] for x in self.shown
+            ]
         return names, [names.index(o) if o in names else len(names) - 1 for o in of]
 
     def update(self):
         "Draw the map."
         self.shown = list(self.session.xrays.values())
-        if len(self.shown) < 3: self.map.points = []; self.notice.say('A map needs three X-rays: upload some on another page, or open a run.'); return
-        xy = self.flat(); xy = pca_map(torch.stack([x.embedding for x in self.shown])) if xy is None else xy
-        xy = (xy - xy.min(0))/np.maximum(np.ptp(xy, axis=0), 1e-9); names, group = self.groups()
+        if len(self.shown) < 3:
+            self.map.points = []
+            self.notice.say('A map needs three X-rays: upload some on another page, or open a run.')
+            return
+        xy = self.flat()
+        xy = pca_map(torch.stack([x.embedding for x in self.shown])) if xy is None else xy
+        xy = (xy - xy.min(0)) / np.maximum(np.ptp(xy, axis=0), 1e-9)
+        names, group = self.groups()
         with self.map.hold_sync():
-            self.map.groups = [dict(name=n, colour=PALETTE[k % 5], shape=k) for k, n in enumerate(names)]
-            self.map.images, self.map.tips = [item_of(x)['src'] for x in self.shown], [f'{x.name} ({x.split}): {x.said}' for x in self.shown]
-            self.map.points = [[round(float(x), 4), round(float(y), 4), g] for (x, y), g in zip(xy, group)]
-        self.legend.value = ''.join(f'<span><svg viewBox="-8 -8 16 16" aria-hidden="true"><path d="{_SHAPES[k % 5]}" fill="{PALETTE[k % 5]}"/></svg>{_esc(n)} ({group.count(k)})</span>' for k, n in enumerate(names))
+            self.map.groups = [
+                dict(name=n, colour=PALETTE[k % 5], shape=k) for k, n in enumerate(names)
+            ]
+            self.map.images, self.map.tips = (
+                [item_of(x)['src'] for x in self.shown],
+                [f'{x.name} ({x.split}): {x.said}' for x in self.shown],
+            )
+            self.map.points = [
+                [round(float(x), 4), round(float(y), 4), g] for (x, y), g in zip(xy, group)
+            ]
+        self.legend.value = ''.join(
+            f'<span><svg viewBox="-8 -8 16 16" aria-hidden="true"><path d="{_SHAPES[k % 5]}" fill="{PALETTE[k % 5]}"/></svg>{_esc(n)} ({group.count(k)})</span>'
+            for k, n in enumerate(names)
+        )
 
-    def choose(self): self.chosen.items = [item_of(self.shown[i]) for i in self.map.chosen[:60] if 0 <= i < len(self.shown)]
+    def choose(self):
+        self.chosen.items = [
+            item_of(self.shown[i]) for i in self.map.chosen[:60] if 0 <= i < len(self.shown)
+        ]
+
     def send(self, mark: str):
         "Send the chosen X-rays to the page Teach."
         keys = [self.shown[i].key for i in self.map.chosen if 0 <= i < len(self.shown)]
-        if not keys: raise BundleError('Nothing is chosen: click points of the map, or drag a rectangle.')
-        self.to_teach(keys, mark); self.notice.say(f'{len(keys)} X-rays are marked {mark!r} on the page Teach.', level='good')
+        if not keys:
+            raise BundleError('Nothing is chosen: click points of the map, or drag a rectangle.')
+        self.to_teach(keys, mark)
+        self.notice.say(f'{len(keys)} X-rays are marked {mark!r} on the page Teach.', level='good')
 
-_SHAPES = ('M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0Z', 'M0,-6L5.6,4.5L-5.6,4.5Z', 'M-4.6,-4.6h9.2v9.2h-9.2Z', 'M0,-6.5L6,0L0,6.5L-6,0Z', 'M-6,-2h4v-4h4v4h4v4h-4v4h-4v-4h-4Z')
+_SHAPES = (
+    'M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0Z',
+    'M0,-6L5.6,4.5L-5.6,4.5Z',
+    'M-4.6,-4.6h9.2v9.2h-9.2Z',
+    'M0,-6.5L6,0L0,6.5L-6,0Z',
+    'M-6,-2h4v-4h4v4h4v4h-4v4h-4v-4h-4Z',
+)
 
 # %% ../nbs/80_app.ipynb #5f9990e5
-def adapted_findings(session: Session, steps: int, on_round: Callable[[int, int], None] = None) -> dict[str, TaughtFinding]:
+def adapted_findings(
+    session: Session, steps: int, on_round: Callable[[int, int], None] = None
+) -> dict[str, TaughtFinding]:
     "Adapt the last layer to every finding of the bundle, on X-rays of the run's training patients."
     lab, bundle, out = session.lab, twin(session.bundle), {}
     for k, name in enumerate(session.bundle.findings):
         d, m = lab.settings.data, lab.settings.meta
-        draw = lambda shots: EpisodeSampler(lab.table, lab.patients.train, name, shots, 1, match_on=d.match_on, negatives=d.negatives, seed=lab.settings.training.seed)
-        try: e = draw(min(m.shots, draw(1).counts()['usable'] - 1)).episode(0)
-        except SmlxrayError: continue
-        x = lab.pixels.gather(e.support); out[name] = bundle.teach(name, x[e.support_labels == 1], x[e.support_labels == 0], 'anil', steps, rounds=5)
-        if on_round: on_round(k + 1, len(session.bundle.findings))
+        draw = lambda shots: EpisodeSampler(
+            lab.table,
+            lab.patients.train,
+            name,
+            shots,
+            1,
+            match_on=d.match_on,
+            negatives=d.negatives,
+            seed=lab.settings.training.seed,
+        )
+        try:
+            e = draw(min(m.shots, draw(1).counts()['usable'] - 1)).episode(0)
+        except SmlxrayError:
+            continue
+        x = lab.pixels.gather(e.support)
+        out[name] = bundle.teach(
+            name, x[e.support_labels == 1], x[e.support_labels == 0], 'anil', steps, rounds=5
+        )
+        if on_round:
+            on_round(k + 1, len(session.bundle.findings))
     return out
 
 class FindingsPage:
     "All findings about one X-ray."
+
     def __init__(self, session: Session):
         self.session, self.key, self.adapted, self.job = session, '', {}, None
-        self.prevalence, self.temperature = _prevalence_field(session), Field(kind='range', label='Temperature', options=[f'{t:g}' for t in TEMPERATURES], index=TEMPERATURES.index(1), hint='1: as calibrated. Higher: more cautious. Lower: bolder.')
-        self.steps = Field(kind='range', label='Inner steps', options=[str(n) for n in range(11)], disabled=session.lab is None, hint='0: compare with the stored supports. More: adapt the last layer to each finding on X-rays of the run.' if session.lab else 'This bundle came without its run, so there are no X-rays to adapt to.')
-        self.notice, self.table, self.picture, self.upload = Notice(), _html(), _html(), Upload(label='Upload an X-ray', multiple=False)
-        self.upload.on_files(lambda files, refused: guarded(self.notice, self.receive, files, refused)); self.shelf = Shelf(session, lambda key: guarded(self.notice, self.put, key), lambda: {self.key: 'chosen'}, page=12)
-        for f in (self.prevalence, self.temperature): f.on_input(self.draw)
-        self.steps.on_input(lambda: guarded(self.notice, self.set_steps)); session.on_change(self.draw)
-        self.widget = _box(self.notice, _box(_card('The X-ray', self.picture, self.upload), _card('Findings', _box(self.prevalence, self.temperature, self.steps, classes='sx-three'), self.table), classes='sx-right'), _card('Choose another', self.shelf.widget))
-        if session.library: self.key = session.library[0].key
+        self.prevalence, self.temperature = (
+            _prevalence_field(session),
+            Field(
+                kind='range',
+                label='Temperature',
+                options=[f'{t:g}' for t in TEMPERATURES],
+                index=TEMPERATURES.index(1),
+                hint='1: as calibrated. Higher: more cautious. Lower: bolder.',
+            ),
+        )
+        self.steps = Field(
+            kind='range',
+            label='Inner steps',
+            options=[str(n) for n in range(11)],
+            disabled=session.lab is None,
+            hint='0: compare with the stored supports. More: adapt the last layer to each finding on X-rays of the run.'
+            if session.lab
+            else 'This bundle came without its run, so there are no X-rays to adapt to.',
+        )
+        self.notice, self.table, self.picture, self.upload = (
+            Notice(),
+            _html(),
+            _html(),
+            Upload(label='Upload an X-ray', multiple=False),
+        )
+        self.upload.on_files(
+            lambda files, refused: guarded(self.notice, self.receive, files, refused)
+        )
+        self.shelf = Shelf(
+            session,
+            lambda key: guarded(self.notice, self.put, key),
+            lambda: {self.key: 'chosen'},
+            page=12,
+        )
+        for f in (self.prevalence, self.temperature):
+            f.on_input(self.draw)
+        self.steps.on_input(lambda: guarded(self.notice, self.set_steps))
+        session.on_change(self.draw)
+        self.widget = _box(
+            self.notice,
+            _box(
+                _card('The X-ray', self.picture, self.upload),
+                _card(
+                    'Findings',
+                    _box(self.prevalence, self.temperature, self.steps, classes='sx-three'),
+                    self.table,
+                ),
+                classes='sx-right',
+            ),
+            _card('Choose another', self.shelf.widget),
+        )
+        if session.library:
+            self.key = session.library[0].key
         self.draw()
 
-    def put(self, key: str): self.key = key; self.notice.say(*self.session[key].notes, level='warn'); self.shelf.refresh(); self.draw()
+    def put(self, key: str):
+        self.key = key
+        self.notice.say(*self.session[key].notes, level='warn')
+        self.shelf.refresh()
+        self.draw()
+
     def receive(self, files, refused=()):
         "Take an upload."
         good, said = self.session.receive(files)
-        if good: self.key = good[-1].key
-        self.notice.say(*refused, *said, level='warn'); self.shelf.refresh(); self.draw()
+        if good:
+            self.key = good[-1].key
+        self.notice.say(*refused, *said, level='warn')
+        self.shelf.refresh()
+        self.draw()
 
     def set_steps(self, wait: bool = False):
         "Adapt to the number of steps that the control says, once."
         n = self.steps.index
         if n and n not in self.adapted:
             self.adapted[n] = None
-            def work(): self.adapted[n] = adapted_findings(self.session, n, lambda k, of: self.notice.progress(k, of, f'Adapting to {n} steps: finding {k} of {of}')); self.notice.say(f'Adapted with {n} steps.', level='good'); self.draw()
+
+            def work():
+                self.adapted[n] = adapted_findings(
+                    self.session,
+                    n,
+                    lambda k, of: self.notice.progress(
+                        k, of, f'Adapting to {n} steps: finding {k} of {of}'
+                    ),
+                )
+                self.notice.say(f'Adapted with {n} steps.', level='good')
+                self.draw()
+
             self.job = in_background(self.notice, work)
-            if wait: self.job.join()
+            if wait:
+                self.job.join()
         self.draw()
 
     def answers(self) -> list[tuple[TaughtFinding, Answer]]:
         "Ask every finding."
         x, steps = self.session.xrays.get(self.key), self.steps.index
-        asked = {**((self.adapted.get(steps) or {}) if steps else self.session.bundle.findings), **{f'{n} (taught here)': f for n, f in self.session.taught.items()}}
-        return [(n, f, answer(self.session.bundle, f, [x], _share(self.prevalence), TEMPERATURES[self.temperature.index])[0]) for n, f in asked.items()] if x else []
+        asked = {
+            **((self.adapted.get(steps) or {}) if steps else self.session.bundle.findings),
+            **{f'{n} (taught here)': f for n, f in self.session.taught.items()},
+        }
+        return (
+            [
+                (
+                    n,
+                    f,
+                    answer(
+                        self.session.bundle,
+                        f,
+                        [x],
+                        _share(self.prevalence),
+                        TEMPERATURES[self.temperature.index],
+                    )[0],
+                )
+                for n, f in asked.items()
+            ]
+            if x
+            else []
+        )
 
     def draw(self):
         "Show the X-ray and what is said about it."
         x, novel = self.session.xrays.get(self.key), self.session.bundle.facts.get('novel', ())
-        if x is None: self.table.value = '<p>Upload an X-ray to ask about.</p>'; return
+        if x is None:
+            self.table.value = '<p>Upload an X-ray to ask about.</p>'
+            return
         self.picture.value = f'<figure class="sx-figure"><img src="{image_url(x.picture())}" alt="X-ray: {_esc(x)}"><figcaption><b>{_esc(x.name)}</b><br>labelled: {_esc(x.said)}<br><small>{"distance from training: not known" if x.unusual != x.unusual else f"{x.unusual:.2f} of the distance from training that 99 % of validation patients keep"}</small></figcaption></figure>'
         auc = lambda f: '' if f.trust['auc'] is None else f'{f.trust["auc"]:.2f}'
-        rows = ''.join(f'<tr><th scope="row">{_esc(n)}{" <small>(never trained on)</small>" if n in novel else ""}</th><td>{probability_svg(a.probability, a.low, a.high, n)}</td><td><b>{a.probability:.3f}</b></td><td>{a.low:.3f} to {a.high:.3f}</td><td>{auc(f)}{"" if f.trust["better_than_guessing"] in (True, None) else " <small>(no better than guessing)</small>"}</td></tr>' for n, f, a in sorted(self.answers(), key=lambda t: -t[2].probability))
-        self.table.value = f'<div class="sx-wide"><table class="sx-table"><thead><tr><th scope="col">Finding</th><th scope="col">0 to 1</th><th scope="col">Probability</th><th scope="col">95 % interval</th><th scope="col">Held-out AUC</th></tr></thead><tbody>{rows}</tbody></table></div><p class="sx-small">Interval: supports re-drawn. Held-out AUC: how well the finding is told apart on X-rays that it was not learned from.</p>' if rows else '<p>Being adapted ...</p>'
+        rows = ''.join(
+            f'<tr><th scope="row">{_esc(n)}{" <small>(never trained on)</small>" if n in novel else ""}</th><td>{probability_svg(a.probability, a.low, a.high, n)}</td><td><b>{a.probability:.3f}</b></td><td>{a.low:.3f} to {a.high:.3f}</td><td>{auc(f)}{"" if f.trust["better_than_guessing"] in (True, None) else " <small>(no better than guessing)</small>"}</td></tr>'
+            for n, f, a in sorted(self.answers(), key=lambda t: -t[2].probability)
+        )
+        self.table.value = (
+            f'<div class="sx-wide"><table class="sx-table"><thead><tr><th scope="col">Finding</th><th scope="col">0 to 1</th><th scope="col">Probability</th><th scope="col">95 % interval</th><th scope="col">Held-out AUC</th></tr></thead><tbody>{rows}</tbody></table></div><p class="sx-small">Interval: supports re-drawn. Held-out AUC: how well the finding is told apart on X-rays that it was not learned from.</p>'
+            if rows
+            else '<p>Being adapted ...</p>'
+        )
 
 # %% ../nbs/80_app.ipynb #d439281d
 def run_names(runs: Path) -> list[str]:  # newest first
     "List the runs that have results."
     found = [p.parent for p in Path(runs).glob('*/results.json')]
-    return [p.name for p in sorted(found, key=lambda p: -(p/'results.json').stat().st_mtime)]
+    return [p.name for p in sorted(found, key=lambda p: -(p / 'results.json').stat().st_mtime)]
 
 def results_figure(runs: dict[str, pd.DataFrame], finding: str = 'mean') -> Figure:
     "Draw AUC and interval of every method of one or two runs."
-    methods = list(dict.fromkeys(m for t in runs.values() for m in t.method)); fig = Figure(figsize=(7.6, .42*len(methods)*max(len(runs), 1)**.5 + 1.2)); ax = fig.subplots()
+    methods = list(dict.fromkeys(m for t in runs.values() for m in t.method))
+    fig = Figure(figsize=(7.6, 0.42 * len(methods) * max(len(runs), 1) ** 0.5 + 1.2))
+    ax = fig.subplots()
     for k, (run, t) in enumerate(runs.items()):
-        rows = t[t.finding == finding]; y = np.array([methods.index(m) for m in rows.method]) + (k - (len(runs) - 1)/2)*.3
-        ax.errorbar(rows.auc, y, xerr=[rows.auc - rows.auc_low, rows.auc_high - rows.auc], fmt='os'[k], color=PALETTE[k], label=run, capsize=3)
-        if finding == 'mean': rest = t[t.finding != 'mean']; ax.plot(rest.auc, [methods.index(m) + (k - (len(runs) - 1)/2)*.3 for m in rest.method], '|', color=PALETTE[k], alpha=.6)
-    ax.axvline(.5, color='.6', ls=':'); ax.set(yticks=range(len(methods)), yticklabels=methods, xlabel='AUC (95 % interval over patients; dotted: guessing)'); ax.invert_yaxis(); ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(frameon=False, loc='lower center', bbox_to_anchor=(.5, 1), ncol=2)
+        rows = t[t.finding == finding]
+        y = np.array([methods.index(m) for m in rows.method]) + (k - (len(runs) - 1) / 2) * 0.3
+        ax.errorbar(
+            rows.auc,
+            y,
+            xerr=[rows.auc - rows.auc_low, rows.auc_high - rows.auc],
+            fmt='os'[k],
+            color=PALETTE[k],
+            label=run,
+            capsize=3,
+        )
+        if finding == 'mean':
+            rest = t[t.finding != 'mean']
+            ax.plot(
+                rest.auc,
+                [methods.index(m) + (k - (len(runs) - 1) / 2) * 0.3 for m in rest.method],
+                '|',
+                color=PALETTE[k],
+                alpha=0.6,
+            )
+    ax.axvline(0.5, color='.6', ls=':')
+    ax.set(
+        yticks=range(len(methods)),
+        yticklabels=methods,
+        xlabel='AUC (95 % interval over patients; dotted: guessing)',
+    )
+    ax.invert_yaxis()
+    ax.spines[['top', 'right']].set_visible(False)
+    ax.legend(frameon=False, loc='lower center', bbox_to_anchor=(0.5, 1), ncol=2)
     return fig
 
 def steps_figure(runs: dict[str, pd.DataFrame], finding: str = 'mean') -> Figure | None:
     "Draw AUC against inner steps, from the rows with and without adaptation; None if there are none."
-    lines = [(f'{run}: {m}', t[(t.finding == finding) & t.method.isin([m, f'{m}, 0 steps'])].sort_values('adapted_steps'), k) for k, (run, t) in enumerate(runs.items()) for m in t[t.adapted_steps > 0].method.unique()]
+    lines = [
+        (
+            f'{run}: {m}',
+            t[(t.finding == finding) & t.method.isin([m, f'{m}, 0 steps'])].sort_values(
+                'adapted_steps'
+            ),
+            k,
+        )
+        for k, (run, t) in enumerate(runs.items())
+        for m in t[t.adapted_steps > 0].method.unique()
+    ]
     lines = [line for line in lines if len(line[1]) > 1]
     if not lines: return None
-    fig = Figure(figsize=(7.6, 2.8)); ax = fig.subplots()
-    for i, (label, t, k) in enumerate(lines): ax.errorbar(t.adapted_steps + .06*i, t.auc, yerr=[t.auc - t.auc_low, t.auc_high - t.auc], marker='osD^v'[i % 5], color=PALETTE[i % 5], label=label, capsize=3, ls=('-', '--')[k])
-    ax.set(xlabel='inner steps', ylabel='AUC'); ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, .5)); ax.spines[['top', 'right']].set_visible(False)
+    fig = Figure(figsize=(7.6, 2.8))
+    ax = fig.subplots()
+    for i, (label, t, k) in enumerate(lines):
+        ax.errorbar(
+            t.adapted_steps + 0.06 * i,
+            t.auc,
+            yerr=[t.auc - t.auc_low, t.auc_high - t.auc],
+            marker='osD^v'[i % 5],
+            color=PALETTE[i % 5],
+            label=label,
+            capsize=3,
+            ls=('-', '--')[k],
+        )
+    ax.set(xlabel='inner steps', ylabel='AUC')
+    ax.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
+    ax.spines[['top', 'right']].set_visible(False)
     return fig
 
 # %% ../nbs/80_app.ipynb #1ad828b5
 def frame_html(t: pd.DataFrame) -> str:
     "A table as HTML, everything escaped."
     head = ''.join(f'<th scope="col">{_esc(c)}</th>' for c in t.columns)
-    return f'<div class="sx-wide"><table class="sx-table"><thead><tr>{head}</tr></thead><tbody>' + ''.join('<tr>' + ''.join(f'<td>{_esc(v)}</td>' for v in row) + '</tr>' for row in t.itertuples(index=False)) + '</tbody></table></div>'
+    return (
+        f'<div class="sx-wide"><table class="sx-table"><thead><tr>{head}</tr></thead><tbody>'
+        + ''.join(
+            '<tr>' + ''.join(f'<td>{_esc(v)}</td>' for v in row) + '</tr>'
+            for row in t.itertuples(index=False)
+        )
+        + '</tbody></table></div>'
+    )
 
 def results_rows(t: pd.DataFrame, finding: str) -> pd.DataFrame:
     "Lay out the rows of one finding for people."
     rows = [r for _, r in t[t.finding == finding].iterrows()]
-    return pd.DataFrame({'method': [r.method for r in rows], 'AUC [95 %]': [span(r, 'auc') for r in rows], 'AP': [f'{r.ap:.3f}' for r in rows], 'accuracy': [f'{r.accuracy:.3f}' for r in rows],
-                         'steps': [int(r.adapted_steps) for r in rows], 'gain by adaptation [95 %]': [span(r, 'gain') for r in rows], 'episodes': [int(r.episodes) for r in rows], 'patients': [int(r.patients) for r in rows]})
+    return pd.DataFrame(
+        {
+            'method': [r.method for r in rows],
+            'AUC [95 %]': [span(r, 'auc') for r in rows],
+            'AP': [f'{r.ap:.3f}' for r in rows],
+            'accuracy': [f'{r.accuracy:.3f}' for r in rows],
+            'steps': [int(r.adapted_steps) for r in rows],
+            'gain by adaptation [95 %]': [span(r, 'gain') for r in rows],
+            'episodes': [int(r.episodes) for r in rows],
+            'patients': [int(r.patients) for r in rows],
+        }
+    )
 
 def answers_html(folders: Sequence[Path], method: str) -> str:
     "Draw ROC, precision and recall, and decisions of a method in runs that kept their answers, and compare two runs on the episodes they share."
     try:
         from smlxray.evaluate import read_answers
         from smlxray.report import compare_runs, draw_confusion, draw_curves
-    except ImportError: return ''
+    except ImportError:
+        return ''
     from matplotlib.pyplot import close
-    kept, out = {f.name: read_answers(f).answers for f in folders if (f/'answers.npz').is_file()}, []
+
+    kept, out = (
+        {f.name: read_answers(f).answers for f in folders if (f / 'answers.npz').is_file()},
+        [],
+    )
     for name, answers in kept.items():
         findings = [f for m, f in answers if m == method and f != 'mean' and answers[m, f]][:5]
-        for draw, words in ((draw_curves, 'ROC and precision-recall curves'), (draw_confusion, 'confusion matrices')):
-            if findings: fig = draw(answers, method, findings); out.append(f'<h3>{_esc(name)}, {_esc(method)}: {words}</h3><img class="sx-chart" src="{figure_url(fig)}" alt="{words} of {_esc(method)}">'); close(fig)
+        for draw, words in (
+            (draw_curves, 'ROC and precision-recall curves'),
+            (draw_confusion, 'confusion matrices'),
+        ):
+            if findings:
+                fig = draw(answers, method, findings)
+                out.append(
+                    f'<h3>{_esc(name)}, {_esc(method)}: {words}</h3><img class="sx-chart" src="{figure_url(fig)}" alt="{words} of {_esc(method)}">'
+                )
+                close(fig)
     if len(kept) == 2:
-        try: rows = pd.DataFrame(compare_runs(*folders)); out.append('<h3>The two runs on the episodes they share</h3>' + frame_html(rows[['method', 'over', 'episodes', 'auc', 'auc_over', 'difference', 'low', 'high', 'p_exchange']].round(3)))
-        except SmlxrayError as e: out.append(f'<p>{_esc(e)}</p>')
+        try:
+            rows = pd.DataFrame(compare_runs(*folders))
+            out.append(
+                '<h3>The two runs on the episodes they share</h3>'
+                + frame_html(
+                    rows[
+                        [
+                            'method',
+                            'over',
+                            'episodes',
+                            'auc',
+                            'auc_over',
+                            'difference',
+                            'low',
+                            'high',
+                            'p_exchange',
+                        ]
+                    ].round(3)
+                )
+            )
+        except SmlxrayError as e:
+            out.append(f'<p>{_esc(e)}</p>')
     return ''.join(out)
 
 class ResultsPage:
     "The results of a run, or of two."
+
     def __init__(self, session: Session):
         self.session, self.notice, self.body = session, Notice(), _html()
-        self.runs = [Field(kind='select', label='Run'), Field(kind='select', label='Beside it')]; self.finding, self.method = Field(kind='select', label='Finding', options=['mean']), Field(kind='select', label='Method of the curves')
-        for f in (*self.runs, self.finding, self.method): f.on_input(lambda: guarded(self.notice, self.draw))
-        self.widget = _box(_card('Results', _box(*self.runs, self.finding, self.method, _button('Look again', lambda: guarded(self.notice, self.refresh), 'sx-quiet'), classes='sx-three'), self.notice, self.body)); guarded(self.notice, self.refresh)
+        self.runs = [Field(kind='select', label='Run'), Field(kind='select', label='Beside it')]
+        self.finding, self.method = (
+            Field(kind='select', label='Finding', options=['mean']),
+            Field(kind='select', label='Method of the curves'),
+        )
+        for f in (*self.runs, self.finding, self.method):
+            f.on_input(lambda: guarded(self.notice, self.draw))
+        self.widget = _box(
+            _card(
+                'Results',
+                _box(
+                    *self.runs,
+                    self.finding,
+                    self.method,
+                    _button('Look again', lambda: guarded(self.notice, self.refresh), 'sx-quiet'),
+                    classes='sx-three',
+                ),
+                self.notice,
+                self.body,
+            )
+        )
+        guarded(self.notice, self.refresh)
 
     def refresh(self):
         "Look which runs there are."
-        names = run_names(self.session.runs); self.runs[0].options, self.runs[1].options = names or ['none yet'], ['no other run', *names]; self.draw()
+        names = run_names(self.session.runs)
+        self.runs[0].options, self.runs[1].options = names or ['none yet'], ['no other run', *names]
+        self.draw()
 
     def tables(self) -> dict[str, pd.DataFrame]:
         "Read the chosen runs."
         chosen = [r.value for r in self.runs if r.value not in ('none yet', 'no other run', None)]
-        return {n: pd.DataFrame(read_results(self.session.runs/n)['rows']) for n in dict.fromkeys(chosen)}
+        return {
+            n: pd.DataFrame(read_results(self.session.runs / n)['rows'])
+            for n in dict.fromkeys(chosen)
+        }
 
     def draw(self):
         "Show tables and figures."
         tables = self.tables()
-        if not tables: self.body.value = '<p>No run has been evaluated here yet. Run <code>make demo</code>, or the notebook <code>evaluate_meta</code>, and look again.</p>'; return
+        if not tables:
+            self.body.value = '<p>No run has been evaluated here yet. Run <code>make demo</code>, or the notebook <code>evaluate_meta</code>, and look again.</p>'
+            return
         options = list(dict.fromkeys(['mean', *(f for t in tables.values() for f in t.finding)]))
-        if self.finding.options != options: self.finding.options = options; self.finding.index = 0
+        if self.finding.options != options:
+            self.finding.options = options
+            self.finding.index = 0
         methods = list(dict.fromkeys(m for t in tables.values() for m in t.method))
         if self.method.options != methods:
-            default = read_results(self.session.runs/next(iter(tables))).get('default')
-            self.method.options = methods; self.method.index = methods.index(default) if default in methods else 0
-        f = self.finding.value; parts = [f'<img class="sx-chart" src="{figure_url(results_figure(tables, f))}" alt="AUC of every method; the numbers are in the table below">']
-        for name, t in tables.items(): parts.append(f'<h3>{_esc(name)}</h3>' + frame_html(results_rows(t, f)))
-        if steps := steps_figure(tables, f): parts.append(f'<h3>With and without adaptation</h3><img class="sx-chart" src="{figure_url(steps)}" alt="AUC against inner steps">')
-        parts.append(answers_html([self.session.runs/n for n in tables], self.method.value) or '<p class="sx-small">ROC, precision-recall and confusion matrices need the answers that a run keeps in answers.npz; this run has none.</p>')
+            default = read_results(self.session.runs / next(iter(tables))).get('default')
+            self.method.options = methods
+            self.method.index = methods.index(default) if default in methods else 0
+        f = self.finding.value
+        parts = [
+            f'<img class="sx-chart" src="{figure_url(results_figure(tables, f))}" alt="AUC of every method; the numbers are in the table below">'
+        ]
+        for name, t in tables.items():
+            parts.append(f'<h3>{_esc(name)}</h3>' + frame_html(results_rows(t, f)))
+        if steps := steps_figure(tables, f):
+            parts.append(
+                f'<h3>With and without adaptation</h3><img class="sx-chart" src="{figure_url(steps)}" alt="AUC against inner steps">'
+            )
+        parts.append(
+            answers_html([self.session.runs / n for n in tables], self.method.value)
+            or '<p class="sx-small">ROC, precision-recall and confusion matrices need the answers that a run keeps in answers.npz; this run has none.</p>'
+        )
         self.body.value = ''.join(parts)
 
 # %% ../nbs/80_app.ipynb #fb00dd06
@@ -1146,76 +2190,168 @@ body[data-voila]{background:#f1f5f8}body[data-voila] .jp-Cell,body[data-voila] .
 # %% ../nbs/80_app.ipynb #59ed7181
 class App:
     "All pages of a session under one roof; show `.widget`."
+
     def __init__(self, session: Session, stores: str | Path = ''):
         self.session, self.stores = session, stores
-        self.teach = TeachPage(session); self.explore = ExplorePage(session, self.to_teach)
-        self.pages = dict(Compare=ComparePage(session), Teach=self.teach, Explore=self.explore, Findings=FindingsPage(session), Results=ResultsPage(session))
-        self.tabs, self.link = Tabs(labels=list(self.pages)), Link(self.enter); self.teach.on_export = self.link.give
-        self.places = [_box(p.widget, classes='sx-page') for p in self.pages.values()]; self.tabs.observe(lambda change: self.open(), 'value')
+        self.teach = TeachPage(session)
+        self.explore = ExplorePage(session, self.to_teach)
+        self.pages = dict(
+            Compare=ComparePage(session),
+            Teach=self.teach,
+            Explore=self.explore,
+            Findings=FindingsPage(session),
+            Results=ResultsPage(session),
+        )
+        self.tabs, self.link = Tabs(labels=list(self.pages)), Link(self.enter)
+        self.teach.on_export = self.link.give
+        self.places = [_box(p.widget, classes='sx-page') for p in self.pages.values()]
+        self.tabs.observe(lambda change: self.open(), 'value')
         s, b = session.bundle.settings, session.bundle
         head = f'<div class="sx-head" role="banner"><h1>smlxray</h1><p>{_esc(b.version)}: {_esc(s.siamese.backbone)} at {s.data.image_size[0]} x {s.data.image_size[1]} pixels, {len(b.findings)} findings. {_esc(session.about)}</p></div><div class="sx-research" role="note">Research use, not for diagnosis.</div>'
-        self.widget = _box(_html(f'<style>{STYLE}</style>{head}'), self.tabs, *self.places, self.link, classes='sx-app'); self.open()
+        self.widget = _box(
+            _html(f'<style>{STYLE}</style>{head}'),
+            self.tabs,
+            *self.places,
+            self.link,
+            classes='sx-app',
+        )
+        self.open()
 
     def open(self):
         "Show the page whose tab is open."
-        for k, place in enumerate(self.places): place.layout.display = '' if k == self.tabs.value else 'none'
+        for k, place in enumerate(self.places):
+            place.layout.display = '' if k == self.tabs.value else 'none'
 
     def to_teach(self, keys: list[str], mark: str):
         "Mark X-rays on the page Teach."
-        for key in keys: self.teach.mark(key, mark)
+        for key in keys:
+            self.teach.mark(key, mark)
 
     def enter(self, key: str):
         "Let a visitor in by the key that their browser keeps."
-        if self.stores: self.session.store = Store(self.stores, key); self.teach.list_saved()
+        if self.stores:
+            self.session.store = Store(self.stores, key)
+            self.teach.list_saved()
 
 # %% ../nbs/80_app.ipynb #d473442d
 def _run_folder(run: str | Path, runs: str | Path = 'runs') -> Path:
     "Find a run by its name or its folder."
-    for folder in (resolve_path(runs)/run, resolve_path(run), Path(run).expanduser().absolute()):
-        if (folder/'config.yaml').is_file(): return folder
-    raise SmlxrayError(f'There is no run {run}: neither {runs}/{run} nor a folder of that name has a config.yaml. `ls {runs}` lists them.')
+    for folder in (resolve_path(runs) / run, resolve_path(run), Path(run).expanduser().absolute()):
+        if (folder / 'config.yaml').is_file(): return folder
+    raise SmlxrayError(
+        f'There is no run {run}: neither {runs}/{run} nor a folder of that name has a config.yaml. `ls {runs}` lists them.'
+    )
 
-def _weights(folder: Path) -> list[Path]: return [p for p in folder.glob('*/*.safetensors') if p.parent.name != 'bundle' and '.state.' not in p.name]  # the networks of a run
+def _weights(folder: Path) -> list[Path]:
+    return [
+        p
+        for p in folder.glob('*/*.safetensors')
+        if p.parent.name != 'bundle' and '.state.' not in p.name
+    ]  # the networks of a run
 
 def _run_lab(folder: Path) -> Lab:
     "Open the lab of a run."
-    return open_lab(load_settings('paper', config=folder/'config.yaml', run=folder.name, runs_path=str(folder.parent), progress=False))
+    return open_lab(
+        load_settings(
+            'paper',
+            config=folder / 'config.yaml',
+            run=folder.name,
+            runs_path=str(folder.parent),
+            progress=False,
+        )
+    )
 
 def bundle_folder(folder: Path) -> Path:
     "Give the folder of a run's bundle; make it if there is none, or if networks or results of the run are newer."
-    made, parts = folder/'bundle'/'manifest.json', [*_weights(folder), *folder.glob('results.json')]
-    if not _weights(folder): raise SmlxrayError(f'The run {folder.name} has no trained network yet; `smlxray train siamese -p run {folder.name}` trains one.')
-    if made.exists() and all(p.stat().st_mtime <= made.stat().st_mtime for p in parts): return made.parent
+    made, parts = (
+        folder / 'bundle' / 'manifest.json',
+        [*_weights(folder), *folder.glob('results.json')],
+    )
+    if not _weights(folder):
+        raise SmlxrayError(
+            f'The run {folder.name} has no trained network yet; `smlxray train siamese -p run {folder.name}` trains one.'
+        )
+    if made.exists() and all(p.stat().st_mtime <= made.stat().st_mtime for p in parts):
+        return made.parent
     return bundle_of_run(_run_lab(folder)).save(made.parent)
 
 # %% ../nbs/80_app.ipynb #de313721
 def make_demo(**changes) -> Path:
     "Train the small network on phantoms that the pages show when nothing is named; give its run."
-    from smlxray.evaluate import AdaptedMethod, evaluate_methods, network_method, pixel_method, save_results
+    from smlxray.evaluate import (
+        AdaptedMethod,
+        evaluate_methods,
+        network_method,
+        pixel_method,
+        save_results,
+    )
     from smlxray.train import ensure_meta, ensure_siamese
-    given = {**DEMO, 'progress': False, 'episodes': 3, 'bootstrap': 200, **changes}; lab = open_lab(load_settings(**given))
+
+    given = {**DEMO, 'progress': False, 'episodes': 3, 'bootstrap': 200, **changes}
+    lab = open_lab(load_settings(**given))
     siamese, maml = ensure_siamese(lab), ensure_meta(lab, 'maml')
-    save_results(evaluate_methods(lab, [pixel_method(lab), network_method(lab, siamese, 'siamese'), network_method(lab, maml, 'maml, 0 steps'), AdaptedMethod('maml', lab, maml, 'maml', lab.settings.meta.adapt_steps)]))
+    save_results(
+        evaluate_methods(
+            lab,
+            [
+                pixel_method(lab),
+                network_method(lab, siamese, 'siamese'),
+                network_method(lab, maml, 'maml, 0 steps'),
+                AdaptedMethod('maml', lab, maml, 'maml', lab.settings.meta.adapt_steps),
+            ],
+        )
+    )
     return lab.folder
 
 def prepare(run: str = None, bundle: str = None, say: Callable[[str], None] = print) -> dict:
     "Get everything ready that a session needs; raise `SmlxrayError` if that cannot be."
     if run and bundle: raise SmlxrayError('Name a run or a bundle, not both.')
     if bundle:
-        place = next((p for p in (Path(bundle).expanduser().absolute(), resolve_path(bundle)) if p.is_dir()), resolve_path(bundle)); b = Bundle.load(place)
-        return dict(bundle=str(place), run='', about=f'Bundle {place.name}; it brings no X-rays, upload your own.')
-    demo = not run and next((f for f in ('demo', 'app') if (resolve_path('runs')/f/'results.json').is_file() and _weights(resolve_path('runs')/f)), None)
-    if not run and not demo: say('There is no trained run yet: drawing phantoms and training a small network on them, once (a minute or two).'); make_demo()
-    folder = _run_folder(run or demo or 'app'); place = bundle_folder(folder)
+        place = next(
+            (p for p in (Path(bundle).expanduser().absolute(), resolve_path(bundle)) if p.is_dir()),
+            resolve_path(bundle),
+        )
+        b = Bundle.load(place)
+        return dict(
+            bundle=str(place),
+            run='',
+            about=f'Bundle {place.name}; it brings no X-rays, upload your own.',
+        )
+    demo = not run and next(
+        (
+            f
+            for f in ('demo', 'app')
+            if (resolve_path('runs') / f / 'results.json').is_file()
+            and _weights(resolve_path('runs') / f)
+        ),
+        None,
+    )
+    if not run and not demo:
+        say(
+            'There is no trained run yet: drawing phantoms and training a small network on them, once (a minute or two).'
+        )
+        make_demo()
+    folder = _run_folder(run or demo or 'app')
+    place = bundle_folder(folder)
     phantoms = Bundle.load(place).settings.data.dataset == 'phantom'
-    return dict(bundle=str(place), run=str(folder), about=f'Run {folder.name}' + (': synthetic X-rays (phantoms), which say nothing about patients.' if phantoms else '.'))
+    return dict(
+        bundle=str(place),
+        run=str(folder),
+        about=f'Run {folder.name}'
+        + (': synthetic X-rays (phantoms), which say nothing about patients.' if phantoms else '.'),
+    )
 
 def open_session(run: str = None, bundle: str = None, told: dict = None) -> Session:
     "Open a session on a run, a bundle, or phantoms."
-    told = told or prepare(run, bundle); b = Bundle.load(told['bundle']); lab = _run_lab(Path(told['run'])) if told['run'] else None
+    told = told or prepare(run, bundle)
+    b = Bundle.load(told['bundle'])
+    lab = _run_lab(Path(told['run'])) if told['run'] else None
     runs = Path(told['run']).parent if told['run'] else resolve_path('runs')
-    for place in Path(told['bundle']).parent.glob('findings/*/manifest.json'):  # what `smlxray adapt` taught to this run
-        f = TaughtFinding.load(place.parent); b.findings |= {f.name: f} if f.network == b.network else {}
+    for place in Path(told['bundle']).parent.glob(
+        'findings/*/manifest.json'
+    ):  # what `smlxray adapt` taught to this run
+        f = TaughtFinding.load(place.parent)
+        b.findings |= {f.name: f} if f.network == b.network else {}
     return Session(b, make_library(lab, b) if lab else (), lab, runs, about=told['about'])
 
 # %% ../nbs/80_app.ipynb #bde3dc7c
@@ -1232,55 +2368,132 @@ _POLICY = "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'un
 
 def write_template(folder: str | Path) -> Path:
     "Write the page template and the configuration for Voila; give the configuration."
-    place, config = Path(folder)/'voila'/'templates'/'smlxray', Path(folder)/'voila.json'; place.mkdir(parents=True, exist_ok=True)
-    (place/'conf.json').write_text(json.dumps(dict(base_template='lab'))); (place/'index.html.j2').write_text(_TEMPLATE)
-    web = dict(websocket_max_message_size=MAX_UPLOAD + 1_000_000, headers={'Content-Security-Policy': _POLICY, 'X-Content-Type-Options': 'nosniff'})
-    config.write_text(json.dumps(dict(Voila=dict(ip='127.0.0.1', open_browser=False, tornado_settings=web), MappingKernelManager=dict(cull_interval=60, cull_idle_timeout=600),
-        VoilaConfiguration=dict(template='smlxray', preheat_kernel=True, default_pool_size=1, show_tracebacks=False, strip_sources=True, file_allowlist=[]))))
+    place, config = Path(folder) / 'voila' / 'templates' / 'smlxray', Path(folder) / 'voila.json'
+    place.mkdir(parents=True, exist_ok=True)
+    (place / 'conf.json').write_text(json.dumps(dict(base_template='lab')))
+    (place / 'index.html.j2').write_text(_TEMPLATE)
+    web = dict(
+        websocket_max_message_size=MAX_UPLOAD + 1_000_000,
+        headers={'Content-Security-Policy': _POLICY, 'X-Content-Type-Options': 'nosniff'},
+    )
+    config.write_text(
+        json.dumps(
+            dict(
+                Voila=dict(ip='127.0.0.1', open_browser=False, tornado_settings=web),
+                MappingKernelManager=dict(cull_interval=60, cull_idle_timeout=600),
+                VoilaConfiguration=dict(
+                    template='smlxray',
+                    preheat_kernel=True,
+                    default_pool_size=1,
+                    show_tracebacks=False,
+                    strip_sources=True,
+                    file_allowlist=[],
+                ),
+            )
+        )
+    )
     return config
 
 def notebook_file() -> Path:
     "Find the notebook that is served: in the checkout, or in the installed package."
-    package = Path(sys.modules[Session.__module__].__file__).parent if Session.__module__ in sys.modules and hasattr(sys.modules[Session.__module__], '__file__') else Path.cwd()
-    found = next((p for p in (package.parent/'nbs'/'compare.ipynb', package/'_notebooks'/'compare.ipynb', Path.cwd()/'compare.ipynb') if p.is_file()), None)
-    if found is None: raise SmlxrayError('The notebook compare.ipynb is missing; please reinstall smlxray.')
+    package = (
+        Path(sys.modules[Session.__module__].__file__).parent
+        if Session.__module__ in sys.modules
+        and hasattr(sys.modules[Session.__module__], '__file__')
+        else Path.cwd()
+    )
+    found = next(
+        (
+            p
+            for p in (
+                package.parent / 'nbs' / 'compare.ipynb',
+                package / '_notebooks' / 'compare.ipynb',
+                Path.cwd() / 'compare.ipynb',
+            )
+            if p.is_file()
+        ),
+        None,
+    )
+    if found is None:
+        raise SmlxrayError('The notebook compare.ipynb is missing; please reinstall smlxray.')
     return found
 
 def voila_command(port: int, config: Path) -> list[str]:
     "The command that serves the pages."
-    return [sys.executable, '-W', 'ignore', '-m', 'voila', str(notebook_file()), f'--Voila.config_file_paths={config.parent}', f'--port={port}', '--Voila.log_level=INFO']
+    return [
+        sys.executable,
+        '-W',
+        'ignore',
+        '-m',
+        'voila',
+        str(notebook_file()),
+        f'--Voila.config_file_paths={config.parent}',
+        f'--port={port}',
+        '--Voila.log_level=INFO',
+    ]
 
 # %% ../nbs/80_app.ipynb #d91e1b55
 def serve(run: str = None, bundle: str = None, port: int = 8866, store: str = 'runs/app-findings'):
     "Serve the pages on this machine until Ctrl-C."
     import signal, socket, subprocess
     from importlib.util import find_spec
-    if not find_spec('voila'): raise SmlxrayError("The pages need the package voila; pip install 'smlxray[app]'.")
+
+    if not find_spec('voila'):
+        raise SmlxrayError("The pages need the package voila; pip install 'smlxray[app]'.")
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind(('127.0.0.1', port))
-        except OSError: raise SmlxrayError(f'Port {port} is taken; name another with --port.') from None
+        try:
+            s.bind(('127.0.0.1', port))
+        except OSError:
+            raise SmlxrayError(f'Port {port} is taken; name another with --port.') from None
     told = {**prepare(run, bundle), 'store': str(resolve_path(store))}
     with tempfile.TemporaryDirectory() as folder:
-        config, ready, paths = write_template(folder), Path(folder)/'ready', os.pathsep.join(p for p in (folder, os.environ.get('JUPYTER_PATH')) if p)
+        config, ready, paths = (
+            write_template(folder),
+            Path(folder) / 'ready',
+            os.pathsep.join(p for p in (folder, os.environ.get('JUPYTER_PATH')) if p),
+        )
         print('Starting; the first visitor is made ready for.', flush=True)
-        server = subprocess.Popen(voila_command(port, config), env={**os.environ, 'JUPYTER_PATH': paths, 'SMLXRAY_APP': json.dumps({**told, 'ready': str(ready)})}, cwd=resolve_path('.'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for end in (signal.SIGTERM, signal.SIGINT): signal.signal(end, signal.default_int_handler)  # whoever ends us ends the server
+        server = subprocess.Popen(
+            voila_command(port, config),
+            env={
+                **os.environ,
+                'JUPYTER_PATH': paths,
+                'SMLXRAY_APP': json.dumps({**told, 'ready': str(ready)}),
+            },
+            cwd=resolve_path('.'),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for end in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(end, signal.default_int_handler)  # whoever ends us ends the server
         threading.Thread(target=_relay, args=(server.stdout,), daemon=True).start()
         try:
-            while server.poll() is None and not ready.exists(): time.sleep(.2)
-            if ready.exists(): print(f'Ready: open http://127.0.0.1:{port}/ in a browser. Ctrl-C ends it. Research use, not for diagnosis.', flush=True)
+            while server.poll() is None and not ready.exists():
+                time.sleep(0.2)
+            if ready.exists():
+                print(
+                    f'Ready: open http://127.0.0.1:{port}/ in a browser. Ctrl-C ends it. Research use, not for diagnosis.',
+                    flush=True,
+                )
             sys.exit(server.wait())
-        except KeyboardInterrupt: server.terminate(); server.wait()
+        except KeyboardInterrupt:
+            server.terminate()
+            server.wait()
 
 def _relay(lines: Iterable[str]):
     "Pass on what went wrong; the rest of the log is Voila's own business."
     for line in lines:
-        if re.search(r'ERROR|CRITICAL|Traceback|Error:', line): print(line.rstrip(), file=sys.stderr, flush=True)
+        if re.search(r'ERROR|CRITICAL|Traceback|Error:', line):
+            print(line.rstrip(), file=sys.stderr, flush=True)
 
 def served_app() -> App:
     "The application of one visitor, as `serve` has prepared it; in a notebook without `serve`, on phantoms."
     told = json.loads(os.environ['SMLXRAY_APP']) if os.environ.get('SMLXRAY_APP') else None
-    app = App(open_session(told=told), (told or {}).get('store') or resolve_path('runs/app-findings'))
-    if told and Path(told['ready']).parent.is_dir(): Path(told['ready']).touch()  # the first visitor may come
+    app = App(
+        open_session(told=told), (told or {}).get('store') or resolve_path('runs/app-findings')
+    )
+    if told and Path(told['ready']).parent.is_dir():
+        Path(told['ready']).touch()  # the first visitor may come
     return app

@@ -27,30 +27,45 @@ from .metrics import EpisodeScores, _multiplicities, bootstrap_patients
 from .readers import read_xrays
 
 # %% ../nbs/75_bench.ipynb #83a39c46
-def _seconds(way: Callable, least: float = .02) -> float:
+def _seconds(way: Callable, least: float = 0.02) -> float:
     "Mean seconds of a call, repeated until `least` seconds have passed."
     start, calls = time.perf_counter(), 0
     while True:
-        way(); calls += 1
-        if (passed := time.perf_counter() - start) >= least: return passed/calls
+        way()
+        calls += 1
+        if (passed := time.perf_counter() - start) >= least: return passed / calls
 
 def paired(
-    method: Callable,    # our way, called without arguments
-    baseline: Callable,  # the plain way
-    rounds: int = 9,     # how often each has its turn
+    method: Callable,                 # our way, called without arguments
+    baseline: Callable,               # the plain way
+    rounds: int = 9,                  # how often each has its turn
     before: Callable = lambda: None,  # called before each turn, untimed
-) -> tuple[float, float, float]:  # median seconds of the method, of the baseline, and the median of their ratios (baseline / method)
+) -> tuple[
+    float, float, float
+]:  # median seconds of the method, of the baseline, and the median of their ratios (baseline / method)
     "Time two ways in turn, after one call of each."
     method(), baseline()
     times = np.empty((rounds, 2))
     for r in range(rounds):
-        for k, way in enumerate((method, baseline)): before(); times[r, k] = _seconds(way)
-    return *(float(t) for t in np.median(times, axis=0)), float(np.median(times[:, 1]/times[:, 0]))
+        for k, way in enumerate((method, baseline)):
+            before()
+            times[r, k] = _seconds(way)
+    return *(float(t) for t in np.median(times, axis=0)), float(
+        np.median(times[:, 1] / times[:, 0])
+    )
 
 def row(case: str, method: str, baseline: str, timed: tuple, note: str = '') -> dict:
     "One row of a benchmark, times in milliseconds."
     ours, plain, ratio = timed
-    return dict(case=case, method=method, baseline=baseline, ratio=round(ratio, 2), method_ms=round(1000*ours, 3), baseline_ms=round(1000*plain, 3), note=note)
+    return dict(
+        case=case,
+        method=method,
+        baseline=baseline,
+        ratio=round(ratio, 2),
+        method_ms=round(1000 * ours, 3),
+        baseline_ms=round(1000 * plain, 3),
+        note=note,
+    )
 
 # %% ../nbs/75_bench.ipynb #67247c52
 def chexpert_size_table() -> XrayTable:
@@ -58,51 +73,78 @@ def chexpert_size_table() -> XrayTable:
     spec = find_spec('torchxrayvision')
     if spec:
         with tempfile.TemporaryDirectory() as folder:
-            pd.read_csv(Path(spec.origin).parent/'data'/'chexpert_train.csv.gz', dtype=str).to_csv(f'{folder}/train.csv', index=False)
+            pd.read_csv(
+                Path(spec.origin).parent / 'data' / 'chexpert_train.csv.gz', dtype=str
+            ).to_csv(f'{folder}/train.csv', index=False)
             return read_xrays(folder, 'chexpert', views='all', name='CheXpert train.csv')
     rng, n = np.random.default_rng(0), 223_414
     patient = np.sort(rng.integers(0, 64_540, n))
-    labels = rng.choice([1, 0, -1, np.nan], (n, len(CHEXPERT_FINDINGS)), p=[.12, .08, .04, .76]).astype(np.float32)
-    frame = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(n)], patient=[f'p{p}' for p in patient], projection=rng.choice(['AP', 'PA'], n), **dict(zip(CHEXPERT_FINDINGS, labels.T))))
+    labels = rng.choice(
+        [1, 0, -1, np.nan], (n, len(CHEXPERT_FINDINGS)), p=[0.12, 0.08, 0.04, 0.76]
+    ).astype(np.float32)
+    frame = pd.DataFrame(
+        dict(
+            path=[f'{i}.jpg' for i in range(n)],
+            patient=[f'p{p}' for p in patient],
+            projection=rng.choice(['AP', 'PA'], n),
+            **dict(zip(CHEXPERT_FINDINGS, labels.T)),
+        )
+    )
     return XrayTable(frame, CHEXPERT_FINDINGS, name='a made-up table')
 
 # %% ../nbs/75_bench.ipynb #992fda3d
 def plain_index(table: XrayTable) -> tuple[dict, dict]:
     "Rows by (finding, answer) and rows by patient, one row after the other."
     answers, patients = defaultdict(list), defaultdict(list)
-    for i, (patient, *values) in enumerate(zip(table.frame['patient'], *(table.frame[f] for f in table.findings))):
+    for i, (patient, *values) in enumerate(
+        zip(table.frame['patient'], *(table.frame[f] for f in table.findings))
+    ):
         patients[patient].append(i)
-        for f, v in zip(table.findings, values): answers[f, v if v == v else None].append(i)
+        for f, v in zip(table.findings, values):
+            answers[f, v if v == v else None].append(i)
     return answers, patients
 
 def _forget(table: XrayTable) -> XrayTable:
     "The same table without anything it has worked out already."
     fresh = copy.copy(table)
-    for known in ('labels', 'patients'): fresh.__dict__.pop(known, None)
+    for known in ('labels', 'patients'):
+        fresh.__dict__.pop(known, None)
     return fresh
 
 # %% ../nbs/75_bench.ipynb #7c7e3d6b
 class PlainSampler:
     "Patient-disjoint, matched episodes with Python lists; what `EpisodeSampler` is measured against."
+
     def __init__(self, table: XrayTable, rows, finding: str, shots: int = 7, queries: int = 15):
         self.n, projection = shots + queries, table.frame['projection'].tolist()
         no = clean_negatives(table, finding) & table.positive('No Finding')
+
         def by_patient(mask):
             images = defaultdict(list)
             for r in rows:
-                if mask[r]: images[int(table.patients[r]), projection[r]].append(int(r))
+                if mask[r]:
+                    images[int(table.patients[r]), projection[r]].append(int(r))
             return images
-        self.yes, self.no, self.partners = by_patient(table.positive(finding)), by_patient(no), defaultdict(list)
-        for key in self.no: self.partners[key[1]].append(key)
+
+        self.yes, self.no, self.partners = (
+            by_patient(table.positive(finding)),
+            by_patient(no),
+            defaultdict(list),
+        )
+        for key in self.no:
+            self.partners[key[1]].append(key)
         self.able = [key for key in self.yes if self.partners[key[1]]]
+
     def episode(self, rnd: random.Random) -> tuple[list, list]:
         "Rows of the positives and of their partners."
         yes, no, seen = [], [], set()
         while len(yes) < self.n:
-            key = rnd.choice(self.able); partner = rnd.choice(self.partners[key[1]])
+            key = rnd.choice(self.able)
+            partner = rnd.choice(self.partners[key[1]])
             if key[0] in seen or partner[0] in seen: continue
             seen.update((key[0], partner[0]))
-            yes.append(rnd.choice(self.yes[key])); no.append(rnd.choice(self.no[partner]))
+            yes.append(rnd.choice(self.yes[key]))
+            no.append(rnd.choice(self.no[partner]))
         return yes, no
 
 # %% ../nbs/75_bench.ipynb #b7e4f6a4
@@ -114,15 +156,31 @@ def bench_episodes(
     "Cases `index`, `episodes` and `memory`."
     table = chexpert_size_table() if table is None else table
     note, rows = f'{table.name}, {len(table):,} rows', np.arange(len(table))
-    out = [row('index', 'sorted arrays', 'row by row', paired(lambda: index_rows(_forget(table)), lambda: plain_index(table), min(rounds, 3)), note)]
+    out = [
+        row(
+            'index',
+            'sorted arrays',
+            'row by row',
+            paired(lambda: index_rows(_forget(table)), lambda: plain_index(table), min(rounds, 3)),
+            note,
+        )
+    ]
     plain, fast = PlainSampler(table, rows, 'Edema'), EpisodeSampler(table, rows, 'Edema', 7, 15)
+
     def many():
-        fast._blocks.clear()                                # nothing may be left from the round before
+        fast._blocks.clear()  # nothing may be left from the round before
         fast.episodes(np.arange(episodes))
+
     def lists():
         rnd = random.Random(0)
-        for _ in range(episodes): plain.episode(rnd)
-    out.append(row('episodes', f'{episodes:,} in blocks', 'Python lists', paired(many, lists, rounds), note))
+        for _ in range(episodes):
+            plain.episode(rnd)
+
+    out.append(
+        row(
+            'episodes', f'{episodes:,} in blocks', 'Python lists', paired(many, lists, rounds), note
+        )
+    )
     return out + [memory_row(table)]
 
 # %% ../nbs/75_bench.ipynb #af5878c7
@@ -146,56 +204,112 @@ print(json.dumps(dict(now=own() - before, peak=peak() - high)))
 
 def _ask(code: str, *words: str):
     "What `code`, run in a new process with `words` as its arguments, says in JSON."
-    done = subprocess.run([sys.executable, '-c', code, *words], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    if done.returncode: raise RuntimeError(f'The process that measures failed: {done.stderr.strip()[-400:]}')
+    done = subprocess.run(
+        [sys.executable, '-c', code, *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
+    if done.returncode:
+        raise RuntimeError(f'The process that measures failed: {done.stderr.strip()[-400:]}')
     return json.loads(done.stdout)
 
 # %% ../nbs/75_bench.ipynb #c1a77d83
 def memory_row(
     table: XrayTable,  # written out again and read by another process
-) -> dict:             # ratio: how often the memory fits into 500 MB
+) -> dict:  # ratio: how often the memory fits into 500 MB
     "Measure the memory of table, index, sampler and cache in a process of their own (Linux)."
     with tempfile.TemporaryDirectory() as folder:
-        frame = table.frame.assign(Path='train/' + table.frame['patient'] + '/study1/' + pd.Series(range(len(table))).astype(str) + '.jpg', **{'AP/PA': table.frame['projection'],
-                                   'Frontal/Lateral': table.frame['view'].str.capitalize(), 'Sex': table.frame['sex'], 'Age': table.frame['age']})
-        if not frame['patient'].str.startswith('patient').all(): frame['Path'] = 'train/patient' + frame['Path'].str[6:]
-        frame[['Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *CHEXPERT_FINDINGS]].to_csv(f'{folder}/train.csv', index=False)
+        frame = table.frame.assign(
+            Path='train/'
+            + table.frame['patient']
+            + '/study1/'
+            + pd.Series(range(len(table))).astype(str)
+            + '.jpg',
+            **{
+                'AP/PA': table.frame['projection'],
+                'Frontal/Lateral': table.frame['view'].str.capitalize(),
+                'Sex': table.frame['sex'],
+                'Age': table.frame['age'],
+            },
+        )
+        if not frame['patient'].str.startswith('patient').all():
+            frame['Path'] = 'train/patient' + frame['Path'].str[6:]
+        frame[['Path', 'Sex', 'Age', 'Frontal/Lateral', 'AP/PA', *CHEXPERT_FINDINGS]].to_csv(
+            f'{folder}/train.csv', index=False
+        )
         with open(f'{folder}/pixels.npy', 'wb') as file:
-            np.lib.format.write_array_header_1_0(file, {'descr': '|u1', 'fortran_order': False, 'shape': (len(table), 224, 224)})
-            file.truncate(file.tell() + len(table)*224*224)
+            np.lib.format.write_array_header_1_0(
+                file, {'descr': '|u1', 'fortran_order': False, 'shape': (len(table), 224, 224)}
+            )
+            file.truncate(file.tell() + len(table) * 224 * 224)
         said = _ask(_MEMORY, folder, folder)
-    return dict(case='memory', method=f"{said['now']:.0f} MB", baseline='500 MB', ratio=round(500/said['now'], 2), method_ms=None, baseline_ms=None,
-                note=f"own memory above `import torch`; at its peak, file pages included, {said['peak']:.0f} MB")
+    return dict(
+        case='memory',
+        method=f"{said['now']:.0f} MB",
+        baseline='500 MB',
+        ratio=round(500 / said['now'], 2),
+        method_ms=None,
+        baseline_ms=None,
+        note=f"own memory above `import torch`; at its peak, file pages included, {said['peak']:.0f} MB",
+    )
 
 # %% ../nbs/75_bench.ipynb #f598dd71
 def bench_metrics(
-    images: int = 2000,     # in the single set of scores
+    images: int = 2000,  # in the single set of scores
     resamples: int = 200,
     rounds: int = 3,
 ) -> list[dict]:
     "Case `auc_bootstrap`, for one set of scores and for episodes of 30 queries."
     from sklearn.metrics import roc_auc_score
+
     rng, out = np.random.default_rng(0), []
-    def scores(q, first=0): return EpisodeScores(np.round(rng.normal(size=q), 2), rng.permutation(np.arange(q) % 2), first + np.arange(q), 'Edema')
-    for episodes, what in (([scores(images)], f'one set of {images:,} images'), ([scores(30, 30*e) for e in range(20)], '20 episodes of 30 queries')):
-        m = _multiplicities(30*20 if len(episodes) > 1 else images, resamples, np.random.default_rng(0))
+
+    def scores(q, first=0):
+        return EpisodeScores(
+            np.round(rng.normal(size=q), 2),
+            rng.permutation(np.arange(q) % 2),
+            first + np.arange(q),
+            'Edema',
+        )
+
+    for episodes, what in (
+        ([scores(images)], f'one set of {images:,} images'),
+        ([scores(30, 30 * e) for e in range(20)], '20 episodes of 30 queries'),
+    ):
+        m = _multiplicities(
+            30 * 20 if len(episodes) > 1 else images, resamples, np.random.default_rng(0)
+        )
         fast = lambda: bootstrap_patients(episodes, resamples, seed=0).draws
         slow = lambda: _plain_bootstrap(episodes, m, roc_auc_score)
         gap = float(np.abs(fast() - slow()).max())
         if gap > 1e-12: raise AssertionError(f'The two ways differ by {gap}.')
-        out.append(row('auc_bootstrap', 'sorted ranks', 'scikit-learn, in a loop', paired(fast, slow, rounds), f'{what}, {resamples} resamples; largest difference {gap:.0e}'))
+        out.append(
+            row(
+                'auc_bootstrap',
+                'sorted ranks',
+                'scikit-learn, in a loop',
+                paired(fast, slow, rounds),
+                f'{what}, {resamples} resamples; largest difference {gap:.0e}',
+            )
+        )
     return out
 
 def _plain_bootstrap(episodes, m: np.ndarray, roc_auc_score: Callable) -> np.ndarray:
     "Mean AUC of each resample, every episode weighted by its share of pairs, one call of scikit-learn after the other."
     out = []
     for r in range(m.shape[1]):
-        top = bottom = 0.
+        top = bottom = 0.0
         for e in episodes:
-            w = m[e.patients, r].astype(float); up, down = w[e.labels == 1].sum(), w[e.labels == 0].sum()
-            share = up*down/((e.labels == 1).sum()*(e.labels == 0).sum())
-            if share: top, bottom = top + share*roc_auc_score(e.labels, e.scores, sample_weight=w), bottom + share
-        out.append(top/bottom)
+            w = m[e.patients, r].astype(float)
+            up, down = w[e.labels == 1].sum(), w[e.labels == 0].sum()
+            share = up * down / ((e.labels == 1).sum() * (e.labels == 0).sum())
+            if share:
+                top, bottom = (
+                    top + share * roc_auc_score(e.labels, e.scores, sample_weight=w),
+                    bottom + share,
+                )
+        out.append(top / bottom)
     return np.array(out)
 
 # %% ../nbs/75_bench.ipynb #489ffc91
@@ -203,43 +317,121 @@ def write_jpegs(folder: Path, count: int, seed: int = 0) -> XrayTable:
     "Write JPEG files of CheXpert-small's size (390 x 320), as busy as an X-ray: smooth shapes and noise."
     rng, names = np.random.default_rng(seed), []
     for i in range(count):
-        soft = np.asarray(Image.fromarray(rng.integers(0, 256, (10, 12), dtype=np.uint8)).resize((390, 320), Image.Resampling.BICUBIC), float)
-        Image.fromarray(np.clip(soft + rng.normal(0, 6, soft.shape), 0, 255).astype(np.uint8)).save(folder/f'{i}.jpg', quality=90); names.append(f'{i}.jpg')
-    return XrayTable(pd.DataFrame(dict(path=names, patient=names, Edema=np.arange(count) % 2)), ['Edema'], folder, 'bench')
+        soft = np.asarray(
+            Image.fromarray(rng.integers(0, 256, (10, 12), dtype=np.uint8)).resize(
+                (390, 320), Image.Resampling.BICUBIC
+            ),
+            float,
+        )
+        Image.fromarray(np.clip(soft + rng.normal(0, 6, soft.shape), 0, 255).astype(np.uint8)).save(
+            folder / f'{i}.jpg', quality=90
+        )
+        names.append(f'{i}.jpg')
+    return XrayTable(
+        pd.DataFrame(dict(path=names, patient=names, Edema=np.arange(count) % 2)),
+        ['Edema'],
+        folder,
+        'bench',
+    )
 
 def plain_build(table: XrayTable, folder: Path, size: int = 224):
     "Pillow, ToTensor and torch.save, one file an image."
     from torchvision.transforms.functional import to_tensor
+
     for i, path in enumerate(table.paths()):
-        with Image.open(path) as image: torch.save(to_tensor(image.convert('RGB').resize((size, size), Image.Resampling.BILINEAR)), folder/f'{i}.pt')
+        with Image.open(path) as image:
+            torch.save(
+                to_tensor(image.convert('RGB').resize((size, size), Image.Resampling.BILINEAR)),
+                folder / f'{i}.pt',
+            )
 
 # %% ../nbs/75_bench.ipynb #cf053131
 def bench_cache(
-    images: int = 256,   # JPEG files to write
-    rounds: int = 40,    # batches of 32 that are timed
+    images: int = 256,  # JPEG files to write
+    rounds: int = 40,   # batches of 32 that are timed
 ) -> list[dict]:
     "Cases `build`, `bytes`, `gather`, `gather_contiguous` and `deliver`, at 224 x 224 pixels."
     rng, size = np.random.default_rng(0), (224, 224)
     with tempfile.TemporaryDirectory() as home:
-        home = Path(home); (home/'jpeg').mkdir(); (home/'pt').mkdir()
-        table, numbers = write_jpegs(home/'jpeg', images), iter(range(1000))
-        built = paired(lambda: ImageCache.build(table, size, home/f'cache{next(numbers)}', workers=1, progress=False), lambda: plain_build(table, home/'pt'), 3, before=os.sync)
-        cache = ImageCache.build(table, size, home/'cache0', progress=False)
-        load = lambda index: torch.stack([torch.load(home/f'pt/{i}.pt', weights_only=True) for i in index])
+        home = Path(home)
+        (home / 'jpeg').mkdir()
+        (home / 'pt').mkdir()
+        table, numbers = write_jpegs(home / 'jpeg', images), iter(range(1000))
+        built = paired(
+            lambda: ImageCache.build(
+                table, size, home / f'cache{next(numbers)}', workers=1, progress=False
+            ),
+            lambda: plain_build(table, home / 'pt'),
+            3,
+            before=os.sync,
+        )
+        cache = ImageCache.build(table, size, home / 'cache0', progress=False)
+        load = lambda index: torch.stack(
+            [torch.load(home / f'pt/{i}.pt', weights_only=True) for i in index]
+        )
         some = range(min(64, images))
-        if not torch.equal(cache.gather(some).float().div(255).expand(-1, 3, -1, -1), load(some)): raise AssertionError('The two caches hold different pixels.')
-        out = [row('build', 'one thread', 'Pillow + ToTensor + torch.save', built, f'{images} JPEG files of 390 x 320; equal bit for bit'), _bytes_row(home, cache)]
-        draws = iter(itertools.cycle(rng.integers(0, images, (997, 32)))); draw = lambda: next(draws)
-        out.append(row('gather', 'one array', 'one .pt a file', paired(lambda: cache.gather(draw()), lambda: load(draw()), max(rounds//4, 3)), 'random batches of 32'))
-        contiguous = lambda: torch.from_numpy(cache.pixels[(a := int(draw()[0]) % (images - 31)):a + 32].copy()[:, None])
-        out.append(row('gather_contiguous', 'random rows', 'one piece', paired(lambda: cache.gather(draw()), contiguous, 10*rounds), 'the most that memory can give'))
-        out.append(row('deliver', 'gather + to_float', 'one .pt a file', paired(lambda: to_float(cache.gather(draw())), lambda: load(draw()), max(rounds//4, 3)), 'normalised floats; the files are taken as normalised'))
+        if not torch.equal(cache.gather(some).float().div(255).expand(-1, 3, -1, -1), load(some)):
+            raise AssertionError('The two caches hold different pixels.')
+        out = [
+            row(
+                'build',
+                'one thread',
+                'Pillow + ToTensor + torch.save',
+                built,
+                f'{images} JPEG files of 390 x 320; equal bit for bit',
+            ),
+            _bytes_row(home, cache),
+        ]
+        draws = iter(itertools.cycle(rng.integers(0, images, (997, 32))))
+        draw = lambda: next(draws)
+        out.append(
+            row(
+                'gather',
+                'one array',
+                'one .pt a file',
+                paired(lambda: cache.gather(draw()), lambda: load(draw()), max(rounds // 4, 3)),
+                'random batches of 32',
+            )
+        )
+        contiguous = lambda: torch.from_numpy(
+            cache.pixels[(a := int(draw()[0]) % (images - 31)) : a + 32].copy()[:, None]
+        )
+        out.append(
+            row(
+                'gather_contiguous',
+                'random rows',
+                'one piece',
+                paired(lambda: cache.gather(draw()), contiguous, 10 * rounds),
+                'the most that memory can give',
+            )
+        )
+        out.append(
+            row(
+                'deliver',
+                'gather + to_float',
+                'one .pt a file',
+                paired(
+                    lambda: to_float(cache.gather(draw())),
+                    lambda: load(draw()),
+                    max(rounds // 4, 3),
+                ),
+                'normalised floats; the files are taken as normalised',
+            )
+        )
     return out
 
 def _bytes_row(home: Path, cache: ImageCache) -> dict:
     "How much smaller the cache is on the disk."
-    ours, plain = cache.manifest['bytes'], sum(p.stat().st_size for p in (home/'pt').iterdir())
-    return dict(case='bytes', method=f'{ours/len(cache)/1e3:.1f} kB an image', baseline=f'{plain/len(cache)/1e3:.1f} kB an image', ratio=round(plain/ours, 2), method_ms=None, baseline_ms=None, note='')
+    ours, plain = cache.manifest['bytes'], sum(p.stat().st_size for p in (home / 'pt').iterdir())
+    return dict(
+        case='bytes',
+        method=f'{ours / len(cache) / 1e3:.1f} kB an image',
+        baseline=f'{plain / len(cache) / 1e3:.1f} kB an image',
+        ratio=round(plain / ours, 2),
+        method_ms=None,
+        baseline_ms=None,
+        note='',
+    )
 
 # %% ../nbs/75_bench.ipynb #6bfc72f1
 from .engines import KeptBytes, LearnedRates, multi_step_weights, peak_bytes
@@ -250,50 +442,101 @@ from .siamese import SiameseNet, batch_norms, norm_mode
 # %% ../nbs/75_bench.ipynb #184f6490
 class Engines:
     "One network and one made-up task, on which engines and algorithms are measured against the plain loop of `higher`."
-    def __init__(self,
-                 backbone: str,             # one of `siamese.BACKBONES`
-                 norm: str,                 # 'batch' or 'group'
-                 batch_norm: str = 'frozen',# mode of batch norm in the task
-                 size: int = 32,            # pixels a side
-                 shots: int = 3,            # support images a class, and as many to ask about
-                 steps: int = 3,            # inner steps
-                 branches: bool = False):   # the plain loop feeds the two classes in two forwards, as a network of two towers does
-        torch.manual_seed(0); torch.set_num_threads(1)
-        self.net, self.batch_norm, self.steps, self.branches = SiameseNet(backbone, 32, 64, norm=norm).eval(), batch_norm, steps, branches
-        self.y = (torch.arange(2*shots) >= shots).float()
-        self.x, self.xq = torch.randn(2, 2*shots, 1, size, size) + .3*self.y[:, None, None, None]
+
+    def __init__(
+        self,
+        backbone: str,               # one of `siamese.BACKBONES`
+        norm: str,                   # 'batch' or 'group'
+        batch_norm: str = 'frozen',  # mode of batch norm in the task
+        size: int = 32,              # pixels a side
+        shots: int = 3,              # support images a class, and as many to ask about
+        steps: int = 3,              # inner steps
+        branches: bool = False,
+    ):  # the plain loop feeds the two classes in two forwards, as a network of two towers does
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+        self.net, self.batch_norm, self.steps, self.branches = (
+            SiameseNet(backbone, 32, 64, norm=norm).eval(),
+            batch_norm,
+            steps,
+            branches,
+        )
+        self.y = (torch.arange(2 * shots) >= shots).float()
+        self.x, self.xq = (
+            torch.randn(2, 2 * shots, 1, size, size) + 0.3 * self.y[:, None, None, None]
+        )
         self.known = {}
 
     def once(self, name: str, measure: Callable):
         "What is measured once for all engines."
-        if name not in self.known: self.known[name] = measure()
+        if name not in self.known:
+            self.known[name] = measure()
         return self.known[name]
 
     def losses(self, two: bool = False) -> tuple[Callable, Callable]:
         "Support loss and query loss; with `two`, each class in a forward of its own."
-        x, xq, y, n = self.x, self.xq, self.y, len(self.y)//2
-        embed = (lambda net, *parts: torch.cat([net(half) for p in parts for half in p.split(n)])) if two else (lambda net, *parts: net(torch.cat(parts)))
-        def query(net): z = embed(net, x, xq); return query_loss(z[2*n:], y, z[:2*n], y, net.scale)
+        x, xq, y, n = self.x, self.xq, self.y, len(self.y) // 2
+        embed = (
+            (lambda net, *parts: torch.cat([net(half) for p in parts for half in p.split(n)]))
+            if two
+            else (lambda net, *parts: net(torch.cat(parts)))
+        )
+
+        def query(net):
+            z = embed(net, x, xq)
+            return query_loss(z[2 * n :], y, z[: 2 * n], y, net.scale)
+
         return (lambda net: pair_loss(embed(net, x), y, net.scale, net.bias)), query
 
     def run(self, algorithm: str, engine: str, two: bool = False, **kw):
         "The meta-gradient; algorithm 'anil, one pass', 'meta-sgd' and 'maml++' besides those of `meta_gradient`."
-        name = dict(zip(('anil, one pass', 'meta-sgd', 'maml++'), ('anil', 'maml', 'maml'))).get(algorithm, algorithm)
-        kw = dict(steps=self.steps, lr=.003, params=self.net.adaptable(name), algorithm=name, engine=engine) | kw
-        if algorithm == 'meta-sgd': kw['lr'] = LearnedRates(self.net, .003)
-        if algorithm == 'maml++': kw |= dict(lr=LearnedRates(self.net, .003, each='tensor', steps=kw['steps']), multi_step=multi_step_weights(kw['steps'], 0.))
+        name = dict(zip(('anil, one pass', 'meta-sgd', 'maml++'), ('anil', 'maml', 'maml'))).get(
+            algorithm, algorithm
+        )
+        kw = (
+            dict(
+                steps=self.steps,
+                lr=0.003,
+                params=self.net.adaptable(name),
+                algorithm=name,
+                engine=engine,
+            )
+            | kw
+        )
+        if algorithm == 'meta-sgd':
+            kw['lr'] = LearnedRates(self.net, 0.003)
+        if algorithm == 'maml++':
+            kw |= dict(
+                lr=LearnedRates(self.net, 0.003, each='tensor', steps=kw['steps']),
+                multi_step=multi_step_weights(kw['steps'], 0.0),
+            )
         with norm_mode(self.net, self.batch_norm, self.x):
-            return self._one_pass(kw) if algorithm == 'anil, one pass' else meta_gradient(self.net, *self.losses(two), **kw)
+            return (
+                self._one_pass(kw)
+                if algorithm == 'anil, one pass'
+                else meta_gradient(self.net, *self.losses(two), **kw)
+            )
 
     def _one_pass(self, kw: dict):
         "ANIL on features that are computed once."
         y, f = self.y, self.net.features(torch.cat([self.x, self.xq]))
-        def query(net, f): z = net.embed_features(f); return query_loss(z[len(y):], y, z[:len(y)], y, net.scale)
-        return meta_gradient(self.net, lambda net, f: pair_loss(net.embed_features(f[:len(y)]), y, net.scale, net.bias), query, given=(f,), **kw)
+
+        def query(net, f):
+            z = net.embed_features(f)
+            return query_loss(z[len(y) :], y, z[: len(y)], y, net.scale)
+
+        return meta_gradient(
+            self.net,
+            lambda net, f: pair_loss(net.embed_features(f[: len(y)]), y, net.scale, net.bias),
+            query,
+            given=(f,),
+            **kw,
+        )
 
     def double(self) -> 'Engines':
         "The same in float64, where a ReLU cannot flip by rounding."
-        twin = copy.copy(self); twin.net = copy.deepcopy(self.net).double()
+        twin = copy.copy(self)
+        twin.net = copy.deepcopy(self.net).double()
         twin.x, twin.xq, twin.y = (t.double() for t in (twin.x, twin.xq, twin.y))
         return twin
 
@@ -301,24 +544,53 @@ class Engines:
 def gradient_error(task: Engines, algorithm: str, engine: str) -> float:
     "Largest difference from `higher` in float64, over the largest entry; the rates' gradients count, too."
     exact, same = task.double(), 'anil' if algorithm.startswith('anil') else algorithm
-    ours, plain = exact.run(algorithm, engine), task.once(same, lambda: exact.run(same, 'higher', two=task.branches))
-    pairs = [(ours.grads[n], g) for n, g in plain.grads.items()] + [(a, b) for (_, a), (_, b) in zip(ours.rate_grads, plain.rate_grads)]
-    return max((a - b).abs().max().item() for a, b in pairs)/max(g.abs().max().item() for g in plain.grads.values())
+    ours, plain = (
+        exact.run(algorithm, engine),
+        task.once(same, lambda: exact.run(same, 'higher', two=task.branches)),
+    )
+    pairs = [(ours.grads[n], g) for n, g in plain.grads.items()] + [
+        (a, b) for (_, a), (_, b) in zip(ours.rate_grads, plain.rate_grads)
+    ]
+    return max((a - b).abs().max().item() for a, b in pairs) / max(
+        g.abs().max().item() for g in plain.grads.values()
+    )
 
 def memory_ratio(task: Engines, algorithm: str, engine: str) -> float:
     "Peak memory over that of the plain loop, each in a process of its own that is warmed by a single step."
     warm = lambda: task.run('maml', 'loop', steps=1)
-    return peak_bytes(lambda: task.run(algorithm, engine), warm)/task.once('memory', lambda: peak_bytes(lambda: task.run('maml', 'higher', two=task.branches), warm))
+    return peak_bytes(lambda: task.run(algorithm, engine), warm) / task.once(
+        'memory', lambda: peak_bytes(lambda: task.run('maml', 'higher', two=task.branches), warm)
+    )
 
-def engine_row(case: str, task: Engines, algorithm: str, engine: str, rounds: int = 5, memory: float = None) -> dict:
+def engine_row(
+    case: str, task: Engines, algorithm: str, engine: str, rounds: int = 5, memory: float = None
+) -> dict:
     "Measure one engine beside the plain loop: memory (unless it is given), processor time in turn, gradients in float64."
     memory = memory_ratio(task, algorithm, engine) if memory is None else memory
-    ours, plain = (lambda: task.run(algorithm, engine)), (lambda: task.run('maml', 'higher', two=task.branches))
-    def spent(way): start = time.process_time(); way(); return time.process_time() - start
+    ours, plain = (
+        (lambda: task.run(algorithm, engine)),
+        (lambda: task.run('maml', 'higher', two=task.branches)),
+    )
+
+    def spent(way):
+        start = time.process_time()
+        way()
+        return time.process_time() - start
+
     ours(), plain()
-    turns = [(spent(ours), spent(plain)) if r % 2 else (spent(plain), spent(ours))[::-1] for r in range(rounds)]
-    return dict(case=case, algorithm=algorithm, engine=engine, batch_norm=task.batch_norm if batch_norms(task.net) else 'group', time_ratio=round(float(np.median([a/b for a, b in turns])), 2),
-                memory_ratio=round(memory, 3), gradient_error=float(f'{gradient_error(task, algorithm, engine):.0e}'))
+    turns = [
+        (spent(ours), spent(plain)) if r % 2 else (spent(plain), spent(ours))[::-1]
+        for r in range(rounds)
+    ]
+    return dict(
+        case=case,
+        algorithm=algorithm,
+        engine=engine,
+        batch_norm=task.batch_norm if batch_norms(task.net) else 'group',
+        time_ratio=round(float(np.median([a / b for a, b in turns])), 2),
+        memory_ratio=round(memory, 3),
+        gradient_error=float(f'{gradient_error(task, algorithm, engine):.0e}'),
+    )
 
 # %% ../nbs/75_bench.ipynb #d41fa552
 _BUDGET = """
@@ -331,57 +603,119 @@ print(json.dumps(_within_budget(Engines(**task), engine, budget)))
 def _within_budget(task: Engines, engine: str, budget: float) -> tuple[bool, float]:
     "`within_budget` in a process that has done nothing else."
     import resource
+
     def work():
-        with open('/proc/self/status') as f: now = next(int(l.split()[1])*1024 for l in f if l.startswith('VmData'))
-        resource.setrlimit(resource.RLIMIT_DATA, (now + int(budget),)*2)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)      # what the allocator says when it fails
+        with open('/proc/self/status') as f:
+            now = next(int(l.split()[1]) * 1024 for l in f if l.startswith('VmData'))
+        resource.setrlimit(resource.RLIMIT_DATA, (now + int(budget),) * 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what the allocator says when it fails
         task.run('maml', engine)
-    try: return True, peak_bytes(work, lambda: task.double().run('maml', 'loop', steps=0))
+
+    try:
+        return True, peak_bytes(work, lambda: task.double().run('maml', 'loop', steps=0))
     except RuntimeError as error:
-        if not any(word in str(error) for word in ('alloc', 'emory', 'primitive')): raise     # only want of memory counts, whoever says it: torch, Python, the kernel or oneDNN
+        if not any(word in str(error) for word in ('alloc', 'emory', 'primitive')):
+            raise  # only want of memory counts, whoever says it: torch, Python, the kernel or oneDNN
         return False, float('nan')
 
 def within_budget(
-    task: dict,       # the arguments of `Engines`
+    task: dict,  # the arguments of `Engines`
     engine: str,
-    budget: float,    # bytes
-) -> list:            # did it come to its end, and how many bytes did it take (nan if not)?
+    budget: float,  # bytes
+) -> list:  # did it come to its end, and how many bytes did it take (nan if not)?
     "Run a meta-gradient in a new process that can have no more than `budget` bytes above what it starts with (Linux)."
     return _ask(_BUDGET, json.dumps([task, engine, budget]))
 
-def large_rows(backbone: str = 'resnet50', size: int = 224, shots: int = 2, steps: int = 2, budget: float = 2e9) -> list[dict]:
+def large_rows(
+    backbone: str = 'resnet50', size: int = 224, shots: int = 2, steps: int = 2, budget: float = 2e9
+) -> list[dict]:
     "A meta-gradient whose full graph exceeds a budget, with the engines `loop` and `reverse`, each where no more can be had; memory as a share of the budget."
     plan = dict(backbone=backbone, norm='batch', size=size, shots=shots, steps=steps)
     ran = {engine: within_budget(plan, engine, budget) for engine in ('loop', 'reverse')}
     task, small, rows = Engines(**plan), Engines(backbone, 'batch', steps=2), []
-    with KeptBytes() as kept, norm_mode(task.net, 'frozen'): adapt(task.net, task.losses()[0], 1, .003)
-    graph = kept.stop()*(steps + 1)     # the rule of `auto`
+    with KeptBytes() as kept, norm_mode(task.net, 'frozen'):
+        adapt(task.net, task.losses()[0], 1, 0.003)
+    graph = kept.stop() * (steps + 1)  # the rule of `auto`
     for engine, (fits, peak) in ran.items():
-        if fits != (engine == 'reverse'): raise AssertionError(f"{engine} {'fits' if fits else 'does not fit'} into {budget/1e9:g} GB.")
-        rows.append(dict(case=f'{backbone} {size} px in {budget/1e9:g} GB: ' + ('fits' if fits else 'does not fit'), algorithm='maml', engine=engine, batch_norm='frozen', time_ratio=None,
-                         memory_ratio=round((peak if fits else graph)/budget, 2), gradient_error=float(f'{gradient_error(small, "maml", engine):.0e}')))
+        if fits != (engine == 'reverse'):
+            raise AssertionError(
+                f"{engine} {'fits' if fits else 'does not fit'} into {budget / 1e9:g} GB."
+            )
+        rows.append(
+            dict(
+                case=f'{backbone} {size} px in {budget / 1e9:g} GB: '
+                + ('fits' if fits else 'does not fit'),
+                algorithm='maml',
+                engine=engine,
+                batch_norm='frozen',
+                time_ratio=None,
+                memory_ratio=round((peak if fits else graph) / budget, 2),
+                gradient_error=float(f'{gradient_error(small, "maml", engine):.0e}'),
+            )
+        )
     return rows
 
 # %% ../nbs/75_bench.ipynb #23443bb6
 def bench_engines(rounds: int = 3) -> list[dict]:
     "Case by case: every engine and algorithm on conv4, long inner loops, ResNet18 and DenseNet121 in the modes of batch norm, and ResNet50 in a budget."
     small, plans = Engines('conv4', 'group', size=64, shots=5, steps=5), []
-    def add(case, task, *ways): plans.extend((case, task, *way) for way in ways)
-    add('conv4 64 px', small, *(('maml', e) for e in ('loop', 'reverse', 'checkpoint', 'vmap', 'auto')), ('fomaml', 'loop'), ('reptile', 'loop'), ('anil', 'loop'), ('anil, one pass', 'loop'),
-        ('meta-sgd', 'reverse'), ('maml++', 'reverse'))
-    for steps in (10, 20): add(f'conv4 64 px, {steps} steps', Engines('conv4', 'group', size=64, shots=5, steps=steps), ('maml', 'reverse'), ('maml', 'checkpoint'))
-    for norm in ('group', 'batch'): add('resnet18 64 px, one forward', Engines('resnet18', norm, size=64, branches=True), ('maml', 'loop'))
-    for mode, engines in (('frozen', ('loop', 'reverse')), ('support', ('loop', 'checkpoint')), ('transductive', ('reverse', 'vmap'))):
+
+    def add(case, task, *ways):
+        plans.extend((case, task, *way) for way in ways)
+
+    add(
+        'conv4 64 px',
+        small,
+        *(('maml', e) for e in ('loop', 'reverse', 'checkpoint', 'vmap', 'auto')),
+        ('fomaml', 'loop'),
+        ('reptile', 'loop'),
+        ('anil', 'loop'),
+        ('anil, one pass', 'loop'),
+        ('meta-sgd', 'reverse'),
+        ('maml++', 'reverse'),
+    )
+    for steps in (10, 20):
+        add(
+            f'conv4 64 px, {steps} steps',
+            Engines('conv4', 'group', size=64, shots=5, steps=steps),
+            ('maml', 'reverse'),
+            ('maml', 'checkpoint'),
+        )
+    for norm in ('group', 'batch'):
+        add(
+            'resnet18 64 px, one forward',
+            Engines('resnet18', norm, size=64, branches=True),
+            ('maml', 'loop'),
+        )
+    for mode, engines in (
+        ('frozen', ('loop', 'reverse')),
+        ('support', ('loop', 'checkpoint')),
+        ('transductive', ('reverse', 'vmap')),
+    ):
         add('resnet18 32 px', Engines('resnet18', 'batch', mode), *(('maml', e) for e in engines))
-    add('densenet121 32 px', Engines('densenet121', 'batch', shots=2, steps=2), ('maml', 'loop'), ('maml', 'reverse'))
-    memory = [memory_ratio(*plan[1:]) for plan in plans]     # first, in a clean process
+    add(
+        'densenet121 32 px',
+        Engines('densenet121', 'batch', shots=2, steps=2),
+        ('maml', 'loop'),
+        ('maml', 'reverse'),
+    )
+    memory = [memory_ratio(*plan[1:]) for plan in plans]  # first, in a clean process
     large = large_rows()
     return [engine_row(*plan, rounds, m) for plan, m in zip(plans, memory)] + large
 
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:
     "What the numbers depend on: processor, cores, versions; no names and no paths."
-    return dict(processor=platform.machine(), cores=os.cpu_count(), system=platform.system(), python=platform.python_version(), numpy=np.__version__, torch=torch.__version__.split('+')[0],
-                threads=torch.get_num_threads())
+    return dict(
+        processor=platform.machine(),
+        cores=os.cpu_count(),
+        system=platform.system(),
+        python=platform.python_version(),
+        numpy=np.__version__,
+        torch=torch.__version__.split('+')[0],
+        threads=torch.get_num_threads(),
+    )
 
-BENCHES = dict(cache=bench_cache, episodes=bench_episodes, metrics=bench_metrics, engines=bench_engines)
+BENCHES = dict(
+    cache=bench_cache, episodes=bench_episodes, metrics=bench_metrics, engines=bench_engines
+)

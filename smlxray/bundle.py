@@ -34,7 +34,17 @@ from .losses import query_scores
 from .maml import FastWeights, adapt, use
 from .metrics import auc, chance_interval
 from .siamese import SiameseNet, cosine_similarity, norm_mode, pairwise_distance
-from .train import Lab, TaskModel, checkpoint_path, inner_rates, load_checkpoint, pair_similarities, rows_to_batch, table_digest, task_inputs
+from smlxray.train import (
+    Lab,
+    TaskModel,
+    checkpoint_path,
+    inner_rates,
+    load_checkpoint,
+    pair_similarities,
+    rows_to_batch,
+    table_digest,
+    task_inputs,
+)
 
 # %% ../nbs/68_bundle.ipynb #799d7156
 class BundleError(SmlxrayError):
@@ -45,92 +55,149 @@ def read_pth(
 ) -> dict[str, Tensor]:  # tensors by name
     "Read the tensors of a pickled checkpoint without running code of it; raise `BundleError` for anything else."
     path = Path(path)
-    if not path.is_file(): raise BundleError(f'There is no file {path.name} to read a checkpoint from.')
-    try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception: raise BundleError(f'{path.name} is refused: it is damaged, or holds more than tensors, and reading it would run code of whoever made it.') from None
+    if not path.is_file():
+        raise BundleError(f'There is no file {path.name} to read a checkpoint from.')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception:
+        raise BundleError(
+            f'{path.name} is refused: it is damaged, or holds more than tensors, and reading it would run code of whoever made it.'
+        ) from None
     for key in ('model_state_dict', 'state_dict', 'model'):
-        if isinstance(state, dict) and isinstance(state.get(key), dict): state = state[key]
-    tensors = {str(k).removeprefix('module.'): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
-    if not tensors: raise BundleError(f'{path.name} holds no tensors by name, so it is no checkpoint of a network.')
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors = (
+        {str(k).removeprefix('module.'): v for k, v in state.items() if isinstance(v, Tensor)}
+        if isinstance(state, dict)
+        else {}
+    )
+    if not tensors:
+        raise BundleError(
+            f'{path.name} holds no tensors by name, so it is no checkpoint of a network.'
+        )
     return tensors
 
 # %% ../nbs/68_bundle.ipynb #76cb9907
 MANIFEST = 'manifest.json'
 
-def _json(value) -> bytes: return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode()
+def _json(value) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + '\n').encode()
 
 def _manifest(kind: str, version: int, files: dict[str, bytes]) -> dict:
     "List files with length and checksum; the id is a checksum of the list."
-    listed = {name: dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in sorted(files.items())}
+    listed = {
+        name: dict(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in sorted(files.items())
+    }
     body = dict(kind=kind, version=version, files=listed)
     return dict(body, id=hashlib.sha256(_json(body)).hexdigest())
 
 # %% ../nbs/68_bundle.ipynb #c7dafeb8
 def write_folder(
-    folder: str | Path,  # where to; what is there is replaced if it has a manifest of the same kind, else refused
+    folder: str
+    | Path,  # where to; what is there is replaced if it has a manifest of the same kind, else refused
     kind: str,  # what the folder is, in a word or two
     version: int,  # of the layout
     files: dict[str, bytes],  # content by name; a name may have folders in it
 ) -> str:  # the id of the manifest, 64 hex digits
     "Write files and their manifest as one folder, whole or not at all."
     folder = Path(folder).absolute()
-    if folder.exists() and _kind_of(folder) != kind: raise BundleError(f'{folder.name} exists and is no {kind}; name another folder.')
-    manifest, draft = _manifest(kind, version, files), folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}')
+    if folder.exists() and _kind_of(folder) != kind:
+        raise BundleError(f'{folder.name} exists and is no {kind}; name another folder.')
+    manifest, draft = (
+        _manifest(kind, version, files),
+        folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}'),
+    )
     try:
         for name, data in {**files, MANIFEST: _json(manifest)}.items():
-            (draft/name).parent.mkdir(parents=True, exist_ok=True)
-            with open(draft/name, 'wb') as f: f.write(data); f.flush(); os.fsync(f.fileno())
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(draft / name, 'wb') as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
         old = draft.with_name(draft.name + '.old')
-        if folder.exists(): os.rename(folder, old)
+        if folder.exists():
+            os.rename(folder, old)
         os.rename(draft, folder)
         shutil.rmtree(old, ignore_errors=True)
-    finally: shutil.rmtree(draft, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return manifest['id']
 
 def _kind_of(folder: Path) -> str | None:
     "Say what a folder claims to be."
-    try: return json.loads((folder/MANIFEST).read_bytes())['kind']
-    except (OSError, ValueError, KeyError, TypeError): return None
+    try:
+        return json.loads((folder / MANIFEST).read_bytes())['kind']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 # %% ../nbs/68_bundle.ipynb #8879f41f
 def _path_inside(folder: Path, name) -> Path:
     "Find a file of a folder; refuse a name that leads out of it."
     parts = str(name).split('/')
-    plain = isinstance(name, str) and all(p not in ('', '.', '..') for p in parts) and not re.search(r'[\\:\0]', name)
-    if not plain or not (folder/name).resolve().is_relative_to(folder.resolve()): raise BundleError(f'{folder.name} names a file outside of itself ({name!r}) and is refused.')
-    return folder/name
+    plain = (
+        isinstance(name, str)
+        and all(p not in ('', '.', '..') for p in parts)
+        and not re.search(r'[\\:\0]', name)
+    )
+    if not plain or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise BundleError(
+            f'{folder.name} names a file outside of itself ({name!r}) and is refused.'
+        )
+    return folder / name
 
 def _read_manifest(folder: Path, kind: str, version: int) -> dict:
     "Read and check a manifest."
-    if not folder.is_dir(): raise BundleError(f'There is no folder {folder.name} to read a {kind} from.')
-    try: raw = (folder/MANIFEST).read_bytes()
-    except OSError: raise BundleError(f'{folder.name} has no {MANIFEST}, so it is no {kind}.') from None
+    if not folder.is_dir():
+        raise BundleError(f'There is no folder {folder.name} to read a {kind} from.')
     try:
-        m = json.loads(raw); body = {k: m[k] for k in ('kind', 'version', 'files')}
+        raw = (folder / MANIFEST).read_bytes()
+    except OSError:
+        raise BundleError(f'{folder.name} has no {MANIFEST}, so it is no {kind}.') from None
+    try:
+        m = json.loads(raw)
+        body = {k: m[k] for k in ('kind', 'version', 'files')}
         whole = raw == _json(dict(body, id=hashlib.sha256(_json(body)).hexdigest()))
-        same = all(isinstance(f['bytes'], int) and isinstance(f['sha256'], str) for f in body['files'].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError): whole = same = False
-    if not (whole and same): raise BundleError(f'The {MANIFEST} of {folder.name} was changed or damaged; fetch the {kind} again.')
-    if m['kind'] != kind: raise BundleError(f'{folder.name} is no {kind} but a {m["kind"]}.')
-    if m['version'] != version: raise BundleError(f'{folder.name} is a {kind} of version {m["version"]}, and this smlxray reads version {version}; install the smlxray that it was made with.')
+        same = all(
+            isinstance(f['bytes'], int) and isinstance(f['sha256'], str)
+            for f in body['files'].values()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        whole = same = False
+    if not (whole and same):
+        raise BundleError(
+            f'The {MANIFEST} of {folder.name} was changed or damaged; fetch the {kind} again.'
+        )
+    if m['kind'] != kind:
+        raise BundleError(f'{folder.name} is no {kind} but a {m["kind"]}.')
+    if m['version'] != version:
+        raise BundleError(
+            f'{folder.name} is a {kind} of version {m["version"]}, and this smlxray reads version {version}; install the smlxray that it was made with.'
+        )
     return m
 
 # %% ../nbs/68_bundle.ipynb #549785f8
 def read_folder(
     folder: str | Path,  # written by `write_folder`
-    kind: str,  # what it must be
-    version: int,  # the version it must have
+    kind: str,           # what it must be
+    version: int,        # the version it must have
 ) -> tuple[dict[str, bytes], str]:  # content by name, and the id of the manifest
     "Read all files of a folder, each checked against the manifest; raise `BundleError` where anything is not as it was written."
     folder = Path(folder)
     manifest, files = _read_manifest(folder, kind, version), {}
     for name, told in manifest['files'].items():
         path = _path_inside(folder, name)
-        try: size = path.stat().st_size if path.is_file() else None
-        except OSError: size = None
-        if size is None: raise BundleError(f'{folder.name} lacks the file {name}; fetch the {kind} again.')
+        try:
+            size = path.stat().st_size if path.is_file() else None
+        except OSError:
+            size = None
+        if size is None:
+            raise BundleError(f'{folder.name} lacks the file {name}; fetch the {kind} again.')
         data = path.read_bytes() if size == told['bytes'] else b''
-        if hashlib.sha256(data).hexdigest() != told['sha256']: raise BundleError(f'{name} in {folder.name} is not what it was when it was written (its checksum differs); fetch the {kind} again.')
+        if hashlib.sha256(data).hexdigest() != told['sha256']:
+            raise BundleError(
+                f'{name} in {folder.name} is not what it was when it was written (its checksum differs); fetch the {kind} again.'
+            )
         files[name] = data
     return files, manifest['id']
 
@@ -138,89 +205,153 @@ def read_folder(
 def fit_calibration(
     scores: np.ndarray,  # (N,) scores of X-rays that were not learned from
     labels: np.ndarray,  # (N,) 1 with the finding, 0 without
-    rounds: int = 50,  # of Newton's method
+    rounds: int = 50,    # of Newton's method
 ) -> tuple[float, float]:  # slope and offset; (0, 0) where the scores say nothing, or the contrary
     "Fit a logistic curve with each class counting half (Platt 1999)."
     s, y = np.asarray(scores, float), np.asarray(labels) > 0
     n = np.where(y, y.sum(), (~y).sum())
-    if not 0 < y.sum() < len(y) or np.ptp(s) == 0: return 0., 0.
-    target, weight = np.where(y, (n + 1)/(n + 2), 1/(n + 2)), len(y)/2/n
+    if not 0 < y.sum() < len(y) or np.ptp(s) == 0: return 0.0, 0.0
+    target, weight = np.where(y, (n + 1) / (n + 2), 1 / (n + 2)), len(y) / 2 / n
     mean, std = s.mean(), s.std()
-    x, w = np.stack([(s - mean)/std, np.ones_like(s)], 1), np.zeros(2)
+    x, w = np.stack([(s - mean) / std, np.ones_like(s)], 1), np.zeros(2)
     for _ in range(rounds):
-        p = 1/(1 + np.exp(-x @ w))
-        gradient, curve = x.T @ (weight*(p - target)), (x.T*(weight*p*(1 - p))) @ x + 1e-3*np.eye(2)
+        p = 1 / (1 + np.exp(-x @ w))
+        gradient, curve = (
+            x.T @ (weight * (p - target)),
+            (x.T * (weight * p * (1 - p))) @ x + 1e-3 * np.eye(2),
+        )
         w = w - np.clip(np.linalg.solve(curve, gradient), -2, 2)
-    return (float(w[0]/std), float(w[1] - w[0]*mean/std)) if w[0] > 0 else (0., 0.)
+    return (float(w[0] / std), float(w[1] - w[0] * mean / std)) if w[0] > 0 else (0.0, 0.0)
 
 def probability(
-    scores: np.ndarray,  # (N,)
-    slope: float,  # of `fit_calibration`
-    offset: float,  # of `fit_calibration`
-    prevalence: float = .5,  # assumed share of X-rays with the finding, above 0 and below 1
+    scores: np.ndarray,       # (N,)
+    slope: float,             # of `fit_calibration`
+    offset: float,            # of `fit_calibration`
+    prevalence: float = 0.5,  # assumed share of X-rays with the finding, above 0 and below 1
 ) -> np.ndarray:  # (N,) from 0 to 1
     "Turn scores into probabilities under an assumed prevalence; raise `BundleError` for one that cannot be."
-    if not 0 < prevalence < 1: raise BundleError(f'The prevalence is {prevalence:g}; it must lie between 0 and 1, for it is a share of X-rays.')
-    logits = slope*np.asarray(scores, float) + offset + np.log(prevalence/(1 - prevalence))
-    return 1/(1 + np.exp(-np.clip(logits, -500, 500)))
+    if not 0 < prevalence < 1:
+        raise BundleError(
+            f'The prevalence is {prevalence:g}; it must lie between 0 and 1, for it is a share of X-rays.'
+        )
+    logits = slope * np.asarray(scores, float) + offset + np.log(prevalence / (1 - prevalence))
+    return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
 
 # %% ../nbs/68_bundle.ipynb #f14b4912
 @dataclass
 class TaughtFinding:
     "A finding that a network can be asked about: support embeddings, fast weights if it was adapted, and how far to trust it."
+
     name: str
-    support: Tensor  # (S, D) embeddings at the finding's own weights
-    labels: Tensor  # (S,) 1 with the finding, 0 without
-    network: str  # fingerprint of the network that it belongs to
+    support: Tensor          # (S, D) embeddings at the finding's own weights
+    labels: Tensor           # (S,) 1 with the finding, 0 without
+    network: str             # fingerprint of the network that it belongs to
     algorithm: str = 'none'  # how it was adapted: maml, fomaml, anil, or none
-    steps: int = 0  # gradient steps
-    views: int = 1  # of every example; two at one shot
-    scale: float = 1.  # of the query score
-    fast: dict[str, Tensor] = field(default_factory=dict)  # weights that changed, by name; empty if not adapted
-    slope: float = 0.  # of the calibration
-    offset: float = 0.
+    steps: int = 0           # gradient steps
+    views: int = 1           # of every example; two at one shot
+    scale: float = 1.0       # of the query score
+    fast: dict[str, Tensor] = field(
+        default_factory=dict
+    )                   # weights that changed, by name; empty if not adapted
+    slope: float = 0.0  # of the calibration
+    offset: float = 0.0
     calibrated_on: str = 'nothing'  # in words
-    held_out: list[float] = field(default_factory=list)  # scores of examples that were not learned from
+    held_out: list[float] = field(
+        default_factory=list
+    )  # scores of examples that were not learned from
     held_labels: list[int] = field(default_factory=list)  # their labels
 
     @property
-    def examples(self) -> tuple[int, int]: return int(self.labels.sum())//self.views, int((1 - self.labels).sum())//self.views  # with and without
+    def examples(self) -> tuple[int, int]:
+        return int(self.labels.sum()) // self.views, int(
+            (1 - self.labels).sum()
+        ) // self.views  # with and without
+
     @property
-    def needs_body(self) -> bool: return any(not k.startswith('head.') and k not in ('scale', 'bias') for k in self.fast)  # else the features of the network serve
+    def needs_body(self) -> bool:
+        return any(
+            not k.startswith('head.') and k not in ('scale', 'bias') for k in self.fast
+        )  # else the features of the network serve
 
     @property
     def trust(self) -> dict:
         "Held-out AUC, and the 95 % interval of guessing; None where no example could be held out."
         y = np.asarray(self.held_labels)
-        if len(y) == 0 or y.all() or not y.any(): return dict(auc=None, guessing_low=None, guessing_high=None, better_than_guessing=None)
-        guess, value = chance_interval(int(y.sum()), int((1 - y).sum()), .95), float(auc(np.asarray(self.held_out), y))
-        return dict(auc=value, guessing_low=guess.low, guessing_high=guess.high, better_than_guessing=bool(value > guess.high))
+        if len(y) == 0 or y.all() or not y.any():
+            return dict(auc=None, guessing_low=None, guessing_high=None, better_than_guessing=None)
+        guess, value = (
+            chance_interval(int(y.sum()), int((1 - y).sum()), 0.95),
+            float(auc(np.asarray(self.held_out), y)),
+        )
+        return dict(
+            auc=value,
+            guessing_low=guess.low,
+            guessing_high=guess.high,
+            better_than_guessing=bool(value > guess.high),
+        )
 
     def __repr__(self):
         t, (p, n) = self.trust, self.examples
         how = f'{self.algorithm}, {self.steps} steps' if self.steps else 'not adapted'
-        said = 'too few examples to say how good it is' if t['auc'] is None else f'held-out AUC {t["auc"]:.2f} (guessing: {t["guessing_low"]:.2f} to {t["guessing_high"]:.2f})'
+        said = (
+            'too few examples to say how good it is'
+            if t['auc'] is None
+            else f'held-out AUC {t["auc"]:.2f} (guessing: {t["guessing_low"]:.2f} to {t["guessing_high"]:.2f})'
+        )
         return f'{self.name}: {p} with, {n} without, {how}; {said}'
 
 # %% ../nbs/68_bundle.ipynb #43432848
-_PLAIN = ('name', 'network', 'algorithm', 'steps', 'views', 'scale', 'slope', 'offset', 'calibrated_on', 'held_out', 'held_labels')
+_PLAIN = (
+    'name',
+    'network',
+    'algorithm',
+    'steps',
+    'views',
+    'scale',
+    'slope',
+    'offset',
+    'calibrated_on',
+    'held_out',
+    'held_labels',
+)
 _TAUGHT = ('taught finding', 1)
 
 def _finding_files(f: TaughtFinding) -> dict[str, bytes]:
     "A finding as the content of its files."
     plain = lambda t: t.detach().cpu().contiguous().clone()
-    tensors = dict(support=plain(f.support), labels=plain(f.labels), **{f'fast.{k}': plain(v) for k, v in f.fast.items()})
-    return {'finding.json': _json({k: getattr(f, k) for k in _PLAIN}), 'finding.safetensors': tensors_to_bytes(tensors)}
+    tensors = dict(
+        support=plain(f.support),
+        labels=plain(f.labels),
+        **{f'fast.{k}': plain(v) for k, v in f.fast.items()},
+    )
+    return {
+        'finding.json': _json({k: getattr(f, k) for k in _PLAIN}),
+        'finding.safetensors': tensors_to_bytes(tensors),
+    }
 
 def _finding_from(files: dict[str, bytes], place: str) -> TaughtFinding:
     "The finding that some files hold; raise `BundleError` if they hold none."
     try:
-        told, tensors = json.loads(files['finding.json']), tensors_from_bytes(files['finding.safetensors'])
+        told, tensors = (
+            json.loads(files['finding.json']),
+            tensors_from_bytes(files['finding.safetensors']),
+        )
         fast = {k.removeprefix('fast.'): v for k, v in tensors.items() if k.startswith('fast.')}
-        f = TaughtFinding(support=tensors['support'], labels=tensors['labels'], fast=fast, **{k: told[k] for k in _PLAIN})
-        if not (isinstance(f.name, str) and f.support.ndim == 2 and len(f.support) == len(f.labels)): raise ValueError
+        f = TaughtFinding(
+            support=tensors['support'],
+            labels=tensors['labels'],
+            fast=fast,
+            **{k: told[k] for k in _PLAIN},
+        )
+        if not (
+            isinstance(f.name, str) and f.support.ndim == 2 and len(f.support) == len(f.labels)
+        ):
+            raise ValueError
         return f
-    except Exception: raise BundleError(f'{place} holds no finding that this smlxray can read; teach it again.') from None
+    except Exception:
+        raise BundleError(
+            f'{place} holds no finding that this smlxray can read; teach it again.'
+        ) from None
 
 def finding_slug(name: str) -> str:
     "Turn the name of a finding into the name of a folder."
@@ -241,6 +372,7 @@ TaughtFinding.save, TaughtFinding.load = _save_finding, classmethod(_load_findin
 @dataclass
 class Bundle:
     "A trained network with all that is needed to use it and nothing of a patient."
+
     net: SiameseNet  # in eval mode
     settings: Settings  # of the run, without its paths
     findings: dict[str, TaughtFinding]  # what it can be asked about, by name
@@ -250,11 +382,18 @@ class Bundle:
     id: str = ''  # of the manifest, once saved or loaded
     path: Path | None = None  # where it lies
 
-    def __post_init__(self): self.net.eval(); self.network = network_digest(self.net)
+    def __post_init__(self):
+        self.net.eval()
+        self.network = network_digest(self.net)
+
     @property
-    def device(self) -> torch.device: return self.net.scale.device
+    def device(self) -> torch.device:
+        return self.net.scale.device
+
     @property
-    def version(self) -> str: return f'{self.facts.get("phase", "network")}-{self.network[:8]}'  # names the weights, in predictions
+    def version(self) -> str:
+        return f'{self.facts.get("phase", "network")}-{self.network[:8]}'  # names the weights, in predictions
+
     def __repr__(self):
         s = self.settings
         return f'Bundle({self.version}: {s.siamese.backbone} at {s.data.image_size[0]} x {s.data.image_size[1]}, {len(self.findings)} findings)'
@@ -262,25 +401,41 @@ class Bundle:
 def network_digest(net: nn.Module) -> str:  # 16 hex digits
     "Fingerprint the weights of a network."
     sha = hashlib.sha256()
-    for k, v in sorted(net.state_dict().items()): sha.update(f'{k}{tuple(v.shape)}'.encode()); sha.update(v.detach().cpu().contiguous().numpy().tobytes())
+    for k, v in sorted(net.state_dict().items()):
+        sha.update(f'{k}{tuple(v.shape)}'.encode())
+        sha.update(v.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 
 # %% ../nbs/68_bundle.ipynb #40f2dcb5
 def _as_batch(self, images) -> Tensor:  # (B, 1, H, W) uint8
     "Take one image or many, as arrays, tensors or one batch; raise `BundleError` for another shape or type."
-    if not isinstance(images, Tensor): images = torch.stack([torch.as_tensor(np.asarray(i)) for i in images]) if isinstance(images, (list, tuple)) else torch.as_tensor(np.asarray(images))
+    if not isinstance(images, Tensor):
+        images = (
+            torch.stack([torch.as_tensor(np.asarray(i)) for i in images])
+            if isinstance(images, (list, tuple))
+            else torch.as_tensor(np.asarray(images))
+        )
     x = images.reshape(-1, 1, *images.shape[-2:]) if images.ndim in (2, 3, 4) else images
-    if x.ndim != 4 or x.dtype != torch.uint8 or tuple(x.shape[-2:]) != tuple(self.settings.data.image_size):
+    if (
+        x.ndim != 4
+        or x.dtype != torch.uint8
+        or tuple(x.shape[-2:]) != tuple(self.settings.data.image_size)
+    ):
         h, w = self.settings.data.image_size
-        raise BundleError(f'This network takes uint8 images of {h} x {w} pixels, not {x.dtype} of shape {tuple(images.shape)}; `read` makes them from files.')
+        raise BundleError(
+            f'This network takes uint8 images of {h} x {w} pixels, not {x.dtype} of shape {tuple(images.shape)}; `read` makes them from files.'
+        )
     return x
 
 def _read(self, source) -> Tensor:  # (1, H, W) uint8, or (B, 1, H, W) for a list
     "Read an image file, or a list of them, at the network's size; raises `ImageError` naming the file."
-    if isinstance(source, (list, tuple)): return torch.stack([self.read(s) for s in source])
+    if isinstance(source, (list, tuple)):
+        return torch.stack([self.read(s) for s in source])
     return torch.from_numpy(resize_image(read_image(source), self.settings.data.image_size))[None]
 
-def _look(self, x: Tensor) -> tuple[Tensor, Tensor]:  # features (B, C) and embeddings (B, D) of bytes (B, 1, H, W)
+def _look(
+    self, x: Tensor
+) -> tuple[Tensor, Tensor]:  # features (B, C) and embeddings (B, D) of bytes (B, 1, H, W)
     "Run the network once over a batch."
     features = self.net.features(to_float(x.to(self.device, non_blocking=True)))
     return features, self.net.embed_features(features)
@@ -288,7 +443,9 @@ def _look(self, x: Tensor) -> tuple[Tensor, Tensor]:  # features (B, C) and embe
 @torch.inference_mode()
 def _embed(self, images, batch_size: int = 64) -> Tensor:  # (B, D) float32, on the CPU
     "Embed images as unit vectors."
-    return torch.cat([self._look(part)[1].float().cpu() for part in self._as_batch(images).split(batch_size)])
+    return torch.cat(
+        [self._look(part)[1].float().cpu() for part in self._as_batch(images).split(batch_size)]
+    )
 
 Bundle._as_batch, Bundle.read, Bundle._look, Bundle.embed = _as_batch, _read, _look, _embed
 
@@ -296,9 +453,15 @@ Bundle._as_batch, Bundle.read, Bundle._look, Bundle.embed = _as_batch, _read, _l
 @dataclass
 class _Taught:
     "What adapting to a support gives."
-    support: Tensor; labels: Tensor; scale: float; fast: dict[str, Tensor]
 
-def _support_batch(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:  # floats and labels
+    support: Tensor
+    labels: Tensor
+    scale: float
+    fast: dict[str, Tensor]
+
+def _support_batch(
+    images: Tensor, labels: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:  # floats and labels
     "Normalise a support; with one positive each image gets a second, augmented view."
     x = to_float(images)
     if int(labels.sum()) != 1: return x, labels
@@ -306,29 +469,53 @@ def _support_batch(images: Tensor, labels: Tensor, seed: int) -> tuple[Tensor, T
     return torch.cat([x, views]), torch.cat([labels, labels])
 
 @torch.no_grad()
-def _adapt_to(self, images: Tensor, labels: Tensor, algorithm: str, steps: int, settings: Settings, seed: int = 0) -> _Taught:
+def _adapt_to(
+    self,
+    images: Tensor,
+    labels: Tensor,
+    algorithm: str,
+    steps: int,
+    settings: Settings,
+    seed: int = 0,
+) -> _Taught:
     "Adapt to a support (S, 1, H, W) of bytes, or take it as it is if there are no steps."
     images, labels = images.to(self.device), labels.to(self.device)
-    if not steps: return _Taught(torch.cat([self._look(p)[1] for p in images.split(64)]).cpu(), labels.cpu(), 1., {})
+    if not steps:
+        return _Taught(
+            torch.cat([self._look(p)[1] for p in images.split(64)]).cpu(), labels.cpu(), 1.0, {}
+        )
     model, mode = TaskModel(self.net).eval(), settings.meta.batch_norm
     x, y = _support_batch(images, labels, seed)
     with norm_mode(self.net, mode, x):
         x, _, features = task_inputs(model, x, x[:0], algorithm, mode)
-        fast = adapt(model, lambda call: call(x, y, None, features), steps=steps, lr=inner_rates(model, settings, algorithm), params=model.adaptable(algorithm))
+        fast = adapt(
+            model,
+            lambda call: call(x, y, None, features),
+            steps=steps,
+            lr=inner_rates(model, settings, algorithm),
+            params=model.adaptable(algorithm),
+        )
         own = {**dict(self.net.named_parameters()), **dict(self.net.named_buffers())}
         weights = {k.removeprefix('net.'): v for k, v in {**fast.buffers, **fast}.items()}
         call = use(self.net, weights)
         z = call.embed_features(x) if features else call(x)
-        return _Taught(z.float().cpu(), y.cpu(), float(weights.get('scale', self.net.scale)), {})._with(weights, own if mode == 'frozen' else {})
+        return _Taught(
+            z.float().cpu(), y.cpu(), float(weights.get('scale', self.net.scale)), {}
+        )._with(weights, own if mode == 'frozen' else {})
 
 def _with(self, weights: dict, own: dict) -> _Taught:
     "Keep the weights that changed (all of them if `own` is empty)."
-    self.fast = {k: v.cpu() for k, v in weights.items() if k not in own or not torch.equal(v, own[k])}
+    self.fast = {
+        k: v.cpu() for k, v in weights.items() if k not in own or not torch.equal(v, own[k])
+    }
     return self
+
 _Taught._with = _with
 
 # %% ../nbs/68_bundle.ipynb #aefba3f8
-def _teach(self, name: str,
+def _teach(
+    self,
+    name: str,
     positives,  # images (K, 1, H, W) uint8 with the finding, one a patient
     negatives,  # images without it
     algorithm: str = None,  # maml, fomaml or anil; None: what the network was meta-trained with, else the settings'
@@ -340,54 +527,106 @@ def _teach(self, name: str,
 ) -> TaughtFinding:
     "Teach the network a finding from a handful of images; raises `BundleError` where that cannot be."
     name, settings = str(name).strip(), self.settings.model_copy(deep=True)
-    if lr is not None: settings.meta.inner_lr = lr
+    if lr is not None:
+        settings.meta.inner_lr = lr
     steps = settings.meta.adapt_steps if steps is None else steps
-    phase = self.facts.get('phase'); algorithm = algorithm or (phase if phase in ('maml', 'fomaml', 'anil') else settings.meta.algorithm)
+    phase = self.facts.get('phase')
+    algorithm = algorithm or (
+        phase if phase in ('maml', 'fomaml', 'anil') else settings.meta.algorithm
+    )
     if not name: raise BundleError('A finding needs a name.')
-    if steps and settings.meta.batch_norm == 'transductive': raise BundleError("This network was trained with batch_norm 'transductive', whose answers depend on who else is asked; teach with steps=0, or train with another batch_norm.")
+    if steps and settings.meta.batch_norm == 'transductive':
+        raise BundleError(
+            "This network was trained with batch_norm 'transductive', whose answers depend on who else is asked; teach with steps=0, or train with another batch_norm."
+        )
     parts = [self._as_batch(p) if len(p) else torch.empty(0) for p in (positives, negatives)]
     for part, word in zip(parts, ('with', 'without')):
-        if not len(part): raise BundleError(f'{name!r} has no example {word} it; give at least one X-ray with it and one without.')
-    images, labels = torch.cat(parts), torch.tensor([1.]*len(parts[0]) + [0.]*len(parts[1]))
+        if not len(part):
+            raise BundleError(
+                f'{name!r} has no example {word} it; give at least one X-ray with it and one without.'
+            )
+    images, labels = torch.cat(parts), torch.tensor([1.0] * len(parts[0]) + [0.0] * len(parts[1]))
     made = self._adapt_to(images, labels, algorithm, steps, settings, seed)
-    finding = TaughtFinding(name, made.support, made.labels, self.network, algorithm if steps else 'none', steps, len(made.labels)//len(labels), made.scale, made.fast)
-    finding.held_out, finding.held_labels = self._hold_out(images, labels, algorithm, steps, settings, rounds, seed, progress)
+    finding = TaughtFinding(
+        name,
+        made.support,
+        made.labels,
+        self.network,
+        algorithm if steps else 'none',
+        steps,
+        len(made.labels) // len(labels),
+        made.scale,
+        made.fast,
+    )
+    finding.held_out, finding.held_labels = self._hold_out(
+        images, labels, algorithm, steps, settings, rounds, seed, progress
+    )
     return self._calibrate(finding)
 
 Bundle._adapt_to, Bundle.teach = _adapt_to, _teach
 
 # %% ../nbs/68_bundle.ipynb #0d091f78
-def _embed_at(self, finding: TaughtFinding, x: Tensor, features: Tensor, z: Tensor) -> Tensor:  # (B, D)
+def _embed_at(
+    self, finding: TaughtFinding, x: Tensor, features: Tensor, z: Tensor
+) -> Tensor:  # (B, D)
     "Embed a batch at the weights of a finding."
     if not finding.fast: return z
     call = use(self.net, {k: v.to(self.device) for k, v in finding.fast.items()})
-    return call(to_float(x.to(self.device))) if finding.needs_body else call.embed_features(features)
+    return (
+        call(to_float(x.to(self.device))) if finding.needs_body else call.embed_features(features)
+    )
 
-def _score_batch(self, finding: TaughtFinding, x: Tensor, features: Tensor, z: Tensor) -> Tensor:  # (B,) float32, on the CPU
+def _score_batch(
+    self, finding: TaughtFinding, x: Tensor, features: Tensor, z: Tensor
+) -> Tensor:  # (B,) float32, on the CPU
     "Score a batch that the network has looked at."
-    if finding.network != self.network: raise BundleError(f'{finding.name!r} was taught to another network ({finding.network[:8]}, not {self.network[:8]}); teach it again.')
-    return query_scores(self._embed_at(finding, x, features, z).float().cpu(), finding.support, finding.labels, finding.scale)
+    if finding.network != self.network:
+        raise BundleError(
+            f'{finding.name!r} was taught to another network ({finding.network[:8]}, not {self.network[:8]}); teach it again.'
+        )
+    return query_scores(
+        self._embed_at(finding, x, features, z).float().cpu(),
+        finding.support,
+        finding.labels,
+        finding.scale,
+    )
 
 @torch.no_grad()
 def _scores(self, finding: TaughtFinding, images, batch_size: int = 64) -> np.ndarray:  # (B,)
     "Score images for one finding: the logit before calibration."
-    return torch.cat([self._score_batch(finding, part, *self._look(part)) for part in self._as_batch(images).split(batch_size)]).numpy()
+    return torch.cat(
+        [
+            self._score_batch(finding, part, *self._look(part))
+            for part in self._as_batch(images).split(batch_size)
+        ]
+    ).numpy()
 
-def _hold_out(self, images, labels, algorithm, steps, settings, rounds, seed, progress) -> tuple[list[float], list[int]]:
+def _hold_out(
+    self, images, labels, algorithm, steps, settings, rounds, seed, progress
+) -> tuple[list[float], list[int]]:
     "Leave examples out in turn, adapt to the others, score those left out; nothing where a class has one example only."
     least = int(min(labels.sum(), (1 - labels).sum()))
     if least < 2: return [], []
-    rounds = min(len(labels), max(rounds, 2)); turn = torch.arange(len(labels)) % rounds   # positives come first: no round takes all of a class
+    rounds = min(len(labels), max(rounds, 2))
+    turn = torch.arange(len(labels)) % rounds  # positives come first: no round takes all of a class
     scores = np.zeros(len(labels))
     for k in range(rounds):
         out = turn == k
         made = self._adapt_to(images[~out], labels[~out], algorithm, steps, settings, seed)
-        part = TaughtFinding('held out', made.support, made.labels, self.network, scale=made.scale, fast=made.fast)
+        part = TaughtFinding(
+            'held out', made.support, made.labels, self.network, scale=made.scale, fast=made.fast
+        )
         scores[out] = self.scores(part, images[out])
-        if progress: progress(k + 1, rounds)
+        if progress:
+            progress(k + 1, rounds)
     return [float(s) for s in scores], [int(y) for y in labels]
 
-Bundle._embed_at, Bundle._score_batch, Bundle.scores, Bundle._hold_out = _embed_at, _score_batch, _scores, _hold_out
+Bundle._embed_at, Bundle._score_batch, Bundle.scores, Bundle._hold_out = (
+    _embed_at,
+    _score_batch,
+    _scores,
+    _hold_out,
+)
 
 # %% ../nbs/68_bundle.ipynb #7163f38e
 def _calibrate(self, finding: TaughtFinding) -> TaughtFinding:
@@ -397,9 +636,17 @@ def _calibrate(self, finding: TaughtFinding) -> TaughtFinding:
         finding.calibrated_on = 'its examples, each left out in turn'
         return finding
     known = [f for f in self.findings.values() if f.slope > 0]
-    if known: finding.slope, finding.offset = (float(np.median([getattr(f, k)/(f.scale if k == 'slope' else 1) for f in known])) for k in ('slope', 'offset'))
+    if known:
+        finding.slope, finding.offset = (
+            float(np.median([getattr(f, k) / (f.scale if k == 'slope' else 1) for f in known]))
+            for k in ('slope', 'offset')
+        )
     finding.slope /= finding.scale
-    finding.calibrated_on = 'other findings; it has too few examples of its own' if known else 'nothing; it has too few examples'
+    finding.calibrated_on = (
+        'other findings; it has too few examples of its own'
+        if known
+        else 'nothing; it has too few examples'
+    )
     return finding
 
 Bundle._calibrate = _calibrate
@@ -407,14 +654,16 @@ Bundle._calibrate = _calibrate
 # %% ../nbs/68_bundle.ipynb #6e7813da
 def support_names(finding: TaughtFinding) -> list[str]:  # (S,) such as 'edema+03'
     "Name the support of a finding neutrally: finding, with (+) or without (-), number."
-    count, names = {1.: 0, 0.: 0}, []
-    for y in finding.labels.tolist(): count[y] += 1; names.append(f'{finding_slug(finding.name)}{"+" if y else "-"}{count[y]:02d}')
+    count, names = {1.0: 0, 0.0: 0}, []
+    for y in finding.labels.tolist():
+        count[y] += 1
+        names.append(f'{finding_slug(finding.name)}{"+" if y else "-"}{count[y]:02d}')
     return names
 
 def _nearest(self, z: Tensor) -> tuple[list[str], np.ndarray]:
     "Name the most similar support of all findings that use the network as it is, and its similarity."
     plain = [f for f in self.findings.values() if not f.fast]
-    if not plain: return ['']*len(z), np.full(len(z), np.nan)
+    if not plain: return [''] * len(z), np.full(len(z), np.nan)
     best, at = cosine_similarity(z, torch.cat([f.support for f in plain])).max(1)
     names = [n for f in plain for n in support_names(f)]
     return [names[i] for i in at.tolist()], best.numpy()
@@ -422,79 +671,130 @@ def _nearest(self, z: Tensor) -> tuple[list[str], np.ndarray]:
 def _unusual(self, features: Tensor) -> np.ndarray:  # (B,)
     "Say how far features lie from training: 1 is the distance that 99 % of validation patients keep."
     if 'train.mean' not in self.tensors: return np.full(len(features), np.nan)
-    away = (features.double().cpu() - self.tensors['train.mean'].double()) @ self.tensors['train.whitener'].double()
-    return (away.norm(dim=1)/self.tensors['train.far'].double()).numpy()
+    away = (features.double().cpu() - self.tensors['train.mean'].double()) @ self.tensors[
+        'train.whitener'
+    ].double()
+    return (away.norm(dim=1) / self.tensors['train.far'].double()).numpy()
 
 Bundle.nearest, Bundle._unusual = _nearest, _unusual
 
 # %% ../nbs/68_bundle.ipynb #5c3ac31e
 @torch.no_grad()
-def _predict(self, images,
-    prevalence: float | dict[str, float] = None,  # assumed share of X-rays with a finding, one for all or by finding; None: as the settings say
+def _predict(
+    self,
+    images,
+    prevalence: float
+    | dict[
+        str, float
+    ] = None,  # assumed share of X-rays with a finding, one for all or by finding; None: as the settings say
     batch_size: int = 64,
-) -> pd.DataFrame:  # a row an image: a probability a finding, then nearest, nearest_similarity, unusual
+) -> (
+    pd.DataFrame
+):  # a row an image: a probability a finding, then nearest, nearest_similarity, unusual
     "Answer everything about some images."
     given = prevalence if isinstance(prevalence, dict) else dict.fromkeys(self.findings, prevalence)
     for f in given:
-        if f not in self.findings: raise BundleError(f'There is no finding {f!r} in this bundle to give a prevalence for; it has {", ".join(self.findings)}.')
+        if f not in self.findings:
+            raise BundleError(
+                f'There is no finding {f!r} in this bundle to give a prevalence for; it has {", ".join(self.findings)}.'
+            )
     rows = []
     for x in self._as_batch(images).split(batch_size):
-        features, z = self._look(x); z = z.float()
-        row = {f.name: probability(self._score_batch(f, x, features, z), f.slope, f.offset, given.get(f.name) or self.settings.evaluation.prevalence) for f in self.findings.values()}
+        features, z = self._look(x)
+        z = z.float()
+        row = {
+            f.name: probability(
+                self._score_batch(f, x, features, z),
+                f.slope,
+                f.offset,
+                given.get(f.name) or self.settings.evaluation.prevalence,
+            )
+            for f in self.findings.values()
+        }
         row['nearest'], row['nearest_similarity'] = self.nearest(z.cpu())
         rows.append(pd.DataFrame(dict(row, unusual=self._unusual(features))))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=[*self.findings, 'nearest', 'nearest_similarity', 'unusual'])
+    return (
+        pd.concat(rows, ignore_index=True)
+        if rows
+        else pd.DataFrame(columns=[*self.findings, 'nearest', 'nearest_similarity', 'unusual'])
+    )
 
 Bundle.predict = _predict
 
 # %% ../nbs/68_bundle.ipynb #0c9eb3f8
 def spatial_features(
     net: SiameseNet,  # in eval mode
-    x: Tensor,  # (B, 1, H, W) normalised floats
-    cells: int = 4,  # at least so many places along each side
+    x: Tensor,        # (B, 1, H, W) normalised floats
+    cells: int = 4,   # at least so many places along each side
 ) -> Tensor:  # (B, C, h, w): the deepest feature map of the backbone that has as many places
     "Look at the backbone before it averages over the picture."
     maps = []
-    keep = lambda module, inputs, out: maps.append(out) if isinstance(out, Tensor) and out.ndim == 4 and min(out.shape[-2:]) >= cells else None
+    keep = lambda module, inputs, out: (
+        maps.append(out)
+        if isinstance(out, Tensor) and out.ndim == 4 and min(out.shape[-2:]) >= cells
+        else None
+    )
     hooks = [m.register_forward_hook(keep) for m in net.backbone.modules()]
-    try: net.features(x)
+    try:
+        net.features(x)
     finally:
-        for h in hooks: h.remove()
-    if not maps: raise BundleError(f'The network sees {tuple(x.shape[-2:])} pixels in fewer than {cells} x {cells} places, too few for a map.')
+        for h in hooks:
+            h.remove()
+    if not maps:
+        raise BundleError(
+            f'The network sees {tuple(x.shape[-2:])} pixels in fewer than {cells} x {cells} places, too few for a map.'
+        )
     return maps[-1]
 
 def similarity_map(
     a: Tensor,  # (C, h, w) feature map of one X-ray
     b: Tensor,  # (C, h, w) of the other
-) -> tuple[Tensor, Tensor]:  # (h, w) each: what every place of a, and of b, contributes; both have the cosine of the mean features as their mean
+) -> tuple[
+    Tensor, Tensor
+]:  # (h, w) each: what every place of a, and of b, contributes; both have the cosine of the mean features as their mean
     "Divide the similarity of two X-rays among the places of either."
     mean_a, mean_b = a.mean((1, 2)), b.mean((1, 2))
-    size = (mean_a.norm()*mean_b.norm()).clamp(min=1e-12)
-    return torch.einsum('chw,c->hw', a, mean_b)/size, torch.einsum('chw,c->hw', b, mean_a)/size
+    size = (mean_a.norm() * mean_b.norm()).clamp(min=1e-12)
+    return torch.einsum('chw,c->hw', a, mean_b) / size, torch.einsum('chw,c->hw', b, mean_a) / size
 
 # %% ../nbs/68_bundle.ipynb #ddda0e7e
 @dataclass
 class Comparison:
     "What two X-rays have in common."
+
     distance: float  # of the unit vectors, from 0 to 2
     similarity: float  # cosine
     percentile_same: float  # share of pairs that share a finding and are less similar, in percent
     percentile_different: float  # the same among pairs that share none
     maps: tuple[np.ndarray, np.ndarray]  # (h, w) each: where they agree
-    def summary(self) -> dict: return {k: getattr(self, k) for k in ('distance', 'similarity', 'percentile_same', 'percentile_different')}
+
+    def summary(self) -> dict:
+        return {
+            k: getattr(self, k)
+            for k in ('distance', 'similarity', 'percentile_same', 'percentile_different')
+        }
 
 def percentile(value: float, quantiles: Tensor) -> float:  # from 0 to 100
     "Place a value among stored quantiles (evenly spaced, smallest first)."
     q = quantiles.double().numpy()
-    return float(100*np.interp(value, q, np.linspace(0, 1, len(q)))) if len(q) else float('nan')
+    return float(100 * np.interp(value, q, np.linspace(0, 1, len(q)))) if len(q) else float('nan')
 
 @torch.no_grad()
 def _compare(self, a, b, cells: int = 4) -> Comparison:
     "Compare two images (1, H, W) uint8."
-    x = torch.cat([self._as_batch(a), self._as_batch(b)]); z = self._look(x)[1].float().cpu()
+    x = torch.cat([self._as_batch(a), self._as_batch(b)])
+    z = self._look(x)[1].float().cpu()
     places = spatial_features(self.net, to_float(x.to(self.device)), cells).float().cpu()
     s, maps = float(cosine_similarity(z)[0, 1]), similarity_map(*places)
-    return Comparison(float(pairwise_distance(z[:1], z[1:])), s, *(percentile(s, self.tensors.get(f'pairs.{k}', torch.empty(0))) for k in ('same', 'different')), tuple(m.numpy() for m in maps))
+    return Comparison(
+        float(pairwise_distance(z[:1], z[1:])),
+        s,
+        *(
+            percentile(s, self.tensors.get(f'pairs.{k}', torch.empty(0)))
+            for k in ('same', 'different')
+        ),
+        tuple(m.numpy() for m in maps),
+    )
 
 Bundle.compare = _compare
 
@@ -502,98 +802,187 @@ Bundle.compare = _compare
 def plot_comparison(pair: Comparison, a, b, path: Path = None):
     "Draw two X-rays and where they agree: bright places make them similar."
     import matplotlib.pyplot as plt
+
     fig, axes = plt.subplots(1, 2, figsize=(6, 3.2))
-    top = max(float(m.max()) for m in pair.maps); low = min(0., *(float(m.min()) for m in pair.maps))
+    top = max(float(m.max()) for m in pair.maps)
+    low = min(0.0, *(float(m.min()) for m in pair.maps))
     for ax, image, places in zip(axes, (a, b), pair.maps):
-        grey = np.asarray(image).squeeze(); extent = (0, grey.shape[1], grey.shape[0], 0)
-        ax.imshow(grey, cmap='gray', extent=extent); ax.axis('off')
-        ax.imshow(places, cmap='inferno', vmin=low, vmax=top, alpha=.45, extent=extent, interpolation='bilinear')
-    fig.suptitle(f'similarity {pair.similarity:.3f}, distance {pair.distance:.3f}\nabove {pair.percentile_same:.0f} % of pairs that share a finding, {pair.percentile_different:.0f} % of pairs that do not', fontsize=9)
+        grey = np.asarray(image).squeeze()
+        extent = (0, grey.shape[1], grey.shape[0], 0)
+        ax.imshow(grey, cmap='gray', extent=extent)
+        ax.axis('off')
+        ax.imshow(
+            places,
+            cmap='inferno',
+            vmin=low,
+            vmax=top,
+            alpha=0.45,
+            extent=extent,
+            interpolation='bilinear',
+        )
+    fig.suptitle(
+        f'similarity {pair.similarity:.3f}, distance {pair.distance:.3f}\nabove {pair.percentile_same:.0f} % of pairs that share a finding, {pair.percentile_different:.0f} % of pairs that do not',
+        fontsize=9,
+    )
     fig.tight_layout()
-    if path: fig.savefig(path, dpi=150); plt.close(fig)
+    if path:
+        fig.savefig(path, dpi=150)
+        plt.close(fig)
     return fig
 
 # %% ../nbs/68_bundle.ipynb #dae268a7
 @torch.no_grad()
-def _features_of(lab: Lab, net: SiameseNet, rows: np.ndarray, batch_size: int = 128) -> tuple[Tensor, Tensor]:  # (N, C) and (N, D), on the CPU
+def _features_of(
+    lab: Lab, net: SiameseNet, rows: np.ndarray, batch_size: int = 128
+) -> tuple[Tensor, Tensor]:  # (N, C) and (N, D), on the CPU
     "Run the network over rows of the table."
-    out = [(f := net.features(rows_to_batch(lab, rows[i:i + batch_size])), net.embed_features(f)) for i in range(0, len(rows), batch_size)]
+    out = [
+        (f := net.features(rows_to_batch(lab, rows[i : i + batch_size])), net.embed_features(f))
+        for i in range(0, len(rows), batch_size)
+    ]
     return tuple(torch.cat(part).float().cpu() for part in zip(*out))
 
 def _neighbourhood(train: Tensor, valid: Tensor) -> dict[str, Tensor]:
     "Describe where training features lie, and how far out validation patients get."
-    x = train.double().numpy(); covariance, _ = ledoit_wolf(x)
-    covariance += 1e-6*max(np.trace(covariance)/len(covariance), 1e-12)*np.eye(len(covariance))
+    x = train.double().numpy()
+    covariance, _ = ledoit_wolf(x)
+    covariance += (
+        1e-6 * max(np.trace(covariance) / len(covariance), 1e-12) * np.eye(len(covariance))
+    )
     whitener = np.linalg.cholesky(np.linalg.inv(covariance))
     distance = np.linalg.norm((valid.double().numpy() - x.mean(0)) @ whitener, axis=1)
-    return {'train.mean': torch.from_numpy(x.mean(0)).float(), 'train.whitener': torch.from_numpy(whitener).float(), 'train.far': torch.tensor(np.quantile(distance, .99)).float()}
+    return {
+        'train.mean': torch.from_numpy(x.mean(0)).float(),
+        'train.whitener': torch.from_numpy(whitener).float(),
+        'train.far': torch.tensor(np.quantile(distance, 0.99)).float(),
+    }
 
 def _pair_quantiles(lab: Lab, net: SiameseNet, most: int = 1500) -> dict[str, Tensor]:
     "Keep 1,001 quantiles of the similarity of validation pairs, alike and different."
     rows = lab.valid[:most]
-    s, same = pair_similarities(lab, net, rows, lab.findings.base) if len(rows) > 1 else (np.zeros(0), np.zeros(0, bool))
-    return {f'pairs.{k}': torch.from_numpy(np.quantile(s[m], np.linspace(0, 1, 1001))).float() if m.any() else torch.empty(0) for k, m in (('same', same), ('different', ~same))}
+    s, same = (
+        pair_similarities(lab, net, rows, lab.findings.base)
+        if len(rows) > 1
+        else (np.zeros(0), np.zeros(0, bool))
+    )
+    return {
+        f'pairs.{k}': torch.from_numpy(np.quantile(s[m], np.linspace(0, 1, 1001))).float()
+        if m.any()
+        else torch.empty(0)
+        for k, m in (('same', same), ('different', ~same))
+    }
 
 # %% ../nbs/68_bundle.ipynb #7afd26e9
-def _support_rows(lab: Lab, finding: str, most: int) -> np.ndarray | None:  # (2K,) rows, positives first
+def _support_rows(
+    lab: Lab, finding: str, most: int
+) -> np.ndarray | None:  # (2K,) rows, positives first
     "Draw the support of a finding from training patients; None if there are too few."
     d, rows = lab.settings.data, lab.patients.train
-    draw = lambda k: EpisodeSampler(lab.table, rows, finding, k, 1, match_on=d.match_on, negatives=d.negatives, seed=lab.settings.training.seed)
-    try: return draw(min(most, draw(1).counts()['usable'] - 1)).episode(0).support
-    except SmlxrayError: return None
+    draw = lambda k: EpisodeSampler(
+        lab.table,
+        rows,
+        finding,
+        k,
+        1,
+        match_on=d.match_on,
+        negatives=d.negatives,
+        seed=lab.settings.training.seed,
+    )
+    try:
+        return draw(min(most, draw(1).counts()['usable'] - 1)).episode(0).support
+    except SmlxrayError:
+        return None
 
-def _network_finding(lab: Lab, bundle: Bundle, finding: str, rows: np.ndarray, known: tuple[Tensor, Tensor]) -> TaughtFinding:
+def _network_finding(
+    lab: Lab, bundle: Bundle, finding: str, rows: np.ndarray, known: tuple[Tensor, Tensor]
+) -> TaughtFinding:
     "Make a finding from the table: support embeddings, calibrated on validation patients if there are five of each kind."
-    labels = torch.tensor([1.]*(len(rows)//2) + [0.]*(len(rows)//2))
+    labels = torch.tensor([1.0] * (len(rows) // 2) + [0.0] * (len(rows) // 2))
     f = TaughtFinding(finding, _features_of(lab, bundle.net, rows)[1], labels, bundle.network)
     valid, z = lab.patients.valid, known[1]
     yes, no = lab.table.positive(finding)[valid], clean_negatives(lab.table, finding)[valid]
     if min(yes.sum(), no.sum()) < 5:
         turns = [i != torch.arange(len(rows)) for i in range(len(rows))] if len(rows) > 2 else []
-        f.held_out, f.held_labels = [float(query_scores(f.support[~m], f.support[m], labels[m])) for m in turns], [int(y) for y in labels[:len(turns)]]
+        f.held_out, f.held_labels = (
+            [float(query_scores(f.support[~m], f.support[m], labels[m])) for m in turns],
+            [int(y) for y in labels[: len(turns)]],
+        )
         return bundle._calibrate(f)
-    f.held_out = query_scores(torch.cat([z[yes], z[no]]), f.support, f.labels).tolist(); f.held_labels = [1]*int(yes.sum()) + [0]*int(no.sum())
+    f.held_out = query_scores(torch.cat([z[yes], z[no]]), f.support, f.labels).tolist()
+    f.held_labels = [1] * int(yes.sum()) + [0] * int(no.sum())
     f.slope, f.offset = fit_calibration(f.held_out, f.held_labels)
-    f.calibrated_on = f'validation patients: {int(yes.sum())} X-rays with it, {int(no.sum())} certainly without'
+    f.calibrated_on = (
+        f'validation patients: {int(yes.sum())} X-rays with it, {int(no.sum())} certainly without'
+    )
     return f
 
 # %% ../nbs/68_bundle.ipynb #e84217ef
 def split_hashes(lab: Lab) -> dict[str, dict]:
     "Fingerprint the patients of each side of the split."
     name = lambda rows: sorted(set(lab.table.frame['patient'].iloc[rows].astype(str)))
-    return {side: dict(patients=len(who := name(rows)), sha256=hashlib.sha256('\n'.join(who).encode()).hexdigest()) for side, rows in lab.patients._asdict().items()}
+    return {
+        side: dict(
+            patients=len(who := name(rows)),
+            sha256=hashlib.sha256('\n'.join(who).encode()).hexdigest(),
+        )
+        for side, rows in lab.patients._asdict().items()
+    }
 
 _PATHS = ('dataset_path', 'cache_path', 'runs_path')
 
 def public_settings(settings: Settings) -> dict:
     "The settings without the paths of a machine; a column mapping keeps its file name only."
-    kept = {s: {k: v for k, v in keys.items() if k not in _PATHS} for s, keys in settings.model_dump(mode='json').items()}
+    kept = {
+        s: {k: v for k, v in keys.items() if k not in _PATHS}
+        for s, keys in settings.model_dump(mode='json').items()
+    }
     kept['data']['dataset'] = Path(kept['data']['dataset']).name
     return kept
 
 # %% ../nbs/68_bundle.ipynb #cc238340
 def make_bundle(
-    lab: Lab,  # the lab that the network was trained in
-    net: SiameseNet,  # trained
-    phase: str = 'siamese',  # what it was trained by: siamese, maml, fomaml, anil
+    lab: Lab,                      # the lab that the network was trained in
+    net: SiameseNet,               # trained
+    phase: str = 'siamese',        # what it was trained by: siamese, maml, fomaml, anil
     metrics: Sequence[dict] = (),  # rows of `results.json`; those of this phase are kept
-    supports: int = 32,  # support patients a class and finding, at most
-    most: int = 4000,  # training X-rays behind the statistics, at most
+    supports: int = 32,            # support patients a class and finding, at most
+    most: int = 4000,              # training X-rays behind the statistics, at most
 ) -> Bundle:
     "Turn a trained network into a bundle."
     s, f, pick = lab.settings, lab.findings, np.random.default_rng(0)
-    train = np.sort(pick.permutation(lab.train)[:most]); known = _features_of(lab, net, lab.patients.valid)
+    train = np.sort(pick.permutation(lab.train)[:most])
+    known = _features_of(lab, net, lab.patients.valid)
     tensors = _neighbourhood(_features_of(lab, net, train)[0], known[0]) | _pair_quantiles(lab, net)
-    facts = dict(phase=phase, smlxray=__version__, base=list(f.base), novel=list(f.novel), split=split_hashes(lab),
-                 data=dict(name=lab.table.name, rows=len(lab.table), patients=int(len(np.unique(lab.table.patients))), digest=table_digest(lab.table)),
-                 labels=dict(uncertain=s.data.uncertain, blanks=s.data.blanks, negatives=s.data.negatives, matched_on=list(s.data.match_on)))
+    facts = dict(
+        phase=phase,
+        smlxray=__version__,
+        base=list(f.base),
+        novel=list(f.novel),
+        split=split_hashes(lab),
+        data=dict(
+            name=lab.table.name,
+            rows=len(lab.table),
+            patients=int(len(np.unique(lab.table.patients))),
+            digest=table_digest(lab.table),
+        ),
+        labels=dict(
+            uncertain=s.data.uncertain,
+            blanks=s.data.blanks,
+            negatives=s.data.negatives,
+            matched_on=list(s.data.match_on),
+        ),
+    )
     mine = [r for r in metrics if str(r.get('method', '')).split(',')[0] == phase]
     settings = Settings(**public_settings(s))
-    bundle = Bundle(SiameseNet.from_config(net.to_config()).to(lab.device), settings, {}, tensors, facts, mine)
-    bundle.net.load_state_dict(net.state_dict()); bundle.__post_init__()
+    bundle = Bundle(
+        SiameseNet.from_config(net.to_config()).to(lab.device), settings, {}, tensors, facts, mine
+    )
+    bundle.net.load_state_dict(net.state_dict())
+    bundle.__post_init__()
     for name in (*f.base, *f.novel):
         rows = _support_rows(lab, name, supports)
-        if rows is not None: bundle.findings[name] = _network_finding(lab, bundle, name, rows, known)
+        if rows is not None:
+            bundle.findings[name] = _network_finding(lab, bundle, name, rows, known)
     return bundle
 
 # %% ../nbs/68_bundle.ipynb #abc5252f
@@ -604,30 +993,74 @@ def bundle_of_run(
     "Make the bundle of a run from its checkpoint and its results; raise `SmlxrayError` if it was not trained."
     algorithm = lab.settings.meta.algorithm
     phase = phase or (algorithm if checkpoint_path(lab, algorithm).exists() else 'siamese')
-    net, results = load_checkpoint(checkpoint_path(lab, phase), lab.device)[0], lab.folder/'results.json'
-    return make_bundle(lab, net, phase, json.loads(results.read_text())['rows'] if results.exists() else ())
+    net, results = (
+        load_checkpoint(checkpoint_path(lab, phase), lab.device)[0],
+        lab.folder / 'results.json',
+    )
+    return make_bundle(
+        lab, net, phase, json.loads(results.read_text())['rows'] if results.exists() else ()
+    )
 
 # %% ../nbs/68_bundle.ipynb #732a3c6a
 def model_card(bundle: Bundle) -> str:
     "Describe a bundle for people, in Markdown."
     s, f, d = bundle.settings, bundle.facts, bundle.facts['data']
-    lines = [f'# {bundle.version}', '', f'A {s.siamese.backbone} that embeds chest X-rays ({s.data.image_size[0]} x {s.data.image_size[1]} pixels, grey) in {s.siamese.embedding_dim} dimensions; trained by `{f["phase"]}`, smlxray {f["smlxray"]}.',
-             '', 'Research software: not a medical device, and nothing it says is a diagnosis.', '', '## Data', '',
-             f'- {d["name"]}: {d["rows"]:,} X-rays of {d["patients"]:,} patients (table {d["digest"]}).',
-             f'- Labels: uncertain as `{f["labels"]["uncertain"]}`, blank as `{f["labels"]["blanks"]}`; negatives of a task: {f["labels"]["negatives"]}, matched on {", ".join(f["labels"]["matched_on"]) or "nothing"}.',
-             f'- Trained on: {", ".join(f["base"])}.', f'- Never trained on: {", ".join(f["novel"]) or "none"}.',
-             *(f'- {side}: {x["patients"]:,} patients, sha256 {x["sha256"][:16]}...' for side, x in f['split'].items())]
-    lines += ['', '## What it can be asked', '', '| finding | examples with, without | held-out AUC | guessing (95 %) | calibrated on |', '|---|---|---|---|---|']
+    lines = [
+        f'# {bundle.version}',
+        '',
+        f'A {s.siamese.backbone} that embeds chest X-rays ({s.data.image_size[0]} x {s.data.image_size[1]} pixels, grey) in {s.siamese.embedding_dim} dimensions; trained by `{f["phase"]}`, smlxray {f["smlxray"]}.',
+        '',
+        'Research software: not a medical device, and nothing it says is a diagnosis.',
+        '',
+        '## Data',
+        '',
+        f'- {d["name"]}: {d["rows"]:,} X-rays of {d["patients"]:,} patients (table {d["digest"]}).',
+        f'- Labels: uncertain as `{f["labels"]["uncertain"]}`, blank as `{f["labels"]["blanks"]}`; negatives of a task: {f["labels"]["negatives"]}, matched on {", ".join(f["labels"]["matched_on"]) or "nothing"}.',
+        f'- Trained on: {", ".join(f["base"])}.',
+        f'- Never trained on: {", ".join(f["novel"]) or "none"}.',
+        *(
+            f'- {side}: {x["patients"]:,} patients, sha256 {x["sha256"][:16]}...'
+            for side, x in f['split'].items()
+        ),
+    ]
+    lines += [
+        '',
+        '## What it can be asked',
+        '',
+        '| finding | examples with, without | held-out AUC | guessing (95 %) | calibrated on |',
+        '|---|---|---|---|---|',
+    ]
     number = lambda x: 'not known' if x is None else f'{x:.2f}'
     for name, g in bundle.findings.items():
         t = g.trust
-        lines.append(f'| {name} | {g.examples[0]}, {g.examples[1]} | {number(t["auc"])} | {number(t["guessing_low"])} to {number(t["guessing_high"])} | {g.calibrated_on} |')
-    lines += ['', f'Probabilities assume that a share of {s.evaluation.prevalence:g} of X-rays has the finding, unless another prevalence is given.', '', '## Measured on test patients', '']
-    if not bundle.metrics: lines.append('Not measured: the run had no results when this bundle was made.')
+        lines.append(
+            f'| {name} | {g.examples[0]}, {g.examples[1]} | {number(t["auc"])} | {number(t["guessing_low"])} to {number(t["guessing_high"])} | {g.calibrated_on} |'
+        )
+    lines += [
+        '',
+        f'Probabilities assume that a share of {s.evaluation.prevalence:g} of X-rays has the finding, unless another prevalence is given.',
+        '',
+        '## Measured on test patients',
+        '',
+    ]
+    if not bundle.metrics:
+        lines.append('Not measured: the run had no results when this bundle was made.')
     else:
-        lines += ['| method | finding | shots | AUC [95 % interval] | episodes | patients |', '|---|---|---|---|---|---|']
-        lines += [f'| {r["method"]} | {r["finding"]} | {r["shots"]} | {r["auc"]:.3f} [{r["auc_low"]:.3f}, {r["auc_high"]:.3f}] | {r["episodes"]} | {r["patients"]} |' for r in bundle.metrics]
-    lines += ['', '## What is in it', '', 'Weights, settings, embeddings of support X-rays, statistics of training features, and this card. No image, no file name, no patient id. Embeddings are derived from X-rays, though: hand them on as you would hand on the weights.', '']
+        lines += [
+            '| method | finding | shots | AUC [95 % interval] | episodes | patients |',
+            '|---|---|---|---|---|---|',
+        ]
+        lines += [
+            f'| {r["method"]} | {r["finding"]} | {r["shots"]} | {r["auc"]:.3f} [{r["auc_low"]:.3f}, {r["auc_high"]:.3f}] | {r["episodes"]} | {r["patients"]} |'
+            for r in bundle.metrics
+        ]
+    lines += [
+        '',
+        '## What is in it',
+        '',
+        'Weights, settings, embeddings of support X-rays, statistics of training features, and this card. No image, no file name, no patient id. Embeddings are derived from X-rays, though: hand them on as you would hand on the weights.',
+        '',
+    ]
     return '\n'.join(lines)
 
 # %% ../nbs/68_bundle.ipynb #63e139f0
@@ -635,11 +1068,29 @@ _BUNDLE = ('bundle', 1)
 
 def _bundle_files(b: Bundle) -> dict[str, bytes]:
     "A bundle as the content of its files."
-    plain = lambda ts: tensors_to_bytes({k: v.detach().cpu().contiguous().clone() for k, v in ts.items()})
-    told = dict(net=b.net.to_config(), network=b.network, settings=public_settings(b.settings), facts=b.facts, findings=[finding_slug(n) for n in b.findings])
-    if len(set(told['findings'])) < len(told['findings']): raise BundleError('Two findings of this bundle would share a folder, for their names differ in signs only; rename one.')
-    files = {'bundle.json': _json(told), 'weights.safetensors': plain(b.net.state_dict()), 'statistics.safetensors': plain(b.tensors), 'metrics.json': _json(b.metrics), 'card.md': model_card(b).encode()}
-    for slug, f in zip(told['findings'], b.findings.values()): files |= {f'findings/{slug}/{k}': v for k, v in _finding_files(f).items()}
+    plain = lambda ts: tensors_to_bytes(
+        {k: v.detach().cpu().contiguous().clone() for k, v in ts.items()}
+    )
+    told = dict(
+        net=b.net.to_config(),
+        network=b.network,
+        settings=public_settings(b.settings),
+        facts=b.facts,
+        findings=[finding_slug(n) for n in b.findings],
+    )
+    if len(set(told['findings'])) < len(told['findings']):
+        raise BundleError(
+            'Two findings of this bundle would share a folder, for their names differ in signs only; rename one.'
+        )
+    files = {
+        'bundle.json': _json(told),
+        'weights.safetensors': plain(b.net.state_dict()),
+        'statistics.safetensors': plain(b.tensors),
+        'metrics.json': _json(b.metrics),
+        'card.md': model_card(b).encode(),
+    }
+    for slug, f in zip(told['findings'], b.findings.values()):
+        files |= {f'findings/{slug}/{k}': v for k, v in _finding_files(f).items()}
     return files
 
 def _save_bundle(self, folder: str | Path) -> Path:
@@ -649,16 +1100,43 @@ def _save_bundle(self, folder: str | Path) -> Path:
 
 def _load_bundle(cls, folder: str | Path, device='cpu') -> Bundle:
     "Read a bundle, every file verified; raise `BundleError` in one sentence where anything is wrong."
-    folder = Path(folder); files, id = read_folder(folder, *_BUNDLE)
+    folder = Path(folder)
+    files, id = read_folder(folder, *_BUNDLE)
     try:
         told = json.loads(files['bundle.json'])
-        net = SiameseNet.from_config(told['net']); net.load_state_dict(tensors_from_bytes(files['weights.safetensors']))
-        parts = {slug: {k.rsplit('/', 1)[1]: v for k, v in files.items() if k.startswith(f'findings/{slug}/')} for slug in told['findings']}
-        findings = [_finding_from(part, f'{folder.name}/findings/{slug}') for slug, part in parts.items()]
-        b = cls(net.to(device), Settings(**told['settings']), {f.name: f for f in findings}, tensors_from_bytes(files['statistics.safetensors']), told['facts'], json.loads(files['metrics.json']), id, folder)
-    except SmlxrayError: raise
-    except Exception as e: raise BundleError(f'{folder.name} is complete, but nothing that this smlxray can read ({type(e).__name__}).') from None
-    if b.network != told['network']: raise BundleError(f'The weights in {folder.name} are not those that its findings were made with.')
+        net = SiameseNet.from_config(told['net'])
+        net.load_state_dict(tensors_from_bytes(files['weights.safetensors']))
+        parts = {
+            slug: {
+                k.rsplit('/', 1)[1]: v
+                for k, v in files.items()
+                if k.startswith(f'findings/{slug}/')
+            }
+            for slug in told['findings']
+        }
+        findings = [
+            _finding_from(part, f'{folder.name}/findings/{slug}') for slug, part in parts.items()
+        ]
+        b = cls(
+            net.to(device),
+            Settings(**told['settings']),
+            {f.name: f for f in findings},
+            tensors_from_bytes(files['statistics.safetensors']),
+            told['facts'],
+            json.loads(files['metrics.json']),
+            id,
+            folder,
+        )
+    except SmlxrayError:
+        raise
+    except Exception as e:
+        raise BundleError(
+            f'{folder.name} is complete, but nothing that this smlxray can read ({type(e).__name__}).'
+        ) from None
+    if b.network != told['network']:
+        raise BundleError(
+            f'The weights in {folder.name} are not those that its findings were made with.'
+        )
     return b
 
 Bundle.save, Bundle.load = _save_bundle, classmethod(_load_bundle)
@@ -668,77 +1146,143 @@ IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.dcm', '.dicom')
 
 def image_files(
     folder: str | Path,  # searched with all folders below it; or one image file
-) -> list[Path]:  # sorted; files named like images, and those without an ending (DICOM often has none)
+) -> list[
+    Path
+]:  # sorted; files named like images, and those without an ending (DICOM often has none)
     "List the images of a folder; raise `BundleError` if there is none."
     folder = Path(folder)
     if folder.is_file(): return [folder]
     if not folder.is_dir(): raise BundleError(f'There is no folder or file {folder}.')
-    found = sorted(p for p in folder.rglob('*') if p.suffix.lower() in (*IMAGE_ENDINGS, '') and not p.name.startswith('.') and p.name != 'DICOMDIR' and p.is_file())
+    found = sorted(
+        p
+        for p in folder.rglob('*')
+        if p.suffix.lower() in (*IMAGE_ENDINGS, '')
+        and not p.name.startswith('.')
+        and p.name != 'DICOMDIR'
+        and p.is_file()
+    )
     if not found: raise BundleError(f'There is no JPEG, PNG or DICOM file in {folder}.')
     return found
 
 def decode_ahead(
-    read: Callable,  # path -> image; may raise `ImageError`
+    read: Callable,   # path -> image; may raise `ImageError`
     paths: Iterable,  # many
     batch_size: int = 64,
     workers: int = 0,  # threads that decode; 0: one a core
 ) -> Iterator[list]:  # lists of (path, image or the error in words), in order
     "Decode files in threads, at most two batches ahead of whoever consumes them."
+
     def attempt(path):
-        try: return path, read(path)
-        except ImageError as e: return path, str(e)
+        try:
+            return path, read(path)
+        except ImageError as e:
+            return path, str(e)
+
     paths, waiting = iter(paths), deque()
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         try:
-            waiting.extend(pool.submit(attempt, p) for p in islice(paths, 2*batch_size))
+            waiting.extend(pool.submit(attempt, p) for p in islice(paths, 2 * batch_size))
             while waiting:
                 batch = [waiting.popleft().result() for _ in range(min(batch_size, len(waiting)))]
                 waiting.extend(pool.submit(attempt, p) for p in islice(paths, batch_size))
                 yield batch
         finally:
-            for w in waiting: w.cancel()
+            for w in waiting:
+                w.cancel()
 
 # %% ../nbs/68_bundle.ipynb #2371f12e
 def predict_files(
     bundle: Bundle,
-    paths: Iterable,  # image files
+    paths: Iterable,                              # image files
     prevalence: float | dict[str, float] = None,  # as in `Bundle.predict`
     batch_size: int = 64,
     workers: int = 0,  # threads that decode; 0: one a core
-) -> Iterator[pd.DataFrame]:  # a table a batch: file, error, probabilities, nearest, nearest_similarity, unusual, model
+) -> Iterator[
+    pd.DataFrame
+]:  # a table a batch: file, error, probabilities, nearest, nearest_similarity, unusual, model
     "Predict image files batch by batch; an unreadable file is a row with an error."
-    columns = ['file', 'error', *bundle.findings, 'nearest', 'nearest_similarity', 'unusual', 'model']
+    columns = [
+        'file',
+        'error',
+        *bundle.findings,
+        'nearest',
+        'nearest_similarity',
+        'unusual',
+        'model',
+    ]
     for batch in decode_ahead(bundle.read, paths, batch_size, workers):
         good = [k for k, (_, image) in enumerate(batch) if isinstance(image, Tensor)]
-        table = pd.DataFrame(dict(file=[str(p) for p, _ in batch], error=[x if isinstance(x, str) else '' for _, x in batch], model=bundle.version))
-        if good: table = table.join(bundle.predict(torch.stack([batch[k][1] for k in good]), prevalence, batch_size).set_index(pd.Index(good)))
+        table = pd.DataFrame(
+            dict(
+                file=[str(p) for p, _ in batch],
+                error=[x if isinstance(x, str) else '' for _, x in batch],
+                model=bundle.version,
+            )
+        )
+        if good:
+            table = table.join(
+                bundle.predict(
+                    torch.stack([batch[k][1] for k in good]), prevalence, batch_size
+                ).set_index(pd.Index(good))
+            )
         yield table.reindex(columns=columns)
 
 # %% ../nbs/68_bundle.ipynb #08e93f79
 def export_onnx(
     bundle: Bundle,
-    path: str | Path,  # file to write
+    path: str | Path,         # file to write
     tolerance: float = 1e-4,  # largest difference allowed, in any number of an embedding
 ) -> float:  # the largest difference that was found
     "Write the embedding as ONNX, checked against onnxruntime; raise `BundleError` if it differs or the extra is missing."
-    try: import onnx, onnxruntime, onnxscript
-    except ImportError as e: raise BundleError(f"Writing ONNX needs the package {e.name}; pip install 'smlxray[onnx]'.") from None
+    try:
+        import onnx, onnxruntime, onnxscript
+    except ImportError as e:
+        raise BundleError(
+            f"Writing ONNX needs the package {e.name}; pip install 'smlxray[onnx]'."
+        ) from None
     path, (h, w) = Path(path), bundle.settings.data.image_size
-    net = SiameseNet.from_config(bundle.net.to_config()).eval(); net.load_state_dict(bundle.net.state_dict())
-    x, draft = torch.randn(4, 1, h, w, generator=torch.Generator().manual_seed(0)), path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
+    net = SiameseNet.from_config(bundle.net.to_config()).eval()
+    net.load_state_dict(bundle.net.state_dict())
+    x, draft = (
+        torch.randn(4, 1, h, w, generator=torch.Generator().manual_seed(0)),
+        path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}'),
+    )
     try:
         _quiet_export(net, x, draft)
-        ours, theirs = net(x).detach().numpy(), onnxruntime.InferenceSession(str(draft)).run(None, dict(image=x.numpy()))[0]
+        ours, theirs = (
+            net(x).detach().numpy(),
+            onnxruntime.InferenceSession(str(draft)).run(None, dict(image=x.numpy()))[0],
+        )
         worst = float(np.abs(ours - theirs).max())
-        if not worst <= tolerance: raise BundleError(f'The ONNX embedding differs from the network by {worst:.1e}, more than {tolerance:g}; it was not written.')
+        if not worst <= tolerance:
+            raise BundleError(
+                f'The ONNX embedding differs from the network by {worst:.1e}, more than {tolerance:g}; it was not written.'
+            )
         os.replace(draft, path)
-    finally: draft.unlink(missing_ok=True)
+    finally:
+        draft.unlink(missing_ok=True)
     return worst
 
 def _quiet_export(net, x, path):
     "Let PyTorch write ONNX without its progress lines."
     import contextlib, io, logging, warnings
+
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        torch.no_grad(),
+    ):
         warnings.simplefilter('ignore')
-        torch.onnx.export(net, (x,), path, input_names=['image'], output_names=['embedding'], dynamic_shapes={'x': {0: torch.export.Dim('batch')}}, dynamo=True, external_data=False, verbose=False)
+        torch.onnx.export(
+            net,
+            (x,),
+            path,
+            input_names=['image'],
+            output_names=['embedding'],
+            dynamic_shapes={'x': {0: torch.export.Dim('batch')}},
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )

@@ -31,31 +31,39 @@ from .images import TRANSFORM, read_image, resize_image
 def _digest(*parts) -> str:
     "Hash bytes and JSON-able values."
     sha = hashlib.sha256()
-    for part in parts: sha.update(part if isinstance(part, bytes) else json.dumps(part).encode())
+    for part in parts:
+        sha.update(part if isinstance(part, bytes) else json.dumps(part).encode())
     return sha.hexdigest()
 
 def _size(image_size: Sequence[int]) -> tuple[int, int]:
     height, width = (int(n) for n in image_size)
-    if height < 1 or width < 1: raise DataError(f'image_size is {height} x {width}; height and width must be at least 1 pixel.')
+    if height < 1 or width < 1:
+        raise DataError(
+            f'image_size is {height} x {width}; height and width must be at least 1 pixel.'
+        )
     return height, width
 
 def _sources(table: XrayTable) -> np.ndarray:
     "Look up length and time of change (ns) of every image file, (N, 2) int64; -1 for a file that is missing."
     found, root = np.full((len(table), 2), -1, np.int64), f'{table.root}{os.sep}'
     for row, path in enumerate(table.frame['path']):
-        try: stat = os.stat(root + path)
-        except OSError: continue
+        try:
+            stat = os.stat(root + path)
+        except OSError:
+            continue
         found[row] = stat.st_size, stat.st_mtime_ns
     return found
 
 # %% ../nbs/20_cache.ipynb #2beffdad
 def cache_key(
-    table: XrayTable,  # the table whose images are kept
+    table: XrayTable,           # the table whose images are kept
     image_size: Sequence[int],  # (height, width) in pixels
 ) -> str:  # name of the folder: table, size, and eight digits of a hash
     "Name the cache of a table at a size, from its paths, its root and the version of the transform."
     height, width = _size(image_size)
-    digest = _digest([TRANSFORM, height, width, str(Path(table.root).resolve()), list(table.frame['path'])])
+    digest = _digest(
+        [TRANSFORM, height, width, str(Path(table.root).resolve()), list(table.frame['path'])]
+    )
     name = ''.join(c if c.isalnum() else '_' for c in table.name)[:40]
     return f'{name}-{height}x{width}-{digest[:8]}'
 
@@ -64,47 +72,73 @@ PIECE = 64  # rows that are decoded, written and recorded together
 
 def _read_row(table: XrayTable, row: int, size: tuple[int, int]) -> np.ndarray:
     "Read one row at its final size; raise `ImageError` naming row and file."
-    try: return resize_image(read_image(os.path.join(table.root, table.frame['path'].iat[row])), size)
-    except ImageError as error: raise ImageError(f'Row {row} of {table.name}: {error}') from None
+    try:
+        return resize_image(
+            read_image(os.path.join(table.root, table.frame['path'].iat[row])), size
+        )
+    except ImageError as error:
+        raise ImageError(f'Row {row} of {table.name}: {error}') from None
 
-def _read_piece(table: XrayTable, start: int, size: tuple[int, int]) -> tuple[int, np.ndarray, dict[int, str]]:
+def _read_piece(
+    table: XrayTable, start: int, size: tuple[int, int]
+) -> tuple[int, np.ndarray, dict[int, str]]:
     "Read the rows of a piece; return its first row, its pixels (n, H, W) and the reason for each row that failed."
     rows = range(start, min(start + PIECE, len(table)))
     pixels, reasons = np.zeros((len(rows), *size), np.uint8), {}
     for at, row in enumerate(rows):
-        try: pixels[at] = _read_row(table, row, size)
-        except ImageError as error: reasons[row] = str(error).split(': ', 1)[1]
+        try:
+            pixels[at] = _read_row(table, row, size)
+        except ImageError as error:
+            reasons[row] = str(error).split(': ', 1)[1]
     return start, pixels, reasons
 
 # %% ../nbs/20_cache.ipynb #0b7b7a51
-def _digest_of(pixels) -> str: return hashlib.blake2b(pixels, digest_size=16).hexdigest()
+def _digest_of(pixels) -> str:
+    return hashlib.blake2b(pixels, digest_size=16).hexdigest()
 
 def _npy_header(rows: int, size: tuple[int, int]) -> bytes:
     "The first bytes of a .npy file that holds (rows, H, W) uint8."
     out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, {'descr': '|u1', 'fortran_order': False, 'shape': (rows, *size)})
+    np.lib.format.write_array_header_1_0(
+        out, {'descr': '|u1', 'fortran_order': False, 'shape': (rows, *size)}
+    )
     return out.getvalue()
 
 def _read_journal(folder: Path) -> dict[int, dict]:
     "Read the whole lines of a journal: first row of a piece -> its record."
-    try: lines = (folder/'journal.jsonl').read_bytes().split(b'\n')[:-1]
-    except FileNotFoundError: return {}
+    try:
+        lines = (folder / 'journal.jsonl').read_bytes().split(b'\n')[:-1]
+    except FileNotFoundError:
+        return {}
     records = {}
     for line in lines:
-        try: record = json.loads(line); records[int(record['start'])] = record
-        except (ValueError, KeyError, TypeError): continue
+        try:
+            record = json.loads(line)
+            records[int(record['start'])] = record
+        except (ValueError, KeyError, TypeError):
+            continue
     return records
 
 def _safe_pieces(folder: Path, sources: np.ndarray, size: tuple[int, int]) -> dict[int, dict]:
     "Say which pieces of a half-built cache are whole and were made from the files as they are now."
-    try: before, file = np.load(folder/'sources.npy'), open(folder/'pixels.npy', 'rb')
-    except (OSError, ValueError): return {}
+    try:
+        before, file = np.load(folder / 'sources.npy'), open(folder / 'pixels.npy', 'rb')
+    except (OSError, ValueError):
+        return {}
     header, safe, piece = len(_npy_header(len(sources), size)), {}, size[0] * size[1]
     with file:
         for start, record in _read_journal(folder).items() if before.shape == sources.shape else ():
-            if record['quarantine'] or not (before[start:start + PIECE] == sources[start:start + PIECE]).all(): continue
+            if (
+                record['quarantine']
+                or not (before[start : start + PIECE] == sources[start : start + PIECE]).all()
+            ):
+                continue
             file.seek(header + start * piece)
-            if _digest_of(file.read(len(sources[start:start + PIECE]) * piece)) == record['digest']: safe[start] = record
+            if (
+                _digest_of(file.read(len(sources[start : start + PIECE]) * piece))
+                == record['digest']
+            ):
+                safe[start] = record
     return safe
 
 # %% ../nbs/20_cache.ipynb #8a2b4997
@@ -117,62 +151,107 @@ def _write_at(fd: int, data, offset: int):
 
 class _Draft:
     "The file of pixels that is being built, with its journal."
+
     def __init__(self, folder: Path, rows: int, size: tuple[int, int]):
-        self.header, self.piece, self.waiting, self.last = _npy_header(rows, size), size[0] * size[1], [], time.monotonic()
-        self.fd = os.open(folder/'pixels.npy', os.O_RDWR | os.O_CREAT, 0o644)
-        self.journal = open(folder/'journal.jsonl', 'ab')
+        self.header, self.piece, self.waiting, self.last = (
+            _npy_header(rows, size),
+            size[0] * size[1],
+            [],
+            time.monotonic(),
+        )
+        self.fd = os.open(folder / 'pixels.npy', os.O_RDWR | os.O_CREAT, 0o644)
+        self.journal = open(folder / 'journal.jsonl', 'ab')
         _write_at(self.fd, self.header, 0)
         os.ftruncate(self.fd, len(self.header) + rows * self.piece)
+
     def add(self, start: int, pixels: np.ndarray, reasons: dict[int, str]) -> dict:
         "Write a piece to its place; its line in the journal follows when the disk has it."
         _write_at(self.fd, pixels, len(self.header) + start * self.piece)
-        record = {'start': start, 'digest': _digest_of(pixels), 'quarantine': {str(row): why for row, why in reasons.items()}}
+        record = {
+            'start': start,
+            'digest': _digest_of(pixels),
+            'quarantine': {str(row): why for row, why in reasons.items()},
+        }
         self.waiting.append(json.dumps(record).encode() + b'\n')
-        if time.monotonic() - self.last > 1: self.settle()
+        if time.monotonic() - self.last > 1:
+            self.settle()
         return record
+
     def settle(self):
         "Make sure that what was written is on the disk, then say so in the journal."
         os.fsync(self.fd)
-        self.journal.write(b''.join(self.waiting)); self.journal.flush()
+        self.journal.write(b''.join(self.waiting))
+        self.journal.flush()
         self.waiting, self.last = [], time.monotonic()
-    def close(self): os.close(self.fd); self.journal.close()
+
+    def close(self):
+        os.close(self.fd)
+        self.journal.close()
 
 # %% ../nbs/20_cache.ipynb #a1fa33b5
-def _fill(table: XrayTable, size: tuple[int, int], draft: Path, sources: np.ndarray, workers: int, progress: bool) -> dict[int, dict]:
+def _fill(
+    table: XrayTable,
+    size: tuple[int, int],
+    draft: Path,
+    sources: np.ndarray,
+    workers: int,
+    progress: bool,
+) -> dict[int, dict]:
     "Decode every piece that the draft does not hold yet; return the records of all pieces."
     records = _safe_pieces(draft, sources, size)
-    write_atomic(draft/'journal.jsonl', ''.join(json.dumps(r) + '\n' for r in records.values()))   # forget the others before the new sources are noted
-    np.save(draft/'sources.npy', sources)
+    write_atomic(
+        draft / 'journal.jsonl', ''.join(json.dumps(r) + '\n' for r in records.values())
+    )  # forget the others before the new sources are noted
+    np.save(draft / 'sources.npy', sources)
     todo = [start for start in range(0, len(table), PIECE) if start not in records]
-    pool, file = joblib.Parallel(workers or joblib.cpu_count(), backend='threading', return_as='generator'), _Draft(draft, len(table), size)
+    pool, file = (
+        joblib.Parallel(workers or joblib.cpu_count(), backend='threading', return_as='generator'),
+        _Draft(draft, len(table), size),
+    )
     try:
-        with tqdm(total=len(table), initial=len(table) - sum(min(PIECE, len(table) - s) for s in todo), desc=f'caching {table.name}', unit='image', disable=not progress) as bar:
-            for start, pixels, reasons in pool(joblib.delayed(_read_piece)(table, start, size) for start in todo):
+        with tqdm(
+            total=len(table),
+            initial=len(table) - sum(min(PIECE, len(table) - s) for s in todo),
+            desc=f'caching {table.name}',
+            unit='image',
+            disable=not progress,
+        ) as bar:
+            for start, pixels, reasons in pool(
+                joblib.delayed(_read_piece)(table, start, size) for start in todo
+            ):
                 records[start] = file.add(start, pixels, reasons)
                 bar.update(len(pixels))
         file.settle()
-    finally: file.close()
+    finally:
+        file.close()
     return records
 
 # %% ../nbs/20_cache.ipynb #1a71987f
 @contextmanager
 def _only_builder(folder: Path, key: str, progress: bool) -> Iterator[None]:
     "Hold the lock of one cache, waiting for whoever holds it."
-    lock = FileLock(folder/f'{key}.lock')
-    try: lock.acquire(timeout=0)
+    lock = FileLock(folder / f'{key}.lock')
+    try:
+        lock.acquire(timeout=0)
     except Timeout:
-        if progress: print(f'Another process is building {key}; waiting for it.')
+        if progress:
+            print(f'Another process is building {key}; waiting for it.')
         lock.acquire()
-    try: yield
-    finally: lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
 
 def _install(draft: Path, final: Path) -> None:
     "Give a finished folder its final name, replacing a stale one."
     stale = final.with_name(final.name + '.stale')
     shutil.rmtree(stale, ignore_errors=True)
-    if final.exists(): os.rename(final, stale)
+    if final.exists():
+        os.rename(final, stale)
     os.rename(draft, final)
-    (final/'journal.jsonl').unlink(missing_ok=True)   # only now: a finished draft that was not installed is not decoded again
+    (final / 'journal.jsonl').unlink(
+        missing_ok=True
+    )  # only now: a finished draft that was not installed is not decoded again
     shutil.rmtree(stale, ignore_errors=True)
 
 # %% ../nbs/20_cache.ipynb #f71fbd9c
@@ -182,18 +261,33 @@ class StaleCache(DataError):
 # %% ../nbs/20_cache.ipynb #8ab1932c
 FORMAT = 2  # of the folder: pixels.npy, sources.npy, manifest.json, and quarantine.csv where there is one
 
-def _manifest(table: XrayTable, image_size: Sequence[int], folder: Path, sources: np.ndarray) -> dict:
+def _manifest(
+    table: XrayTable, image_size: Sequence[int], folder: Path, sources: np.ndarray
+) -> dict:
     "Read the manifest of a cache that fits; raise `StaleCache` saying what does not."
     key = cache_key(table, image_size)
-    try: manifest = dict(json.loads((folder/key/'manifest.json').read_text()))
-    except FileNotFoundError: raise StaleCache(f'There is no cache {key} yet; build it.') from None
-    except (ValueError, TypeError): raise StaleCache(f'The manifest of cache {key} is damaged; build it again.') from None
+    try:
+        manifest = dict(json.loads((folder / key / 'manifest.json').read_text()))
+    except FileNotFoundError:
+        raise StaleCache(f'There is no cache {key} yet; build it.') from None
+    except (ValueError, TypeError):
+        raise StaleCache(f'The manifest of cache {key} is damaged; build it again.') from None
     if manifest.get('sources') != _digest(sources.tobytes()):
-        raise StaleCache(f'Image files of {table.name} have changed since cache {key} was built; build it again.')
-    wanted = {'rows': len(table), 'image_size': list(_size(image_size)), 'transform': TRANSFORM, 'format': FORMAT}
+        raise StaleCache(
+            f'Image files of {table.name} have changed since cache {key} was built; build it again.'
+        )
+    wanted = {
+        'rows': len(table),
+        'image_size': list(_size(image_size)),
+        'transform': TRANSFORM,
+        'format': FORMAT,
+    }
     differs = [name for name, value in wanted.items() if manifest.get(name) != value]
-    if differs: raise StaleCache(f'Cache {key} was built with another {" and ".join(differs)}; build it again.')
-    pixels = folder/key/'pixels.npy'
+    if differs:
+        raise StaleCache(
+            f'Cache {key} was built with another {" and ".join(differs)}; build it again.'
+        )
+    pixels = folder / key / 'pixels.npy'
     if not pixels.exists() or pixels.stat().st_size != manifest.get('bytes'):
         raise StaleCache(f'The pixels of cache {key} are incomplete; build it again.')
     return manifest
@@ -201,68 +295,121 @@ def _manifest(table: XrayTable, image_size: Sequence[int], folder: Path, sources
 # %% ../nbs/20_cache.ipynb #64e9cbcd
 def _check_folder(folder: Path, need: int) -> None:
     "Make the folder of caches; raise `DataError` if it cannot be written to or has no room."
-    try: folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f'The cache folder {folder} cannot be made ({error.strerror}); choose another cache_path.') from None
-    if not os.access(folder, os.W_OK): raise DataError(f'The cache folder {folder} cannot be written to; choose another cache_path.')
+        raise DataError(
+            f'The cache folder {folder} cannot be made ({error.strerror}); choose another cache_path.'
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise DataError(
+            f'The cache folder {folder} cannot be written to; choose another cache_path.'
+        )
     free = shutil.disk_usage(folder).free
-    if free < need: raise DataError(f'The cache needs {need / 1e9:,.2f} GB but {folder} has {free / 1e9:,.2f} GB left; '
-                                    'free some, choose another cache_path, or set use_cache to false.')
+    if free < need:
+        raise DataError(
+            f'The cache needs {need / 1e9:,.2f} GB but {folder} has {free / 1e9:,.2f} GB left; '
+            'free some, choose another cache_path, or set use_cache to false.'
+        )
 
 # %% ../nbs/20_cache.ipynb #ca8468ec
-def _build(table: XrayTable, size: tuple[int, int], folder: Path, workers: int, progress: bool) -> dict:
+def _build(
+    table: XrayTable, size: tuple[int, int], folder: Path, workers: int, progress: bool
+) -> dict:
     "Build the cache unless a fitting one is there; return its manifest."
     key, sources = cache_key(table, size), _sources(table)
     _check_folder(folder, 0)
     with _only_builder(folder, key, progress):
-        try: manifest = _manifest(table, size, folder, sources)
-        except StaleCache: pass
+        try:
+            manifest = _manifest(table, size, folder, sources)
+        except StaleCache:
+            pass
         else:
             if not _mended(table, manifest, size): return manifest
-        draft = folder/f'{key}.building'
-        held = (draft/'pixels.npy').stat().st_blocks * 512 if (draft/'pixels.npy').exists() else 0
+        draft = folder / f'{key}.building'
+        held = (
+            (draft / 'pixels.npy').stat().st_blocks * 512 if (draft / 'pixels.npy').exists() else 0
+        )
         _check_folder(folder, len(table) * size[0] * size[1] - held)
         try:
-            if not draft.exists(): _take_over(folder/key, draft)
+            if not draft.exists():
+                _take_over(folder / key, draft)
             records = _fill(table, size, draft, sources, workers, progress)
             manifest = _finish(table, size, draft, sources, records)
-            _install(draft, folder/key)
+            _install(draft, folder / key)
         except OSError as error:
-            raise DataError(f'The cache {key} cannot be written ({error.strerror}); make room or choose another cache_path. '
-                            'What was finished is kept, and the next build goes on from there.') from None
+            raise DataError(
+                f'The cache {key} cannot be written ({error.strerror}); make room or choose another cache_path. '
+                'What was finished is kept, and the next build goes on from there.'
+            ) from None
     return manifest
 
 def _mended(table: XrayTable, manifest: dict, size: tuple[int, int]) -> bool:
     "Try the rows in quarantine again: permissions, a missing decoder or a full memory can be mended without touching the file."
     for row in (int(row) for piece in manifest['pieces'] for row in piece['quarantine']):
-        try: _read_row(table, row, size); return True
-        except ImageError: continue
+        try:
+            _read_row(table, row, size)
+            return True
+        except ImageError:
+            continue
     return False
 
 def _take_over(old: Path, draft: Path):
     "Begin a draft with the pieces of an older cache, if there is one that was decoded here."
     draft.mkdir()
     try:
-        manifest = json.loads((old/'manifest.json').read_text())
+        manifest = json.loads((old / 'manifest.json').read_text())
         records = [] if manifest.get('converted') else manifest['pieces']
-    except (OSError, ValueError, KeyError, TypeError): return
-    for name in ('pixels.npy', 'sources.npy'): shutil.copyfile(old/name, draft/name)
-    (draft/'journal.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for name in ('pixels.npy', 'sources.npy'):
+        shutil.copyfile(old / name, draft / name)
+    (draft / 'journal.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
 
 # %% ../nbs/20_cache.ipynb #0651ee03
-def _finish(table: XrayTable, size: tuple[int, int], draft: Path, sources: np.ndarray, records: dict[int, dict], **more) -> dict:
+def _finish(
+    table: XrayTable,
+    size: tuple[int, int],
+    draft: Path,
+    sources: np.ndarray,
+    records: dict[int, dict],
+    **more,
+) -> dict:
     "Write the manifest and the quarantine list of a complete draft; raise `ImageError` if not one image could be read."
     pieces = [records[start] for start in range(0, len(table), PIECE)]
     quarantine = {int(row): why for r in pieces for row, why in r['quarantine'].items()}
     if len(quarantine) == len(table):
-        raise ImageError(f'None of the {len(table):,} images of {table.name} can be read: {quarantine[0]}')
+        raise ImageError(
+            f'None of the {len(table):,} images of {table.name} can be read: {quarantine[0]}'
+        )
     if quarantine:
-        with open(draft/'quarantine.csv', 'w', newline='', encoding='utf-8') as file:
-            csv.writer(file).writerows([('row', 'path', 'reason'), *((row, table.frame['path'].iat[row], why) for row, why in sorted(quarantine.items()))])
-    manifest = {'table': table.name, 'rows': len(table), 'image_size': list(size), 'transform': TRANSFORM, 'format': FORMAT, 'root': str(Path(table.root).resolve()),
-                'sources': _digest(sources.tobytes()), 'sha256': _digest([r['digest'] for r in pieces]), 'bytes': (draft/'pixels.npy').stat().st_size,
-                'quarantined': len(quarantine), 'pillow': PIL.__version__, 'simplejpeg': simplejpeg.__version__, 'pieces': pieces, **more}
-    write_atomic(draft/'manifest.json', json.dumps(manifest))
+        with open(draft / 'quarantine.csv', 'w', newline='', encoding='utf-8') as file:
+            csv.writer(file).writerows(
+                [
+                    ('row', 'path', 'reason'),
+                    *(
+                        (row, table.frame['path'].iat[row], why)
+                        for row, why in sorted(quarantine.items())
+                    ),
+                ]
+            )
+    manifest = {
+        'table': table.name,
+        'rows': len(table),
+        'image_size': list(size),
+        'transform': TRANSFORM,
+        'format': FORMAT,
+        'root': str(Path(table.root).resolve()),
+        'sources': _digest(sources.tobytes()),
+        'sha256': _digest([r['digest'] for r in pieces]),
+        'bytes': (draft / 'pixels.npy').stat().st_size,
+        'quarantined': len(quarantine),
+        'pillow': PIL.__version__,
+        'simplejpeg': simplejpeg.__version__,
+        'pieces': pieces,
+        **more,
+    }
+    write_atomic(draft / 'manifest.json', json.dumps(manifest))
     return manifest
 
 # %% ../nbs/20_cache.ipynb #a227bcbe
@@ -270,9 +417,11 @@ def _numbers(index, count: int) -> np.ndarray:
     "Turn lists, tensors, other whole numbers and masks into (B,) int64."
     index = np.asarray(index.cpu() if isinstance(index, torch.Tensor) else index)
     if index.dtype == bool:
-        if index.shape != (count,): raise DataError(f'A mask of shape {index.shape} does not fit a table of {count} rows.')
+        if index.shape != (count,):
+            raise DataError(f'A mask of shape {index.shape} does not fit a table of {count} rows.')
         return np.flatnonzero(index)
-    if index.size and index.dtype.kind not in 'iu': raise DataError(f'Rows are asked for by whole numbers, not by {index.dtype}.')
+    if index.size and index.dtype.kind not in 'iu':
+        raise DataError(f'Rows are asked for by whole numbers, not by {index.dtype}.')
     return index.reshape(-1).astype(np.int64)
 
 _INT64 = np.dtype(np.int64)
@@ -281,50 +430,88 @@ def _rows(index, count: int) -> np.ndarray:
     "Turn row numbers or a mask into (B,) int64; raise `DataError` for what is not a row."
     index = _numbers(index, count)
     wrong = index[(index < 0) | (index >= count)]
-    if len(wrong): raise DataError(f'There is no row {wrong[0]} in a table of {count} rows (0 to {count - 1}).')
+    if len(wrong):
+        raise DataError(
+            f'There is no row {wrong[0]} in a table of {count} rows (0 to {count - 1}).'
+        )
     return index
 
 def _plain(index) -> bool:
     "Is this (B,) int64 without a negative number, as samplers give them? Then numpy's own `take` finds a row that is too large."
-    return isinstance(index, np.ndarray) and index.dtype is _INT64 and index.ndim == 1 and len(index) > 0 and index.item(index.argmin()) >= 0
+    return (
+        isinstance(index, np.ndarray)
+        and index.dtype is _INT64
+        and index.ndim == 1
+        and len(index) > 0
+        and index.item(index.argmin()) >= 0
+    )
 
 # %% ../nbs/20_cache.ipynb #24f74a7b
 class ImageCache:
     "The pixels of a table at one size, (N, H, W) uint8 in one file that is mapped into memory, read-only."
-    def __init__(self,
+
+    def __init__(
+        self,
         path: Path,  # the cache's own folder; use `ImageCache.build` or `ImageCache.open` rather than this
         manifest: dict,  # what it was made from
-    ): self.path, self.manifest, self.image_size, self._pixels = Path(path), manifest, tuple(manifest['image_size']), None
+    ):
+        self.path, self.manifest, self.image_size, self._pixels = (
+            Path(path),
+            manifest,
+            tuple(manifest['image_size']),
+            None,
+        )
 
     @classmethod
-    def build(cls, table: XrayTable, image_size: Sequence[int], folder: str | Path = 'data/cache', workers: int = 0,
-              progress: bool = True) -> 'ImageCache':
+    def build(
+        cls,
+        table: XrayTable,
+        image_size: Sequence[int],
+        folder: str | Path = 'data/cache',
+        workers: int = 0,
+        progress: bool = True,
+    ) -> 'ImageCache':
         "Build the cache by so many threads (0: all cores), resume it, or open it if it fits; unreadable images go into quarantine, `ImageError` if all are."
-        if not len(table): raise DataError(f'The table {table.name} has no rows, so there is nothing to cache.')
+        if not len(table):
+            raise DataError(f'The table {table.name} has no rows, so there is nothing to cache.')
         folder, size = resolve_path(folder), _size(image_size)
-        return cls(folder/cache_key(table, size), _build(table, size, folder, workers, progress))
+        return cls(folder / cache_key(table, size), _build(table, size, folder, workers, progress))
 
     @classmethod
     def open(cls, folder: str | Path, table: XrayTable, image_size: Sequence[int]) -> 'ImageCache':
         "Open a cache that fits table, size and files; raises `StaleCache` otherwise."
         folder = resolve_path(folder)
-        return cls(folder/cache_key(table, image_size), _manifest(table, image_size, folder, _sources(table)))
+        return cls(
+            folder / cache_key(table, image_size),
+            _manifest(table, image_size, folder, _sources(table)),
+        )
 
     @property
     def pixels(self) -> np.ndarray:
         "All pixels, (N, H, W) uint8, read-only."
-        if self._pixels is None: self._pixels = np.load(self.path/'pixels.npy', mmap_mode='r').view(np.ndarray)   # without memmap's ceremony at every index
+        if self._pixels is None:
+            self._pixels = np.load(self.path / 'pixels.npy', mmap_mode='r').view(
+                np.ndarray
+            )  # without memmap's ceremony at every index
         return self._pixels
 
     @cached_property
     def _taking(self) -> tuple:
         "What `gather` needs at every batch: numpy's `take` over one long row an image (the quickest), the shape of a batch, and the usable rows if some are not."
-        return self.pixels.reshape(len(self), -1).take, (-1, 1, *self.image_size), self.usable if self.quarantined else None
+        return (
+            self.pixels.reshape(len(self), -1).take,
+            (-1, 1, *self.image_size),
+            self.usable if self.quarantined else None,
+        )
 
     @cached_property
     def quarantined(self) -> dict[int, str]:
         "Rows that could not be read, with the reason."
-        return {int(row): why for piece in self.manifest['pieces'] for row, why in piece['quarantine'].items()}
+        return {
+            int(row): why
+            for piece in self.manifest['pieces']
+            for row, why in piece['quarantine'].items()
+        }
 
     @cached_property
     def usable(self) -> np.ndarray:
@@ -338,26 +525,41 @@ class ImageCache:
         take, shape, usable = self._taking
         rows = index if _plain(index) else _rows(index, len(self))
         try:
-            if usable is None or usable[rows].all(): return torch.from_numpy(take(rows, 0).reshape(shape))
-        except IndexError: _rows(rows, len(self)); raise   # the first says which row it was
+            if usable is None or usable[rows].all():
+                return torch.from_numpy(take(rows, 0).reshape(shape))
+        except IndexError:
+            _rows(rows, len(self))
+            raise  # the first says which row it was
         row = int(rows[~usable[rows]][0])
-        raise ImageError(f'Row {row} of {self.manifest["table"]} is in quarantine: {self.quarantined[row]}')
+        raise ImageError(
+            f'Row {row} of {self.manifest["table"]} is in quarantine: {self.quarantined[row]}'
+        )
 
     def verify(self) -> None:
         "Read every pixel and compare with the checksums; raises `StaleCache` naming the rows that were altered."
         for piece in self.manifest['pieces']:
-            start = piece['start']; stop = min(start + PIECE, len(self))
+            start = piece['start']
+            stop = min(start + PIECE, len(self))
             if _digest_of(np.ascontiguousarray(self.pixels[start:stop])) != piece['digest']:
-                raise StaleCache(f'The pixels of rows {start} to {stop - 1} of cache {self.path.name} were altered; delete the folder to build it again.')
+                raise StaleCache(
+                    f'The pixels of rows {start} to {stop - 1} of cache {self.path.name} were altered; delete the folder to build it again.'
+                )
 
-    def __len__(self) -> int: return self.manifest['rows']
-    def __reduce__(self): return _reopen, (self.path,)
+    def __len__(self) -> int:
+        return self.manifest['rows']
+
+    def __reduce__(self):
+        return _reopen, (self.path,)
+
     def __repr__(self) -> str:
         height, width = self.image_size
         lost = f', {len(self.quarantined):,} in quarantine' if self.quarantined else ''
         return f'ImageCache({len(self):,} images of {height} x {width}, {self.manifest["bytes"] / 1e6:,.1f} MB{lost})'
 
-def _reopen(path: Path) -> ImageCache: return ImageCache(path, json.loads((path/'manifest.json').read_text()))   # what another process does
+def _reopen(path: Path) -> ImageCache:
+    return ImageCache(
+        path, json.loads((path / 'manifest.json').read_text())
+    )  # what another process does
 
 # %% ../nbs/20_cache.ipynb #7b28a682
 def cache_info(
@@ -365,132 +567,221 @@ def cache_info(
 ) -> pd.DataFrame:  # cache, table, rows, size, MB, quarantined, state ('complete', 'half built', 'left over', 'damaged')
     "List the caches of a folder; an empty list if there is no such folder."
     out = []
-    for path in sorted(p for p in resolve_path(folder).glob('*') if p.is_dir() and (p/'pixels.npy').exists()):
-        state, m = {'.building': 'half built', '.converting': 'half built', '.stale': 'left over'}.get(path.suffix, 'complete'), {}
+    for path in sorted(
+        p for p in resolve_path(folder).glob('*') if p.is_dir() and (p / 'pixels.npy').exists()
+    ):
+        state, m = (
+            {'.building': 'half built', '.converting': 'half built', '.stale': 'left over'}.get(
+                path.suffix, 'complete'
+            ),
+            {},
+        )
         if state == 'complete':
-            try: m = dict(json.loads((path/'manifest.json').read_text()))
-            except (OSError, ValueError, TypeError): pass
-            if not {'table', 'rows', 'image_size', 'pieces'} <= set(m) or (path/'pixels.npy').stat().st_size != m.get('bytes'): state, m = 'damaged', {}
+            try:
+                m = dict(json.loads((path / 'manifest.json').read_text()))
+            except (OSError, ValueError, TypeError):
+                pass
+            if not {'table', 'rows', 'image_size', 'pieces'} <= set(m) or (
+                path / 'pixels.npy'
+            ).stat().st_size != m.get('bytes'):
+                state, m = 'damaged', {}
         size = ' x '.join(map(str, m.get('image_size', [])))
-        out.append((path.name, m.get('table', ''), m.get('rows', 0), size, round((path/'pixels.npy').stat().st_blocks*512/1e6, 1), m.get('quarantined', 0), state))
-    return pd.DataFrame(out, columns=['cache', 'table', 'rows', 'size', 'MB', 'quarantined', 'state'])
+        out.append(
+            (
+                path.name,
+                m.get('table', ''),
+                m.get('rows', 0),
+                size,
+                round((path / 'pixels.npy').stat().st_blocks * 512 / 1e6, 1),
+                m.get('quarantined', 0),
+                state,
+            )
+        )
+    return pd.DataFrame(
+        out, columns=['cache', 'table', 'rows', 'size', 'MB', 'quarantined', 'state']
+    )
 
 # %% ../nbs/20_cache.ipynb #da013299
 def verify_caches(
     folder: str | Path = 'data/cache',  # where caches live
-) -> pd.DataFrame:                      # as `cache_info`, with a column 'found': 'sound', or a sentence that says what is wrong
+) -> (
+    pd.DataFrame
+):  # as `cache_info`, with a column 'found': 'sound', or a sentence that says what is wrong
     "Read every finished cache of a folder and compare it with its checksums."
     info = cache_info(folder)
+
     def look(cache, state):
         if state != 'complete': return f'{state}; building it again mends it'
-        try: _reopen(resolve_path(folder)/cache).verify()
-        except StaleCache as error: return str(error)
-        except (OSError, ValueError, KeyError, TypeError): return f'Cache {cache} is damaged; delete the folder to build it again.'
+        try:
+            _reopen(resolve_path(folder) / cache).verify()
+        except StaleCache as error:
+            return str(error)
+        except (OSError, ValueError, KeyError, TypeError):
+            return f'Cache {cache} is damaged; delete the folder to build it again.'
         return 'sound'
-    return info.assign(found=[look(cache, state) for cache, state in zip(info['cache'], info['state'])])
+
+    return info.assign(
+        found=[look(cache, state) for cache, state in zip(info['cache'], info['state'])]
+    )
 
 # %% ../nbs/20_cache.ipynb #c9f71dbe
 class DirectPixels:
     "The pixels of a table read from its image files at every request; equal to `ImageCache` bit for bit."
-    def __init__(self,
-        table: XrayTable,  # whose images to read
+
+    def __init__(
+        self,
+        table: XrayTable,           # whose images to read
         image_size: Sequence[int],  # (height, width) in pixels
-    ): self.table, self.image_size = table, _size(image_size)
+    ):
+        self.table, self.image_size = table, _size(image_size)
+
     def gather(self, index) -> torch.Tensor:
         "Read rows (numbers in any order, or a mask) as one batch (B, 1, H, W) uint8; raises `ImageError` naming row and file."
         rows = _rows(index, len(self))
         batch = torch.empty(len(rows), 1, *self.image_size, dtype=torch.uint8)
-        for at, row in enumerate(rows): batch[at, 0] = torch.from_numpy(_read_row(self.table, int(row), self.image_size))
+        for at, row in enumerate(rows):
+            batch[at, 0] = torch.from_numpy(_read_row(self.table, int(row), self.image_size))
         return batch
+
     @property
-    def usable(self) -> np.ndarray: return np.ones(len(self), bool)   # nobody has looked yet
-    def __len__(self) -> int: return len(self.table)
+    def usable(self) -> np.ndarray:
+        return np.ones(len(self), bool)  # nobody has looked yet
+
+    def __len__(self) -> int:
+        return len(self.table)
+
     def __repr__(self) -> str:
         height, width = self.image_size
-        return f'DirectPixels({len(self):,} images of {height} x {width}, read from {self.table.name})'
+        return (
+            f'DirectPixels({len(self):,} images of {height} x {width}, read from {self.table.name})'
+        )
 
 # %% ../nbs/20_cache.ipynb #daab0166
 def open_pixels(
-    table: XrayTable,  # the whole table; episodes and splits are row numbers into it
+    table: XrayTable,           # the whole table; episodes and splits are row numbers into it
     image_size: Sequence[int],  # (height, width) in pixels
-    use_cache: bool = True,  # False: read the image files at every request
-    cache_path: str | Path = 'data/cache',  # where caches live; relative to the repository when in a checkout
-    workers: int = 0,  # threads that build, 0: one a core
+    use_cache: bool = True,     # False: read the image files at every request
+    cache_path: str
+    | Path = 'data/cache',  # where caches live; relative to the repository when in a checkout
+    workers: int = 0,       # threads that build, 0: one a core
     progress: bool = True,  # show a bar while building
 ) -> ImageCache | DirectPixels:
     "Open the pixels of a table, building their cache when it is missing or stale."
     if not use_cache: return DirectPixels(table, image_size)
-    try: cache = ImageCache.open(cache_path, table, image_size)
+    try:
+        cache = ImageCache.open(cache_path, table, image_size)
     except StaleCache as error:
-        if progress and 'There is no cache' not in str(error): print(error)
+        if progress and 'There is no cache' not in str(error):
+            print(error)
         cache = ImageCache.build(table, image_size, cache_path, workers, progress)
     if cache.quarantined:
         row, why = next(iter(cache.quarantined.items()))
-        print(f'{len(cache.quarantined):,} of {len(cache):,} images are in quarantine (all in {cache.path.name}/quarantine.csv); row {row}: {why}')
+        print(
+            f'{len(cache.quarantined):,} of {len(cache):,} images are in quarantine (all in {cache.path.name}/quarantine.csv); row {row}: {why}'
+        )
     return cache
 
 # %% ../nbs/20_cache.ipynb #1481c252
 def fingerprints(
-    pixels,        # an `ImageCache` or `DirectPixels`
-    rows=None,     # which rows; all of them if None. A row in quarantine gets a digest of its own and a shape of NaN
-) -> Fingerprints: # of the rows, in their order
+    pixels,  # an `ImageCache` or `DirectPixels`
+    rows=None,  # which rows; all of them if None. A row in quarantine gets a digest of its own and a shape of NaN
+) -> Fingerprints:  # of the rows, in their order
     "Digest and shape of each image, for `data.leakage_report`."
     rows = np.arange(len(pixels)) if rows is None else _rows(rows, len(pixels))
     digest, shape = rows.astype(np.uint64), np.full((len(rows), 64), np.nan, np.float32)
     good = np.flatnonzero(pixels.usable[rows])
-    for part in np.array_split(good, len(good)//256 + 1):
+    for part in np.array_split(good, len(good) // 256 + 1):
         batch = pixels.gather(rows[part])
-        digest[part] = [int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), 'big') for image in batch.numpy()]
+        digest[part] = [
+            int.from_bytes(hashlib.blake2b(image, digest_size=8).digest(), 'big')
+            for image in batch.numpy()
+        ]
         fields = F.adaptive_avg_pool2d(batch.float(), 8).flatten(1)
         shape[part] = F.normalize(fields - fields.mean(1, keepdim=True)).numpy()
     return Fingerprints(digest, shape)
 
 # %% ../nbs/20_cache.ipynb #8b7c5cb5
-_IMAGENET = (np.array([.485, .456, .406]).reshape(3, 1, 1), np.array([.229, .224, .225]).reshape(3, 1, 1))
+_IMAGENET = (
+    np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1),
+    np.array([0.229, 0.224, 0.225]).reshape(3, 1, 1),
+)
 
 def _old_array(path: Path) -> np.ndarray:
     "Read a tensor of an old cache as an array; raise `ImageError` naming the file."
     try:
-        value = torch.load(path, map_location='cpu', weights_only=True) if path.suffix == '.pt' else np.load(path, allow_pickle=False)
-    except Exception as error: raise ImageError(f'{path} is no readable {path.suffix} file ({type(error).__name__}).') from None
-    if isinstance(value, dict): value = next((value[k] for k in ('image', 'img', 'pixels', 'x') if k in value), None)
-    if isinstance(value, (tuple, list)) and len(value): value = value[0]
+        value = (
+            torch.load(path, map_location='cpu', weights_only=True)
+            if path.suffix == '.pt'
+            else np.load(path, allow_pickle=False)
+        )
+    except Exception as error:
+        raise ImageError(
+            f'{path} is no readable {path.suffix} file ({type(error).__name__}).'
+        ) from None
+    if isinstance(value, dict):
+        value = next((value[k] for k in ('image', 'img', 'pixels', 'x') if k in value), None)
+    if isinstance(value, (tuple, list)) and len(value):
+        value = value[0]
     array = value.numpy() if isinstance(value, torch.Tensor) else value
-    if not isinstance(array, np.ndarray) or array.dtype == object: raise ImageError(f'{path} holds no image but {type(value).__name__}.')
+    if not isinstance(array, np.ndarray) or array.dtype == object:
+        raise ImageError(f'{path} holds no image but {type(value).__name__}.')
     array = array[None] if array.ndim == 2 else array
-    if array.ndim != 3 or array.shape[0] not in (1, 3): raise ImageError(f'{path} holds an array of shape {array.shape}; wanted (3, H, W), (1, H, W) or (H, W).')
+    if array.ndim != 3 or array.shape[0] not in (1, 3):
+        raise ImageError(
+            f'{path} holds an array of shape {array.shape}; wanted (3, H, W), (1, H, W) or (H, W).'
+        )
     return array
 
 def _old_pixels(path: Path, size: tuple[int, int]) -> np.ndarray:
     "Turn a tensor of an old cache back into (H, W) uint8; raise `ImageError` if it is not a grey image of that size."
     array = _old_array(path)
-    if array.shape[1:] != size: raise ImageError(f'{path} is {array.shape[1]} x {array.shape[2]}, not {size[0]} x {size[1]}.')
+    if array.shape[1:] != size:
+        raise ImageError(
+            f'{path} is {array.shape[1]} x {array.shape[2]}, not {size[0]} x {size[1]}.'
+        )
     if array.dtype != np.uint8:
         grey = array.astype(np.float64)
-        if not np.isfinite(grey).all(): raise ImageError(f'{path} holds values that are not numbers.')
-        if grey.min() < -.01 or grey.max() > 1.01: grey = grey*_IMAGENET[1][:len(grey)] + _IMAGENET[0][:len(grey)]
-        array = np.rint(grey*255)
-        if np.abs(grey*255 - array).max() > .02 or array.min() < 0 or array.max() > 255: raise ImageError(f'{path} holds values that are no grey levels from 0 to 255.')
+        if not np.isfinite(grey).all():
+            raise ImageError(f'{path} holds values that are not numbers.')
+        if grey.min() < -0.01 or grey.max() > 1.01:
+            grey = grey * _IMAGENET[1][: len(grey)] + _IMAGENET[0][: len(grey)]
+        array = np.rint(grey * 255)
+        if np.abs(grey * 255 - array).max() > 0.02 or array.min() < 0 or array.max() > 255:
+            raise ImageError(f'{path} holds values that are no grey levels from 0 to 255.')
         array = array.astype(np.uint8)
-    if len(array) == 3 and not (array == array[:1]).all(): raise ImageError(f'{path} is a colour image.')
+    if len(array) == 3 and not (array == array[:1]).all():
+        raise ImageError(f'{path} is a colour image.')
     return array[0]
 
 # %% ../nbs/20_cache.ipynb #bbc0bc2b
 def _match_old(table: XrayTable, source: Path) -> tuple[list[Path | None], int]:
     "Find the old file of each row, and count the files that belong to no row."
-    files = {p.relative_to(source).with_suffix('').as_posix(): p for p in sorted(source.rglob('*')) if p.suffix in ('.pt', '.npy')}
-    if not files: raise DataError(f'The folder {source} holds no .pt or .npy file of an old cache.')
+    files = {
+        p.relative_to(source).with_suffix('').as_posix(): p
+        for p in sorted(source.rglob('*'))
+        if p.suffix in ('.pt', '.npy')
+    }
+    if not files:
+        raise DataError(f'The folder {source} holds no .pt or .npy file of an old cache.')
     stems = [str(Path(path).with_suffix('').as_posix()) for path in table.frame['path']]
     names = pd.Series([s.rsplit('/', 1)[-1] for s in stems])
-    single, own = ~names.duplicated(keep=False).to_numpy(), ~pd.Series(stems).duplicated(keep=False).to_numpy()      # a/0.png and a/0.jpg: nobody knows whose a/0.pt is
-    found = [(files.get(s) or files.get(s.replace('/', '_')) or (files.get(n) if one else None)) if mine else None for s, n, one, mine in zip(stems, names, single, own)]
+    single, own = (
+        ~names.duplicated(keep=False).to_numpy(),
+        ~pd.Series(stems).duplicated(keep=False).to_numpy(),
+    )  # a/0.png and a/0.jpg: nobody knows whose a/0.pt is
+    found = [
+        (files.get(s) or files.get(s.replace('/', '_')) or (files.get(n) if one else None))
+        if mine
+        else None
+        for s, n, one, mine in zip(stems, names, single, own)
+    ]
     return found, len(files) - len({f for f in found if f})
 
 # %% ../nbs/20_cache.ipynb #7aad5a76
 def convert_cache(
-    source: str | Path,           # folder of the old cache, with .pt or .npy files at any depth
-    table: XrayTable,             # the table that its images belong to; the image files themselves need not exist
-    image_size: Sequence[int],    # (height, width) that the old cache was made for
+    source: str | Path,  # folder of the old cache, with .pt or .npy files at any depth
+    table: XrayTable,  # the table that its images belong to; the image files themselves need not exist
+    image_size: Sequence[int],  # (height, width) that the old cache was made for
     folder: str | Path = 'data/cache',  # where caches live
     progress: bool = True,
 ) -> ImageCache:
@@ -498,105 +789,194 @@ def convert_cache(
     source, folder, size = resolve_path(source), resolve_path(folder), _size(image_size)
     if not source.is_dir(): raise DataError(f'There is no folder {source}.')
     found, strangers = _match_old(table, source)
-    if not any(found): raise DataError(f'None of the files in {source} is named after an image of {table.name}, such as {table.frame["path"].iat[0]}.')
-    key = cache_key(table, size); draft = folder/f'{key}.converting'
-    if (folder/key).exists(): raise DataError(f'The cache {key} is there already; delete its folder to convert the old one instead.')
+    if not any(found):
+        raise DataError(
+            f'None of the files in {source} is named after an image of {table.name}, such as {table.frame["path"].iat[0]}.'
+        )
+    key = cache_key(table, size)
+    draft = folder / f'{key}.converting'
+    if (folder / key).exists():
+        raise DataError(
+            f'The cache {key} is there already; delete its folder to convert the old one instead.'
+        )
     _check_folder(folder, len(table) * size[0] * size[1])
     with _only_builder(folder, key, progress):
-        shutil.rmtree(draft, ignore_errors=True); draft.mkdir()
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir()
         sources = _sources(table)
-        np.save(draft/'sources.npy', sources)
+        np.save(draft / 'sources.npy', sources)
         records = _convert_pieces(table, found, size, draft, progress)
-        manifest = _finish(table, size, draft, sources, records, converted=sum(f is not None for f in found))
-        _install(draft, folder/key)
-    if strangers and progress: print(f'{strangers:,} files of {source.name} belong to no image of {table.name}; they were left alone.')
-    return ImageCache(folder/key, manifest)
+        manifest = _finish(
+            table, size, draft, sources, records, converted=sum(f is not None for f in found)
+        )
+        _install(draft, folder / key)
+    if strangers and progress:
+        print(
+            f'{strangers:,} files of {source.name} belong to no image of {table.name}; they were left alone.'
+        )
+    return ImageCache(folder / key, manifest)
 
 def _convert_pieces(table, found, size, draft, progress) -> dict[int, dict]:
     "Write the pieces of a draft from old files."
     file, records = _Draft(draft, len(table), size), {}
     try:
-        for start in tqdm(range(0, len(table), PIECE), desc=f'converting {table.name}', unit='piece', disable=not progress):
+        for start in tqdm(
+            range(0, len(table), PIECE),
+            desc=f'converting {table.name}',
+            unit='piece',
+            disable=not progress,
+        ):
             pixels, reasons = np.zeros((min(PIECE, len(table) - start), *size), np.uint8), {}
-            for at, path in enumerate(found[start:start + PIECE]):
-                try: pixels[at] = _old_pixels(path, size) if path else _not_there(table, start + at, size)
-                except ImageError as error: reasons[start + at] = str(error)
+            for at, path in enumerate(found[start : start + PIECE]):
+                try:
+                    pixels[at] = (
+                        _old_pixels(path, size) if path else _not_there(table, start + at, size)
+                    )
+                except ImageError as error:
+                    reasons[start + at] = str(error)
             records[start] = file.add(start, pixels, reasons)
         file.settle()
-    finally: file.close()
+    finally:
+        file.close()
     return records
 
 def _not_there(table: XrayTable, row: int, size: tuple[int, int]) -> np.ndarray:
     "Decode the image of a row for which the old cache has no file."
-    try: return _read_row(table, row, size)
-    except ImageError as error: raise ImageError(f'the old cache has no file for {table.frame["path"].iat[row]}, and the image: {str(error).split(": ", 1)[1]}') from None
+    try:
+        return _read_row(table, row, size)
+    except ImageError as error:
+        raise ImageError(
+            f'the old cache has no file for {table.frame["path"].iat[row]}, and the image: {str(error).split(": ", 1)[1]}'
+        ) from None
 
 # %% ../nbs/20_cache.ipynb #f864beac
 def _look(path: str) -> tuple[int, str]:
     "Digest of the decoded pixels of a file, or what is wrong with it."
-    try: return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(read_image(path)), digest_size=8).digest(), 'big'), ''
-    except ImageError as error: return 0, str(error)
+    try:
+        return int.from_bytes(
+            hashlib.blake2b(np.ascontiguousarray(read_image(path)), digest_size=8).digest(), 'big'
+        ), ''
+    except ImageError as error:
+        return 0, str(error)
 
 def _image_problems(table: XrayTable, workers: int, progress: bool) -> list[tuple[str, str, list]]:
     "Missing, unreadable and repeated images as (level, kind, examples)."
     paths = [os.path.join(table.root, p) for p in table.frame['path']]
     there = np.array([os.path.exists(p) for p in paths])
     rows = np.flatnonzero(there)
-    pool = joblib.Parallel(workers or joblib.cpu_count(), backend='threading', return_as='generator')
-    looked = list(tqdm(pool(joblib.delayed(_look)(paths[r]) for r in rows), total=len(rows), desc='looking at images', unit='image', disable=not progress))
+    pool = joblib.Parallel(
+        workers or joblib.cpu_count(), backend='threading', return_as='generator'
+    )
+    looked = list(
+        tqdm(
+            pool(joblib.delayed(_look)(paths[r]) for r in rows),
+            total=len(rows),
+            desc='looking at images',
+            unit='image',
+            disable=not progress,
+        )
+    )
     first, twice, strangers = {}, [], []
     for row, (digest, wrong) in zip(rows, looked):
         if wrong or first.setdefault(digest, row) == row: continue
         pair = f'{table.frame["path"].iat[first[digest]]} = {table.frame["path"].iat[row]}'
         (twice if table.patients[row] == table.patients[first[digest]] else strangers).append(pair)
-    return [('error', 'missing image', [table.frame['path'].iat[r] for r in np.flatnonzero(~there)]), ('error', 'unreadable image', [w for _, w in looked if w]),
-            ('error', 'same picture, two patients', strangers), ('warning', 'same picture twice', twice)]
+    return [
+        ('error', 'missing image', [table.frame['path'].iat[r] for r in np.flatnonzero(~there)]),
+        ('error', 'unreadable image', [w for _, w in looked if w]),
+        ('error', 'same picture, two patients', strangers),
+        ('warning', 'same picture twice', twice),
+    ]
 
 # %% ../nbs/20_cache.ipynb #05c910a6
 def check_data(
-    table: XrayTable,      # any table of X-rays
-    images: bool = True,   # open every image; False looks at the labels alone
-    workers: int = 0,      # threads, 0: all cores
+    table: XrayTable,     # any table of X-rays
+    images: bool = True,  # open every image; False looks at the labels alone
+    workers: int = 0,     # threads, 0: all cores
     progress: bool = True,
-) -> pd.DataFrame:         # level ('error' or 'warning'), kind, what: one row a problem
+) -> pd.DataFrame:  # level ('error' or 'warning'), kind, what: one row a problem
     "Look for what would spoil a study: missing, unreadable and repeated images, contradicting labels, odd views, patients on two sides."
     frame, found = table.frame, _image_problems(table, workers, progress) if images else []
-    sides = frame[frame['split'] != ''].groupby('patient')['split'].nunique() if (frame['split'] != '').any() else pd.Series(dtype=int)
+    sides = (
+        frame[frame['split'] != ''].groupby('patient')['split'].nunique()
+        if (frame['split'] != '').any()
+        else pd.Series(dtype=int)
+    )
     found.append(('error', 'patient in two parts of the split', sorted(sides.index[sides > 1])))
     against = conflicts(table)
-    for kind, title in {'no finding': 'No Finding beside a finding', 'hierarchy': 'finding without its parent', 'unlabelled': 'no label at all'}.items():
+    for kind, title in {
+        'no finding': 'No Finding beside a finding',
+        'hierarchy': 'finding without its parent',
+        'unlabelled': 'no label at all',
+    }.items():
         rows = against[against['kind'] == kind]
         found.append(('warning', title, (rows['path'] + ': ' + rows['what']).tolist()))
     odd = ~frame['projection'].isin(['AP', 'PA', ''])
-    found.append(('warning', 'projection neither AP nor PA', (frame['path'] + ': ' + frame['projection'])[odd].tolist()))
-    return pd.DataFrame([(level, kind, what) for level, kind, problems in found for what in problems], columns=['level', 'kind', 'what'])
+    found.append(
+        (
+            'warning',
+            'projection neither AP nor PA',
+            (frame['path'] + ': ' + frame['projection'])[odd].tolist(),
+        )
+    )
+    return pd.DataFrame(
+        [(level, kind, what) for level, kind, problems in found for what in problems],
+        columns=['level', 'kind', 'what'],
+    )
 
 def count_problems(
-    problems: pd.DataFrame,   # from `check_data`
-) -> pd.DataFrame:            # level, kind, count, example: one row a kind
+    problems: pd.DataFrame,  # from `check_data`
+) -> pd.DataFrame:  # level, kind, count, example: one row a kind
     "Count problems by kind, with the first of each as an example."
-    return problems.groupby(['level', 'kind'], sort=False)['what'].agg(count='size', example='first').reset_index()
+    return (
+        problems.groupby(['level', 'kind'], sort=False)['what']
+        .agg(count='size', example='first')
+        .reset_index()
+    )
 
 # %% ../nbs/20_cache.ipynb #0bfaa9c9
 MEAN, STD = 0.5, 0.25  # of grey values on the scale from 0 (black) to 1 (white)
 
 def to_float(
-    batch: torch.Tensor,  # (B, 1, H, W) uint8, on any device
-    mean: float = MEAN,  # grey value that becomes 0, on the scale from 0 to 1
-    std: float = STD,  # grey distance that becomes 1
+    batch: torch.Tensor,                 # (B, 1, H, W) uint8, on any device
+    mean: float = MEAN,                  # grey value that becomes 0, on the scale from 0 to 1
+    std: float = STD,                    # grey distance that becomes 1
     dtype: torch.dtype = torch.float32,  # what the network computes in
 ) -> torch.Tensor:  # (B, 1, H, W) of dtype on the batch's device
     "Normalise a batch of bytes by one fused multiply-add."
-    if batch.dtype != torch.uint8: raise DataError(f'to_float takes uint8 pixels, not {batch.dtype}; is the batch normalised already?')
+    if batch.dtype != torch.uint8:
+        raise DataError(
+            f'to_float takes uint8 pixels, not {batch.dtype}; is the batch normalised already?'
+        )
     out = batch.to(dtype)
-    return torch.add(torch.tensor(-mean / std, dtype=dtype, device=out.device), out, alpha=1 / (255 * std), out=out)
+    return torch.add(
+        torch.tensor(-mean / std, dtype=dtype, device=out.device),
+        out,
+        alpha=1 / (255 * std),
+        out=out,
+    )
 
 # %% ../nbs/20_cache.ipynb #91469647
-def _warp(batch: torch.Tensor, angle: torch.Tensor, shift: torch.Tensor, zoom: torch.Tensor, mirror: torch.Tensor) -> torch.Tensor:
+def _warp(
+    batch: torch.Tensor,
+    angle: torch.Tensor,
+    shift: torch.Tensor,
+    zoom: torch.Tensor,
+    mirror: torch.Tensor,
+) -> torch.Tensor:
     "Turn by angle (B,) radians, move by shift (2, B) in widths and heights, magnify by zoom (B,), mirror where -1; continue the edges."
     height, width = batch.shape[-2:]
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    rows = torch.stack([cos * mirror, sin * mirror * height / width, -2 * shift[0] * mirror, -sin * width / height, cos, -2 * shift[1]])
+    rows = torch.stack(
+        [
+            cos * mirror,
+            sin * mirror * height / width,
+            -2 * shift[0] * mirror,
+            -sin * width / height,
+            cos,
+            -2 * shift[1],
+        ]
+    )
     theta = rows.T.reshape(-1, 2, 3)
     grid = F.affine_grid(theta, list(batch.shape), align_corners=False)
     return F.grid_sample(batch, grid, mode='bilinear', padding_mode='border', align_corners=False)
@@ -604,13 +984,14 @@ def _warp(batch: torch.Tensor, angle: torch.Tensor, shift: torch.Tensor, zoom: t
 # %% ../nbs/20_cache.ipynb #e75e0e96
 def augment(
     batch: torch.Tensor,  # (B, 1, H, W), uint8 or float of any scale
-    generator: torch.Generator | None = None,  # for reproducible draws; may live on the CPU while the batch does not
-    rotation: float = 7.0,  # at most so many degrees either way
-    shift: float = 0.05,  # at most this part of width and of height
-    zoom: float = 0.08,  # magnify by at most exp(zoom), shrink by at most exp(-zoom)
+    generator: torch.Generator
+    | None = None,            # for reproducible draws; may live on the CPU while the batch does not
+    rotation: float = 7.0,    # at most so many degrees either way
+    shift: float = 0.05,      # at most this part of width and of height
+    zoom: float = 0.08,       # magnify by at most exp(zoom), shrink by at most exp(-zoom)
     brightness: float = 0.2,  # move grey values by at most so many standard deviations of the image
-    contrast: float = 0.2,  # stretch them about their mean by at most exp(contrast)
-    flip: float = 0.0,  # share of images mirrored; a mirrored chest is not a normal one
+    contrast: float = 0.2,    # stretch them about their mean by at most exp(contrast)
+    flip: float = 0.0,        # share of images mirrored; a mirrored chest is not a normal one
 ) -> torch.Tensor:  # (B, 1, H, W) of the same dtype, on the same device
     "Vary geometry and exposure of each image of a batch on its own."
     if not len(batch): return batch.clone()
@@ -618,8 +999,20 @@ def augment(
     draws = torch.rand(7, len(batch), generator=generator, device=device).to(batch.device)
     turn, right, down, near, light, steep = 2 * draws[:6] - 1
     mirror = 1 - 2 * (draws[6] < flip).float()
-    images = _warp(batch.float(), turn * rotation * torch.pi / 180, shift * torch.stack([right, down]), torch.exp(near * zoom), mirror)
+    images = _warp(
+        batch.float(),
+        turn * rotation * torch.pi / 180,
+        shift * torch.stack([right, down]),
+        torch.exp(near * zoom),
+        mirror,
+    )
     std, mean = (s.view(-1, 1, 1, 1) for s in torch.std_mean(images, dim=(1, 2, 3)))
     steep = torch.exp(steep * contrast).view(-1, 1, 1, 1)
-    images = torch.addcmul(mean * (1 - steep) + brightness * light.view(-1, 1, 1, 1) * std, images, steep)
-    return images.round_().clamp_(0, 255).to(torch.uint8) if batch.dtype == torch.uint8 else images.to(batch.dtype)
+    images = torch.addcmul(
+        mean * (1 - steep) + brightness * light.view(-1, 1, 1, 1) * std, images, steep
+    )
+    return (
+        images.round_().clamp_(0, 255).to(torch.uint8)
+        if batch.dtype == torch.uint8
+        else images.to(batch.dtype)
+    )

@@ -16,88 +16,190 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from .config import PRESETS, DataSettings, Settings, SmlxrayError, load_settings, repo_root, resolve_path, run_folder, shipped_file, write_atomic
+from smlxray.config import (
+    PRESETS,
+    DataSettings,
+    Settings,
+    SmlxrayError,
+    load_settings,
+    repo_root,
+    resolve_path,
+    run_folder,
+    shipped_file,
+    write_atomic,
+)
 
 # %% ../nbs/90_cli.ipynb #08eeb49a
 _DEFAULT = DataSettings()
-_Data    = Annotated[Path, typer.Argument(help='Folder of a data set, or of your own images.', show_default=False)]
-_Dataset = Annotated[str, typer.Option(help='Who reads it: auto looks into the folder; else a name such as chexpert, nih or folder, or a column mapping (.yaml).')]
-_Views   = Annotated[Literal['frontal', 'all'], typer.Option(help='Lateral images too, or not.')]
-_Size    = Annotated[str, typer.Option(help='Pixels: one number, or height x width, such as 224 or 256x224.')]
-_Place   = Annotated[Optional[Path], typer.Option(help=f'Where caches live; {_DEFAULT.cache_path} if left out.', show_default=False)]
+_Data = Annotated[
+    Path, typer.Argument(help='Folder of a data set, or of your own images.', show_default=False)
+]
+_Dataset = Annotated[
+    str,
+    typer.Option(
+        help='Who reads it: auto looks into the folder; else a name such as chexpert, nih or folder, or a column mapping (.yaml).'
+    ),
+]
+_Views = Annotated[Literal['frontal', 'all'], typer.Option(help='Lateral images too, or not.')]
+_Size = Annotated[
+    str, typer.Option(help='Pixels: one number, or height x width, such as 224 or 256x224.')
+]
+_Place = Annotated[
+    Optional[Path],
+    typer.Option(help=f'Where caches live; {_DEFAULT.cache_path} if left out.', show_default=False),
+]
 _Workers = Annotated[int, typer.Option(min=0, help='Threads; 0 takes every core.')]
-_Config  = Annotated[Optional[Path], typer.Option(help='A YAML file of settings, laid over the preset.', show_default=False)]
-_Set     = Annotated[Optional[list[str]], typer.Option('-p', metavar='KEY VALUE', help='A setting, or the preset, as papermill has it: -p preset tiny -p shots 7.', show_default=False)]
-_Resume  = Annotated[bool, typer.Option('--resume', help='Go on where an interrupted training stopped.')]
-_Json    = Annotated[bool, typer.Option('--json', help='Print JSON for programs.')]
-_Model   = Annotated[Optional[str], typer.Option(help="A bundle's folder, or the name of a run; left out, the run that the settings name.", show_default=False)]
-_Which   = Annotated[Optional[str], typer.Argument(help="A bundle's folder, or the name of a run; left out, the run that the settings name.", show_default=False)]
+_Config = Annotated[
+    Optional[Path],
+    typer.Option(help='A YAML file of settings, laid over the preset.', show_default=False),
+]
+_Set = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        '-p',
+        metavar='KEY VALUE',
+        help='A setting, or the preset, as papermill has it: -p preset tiny -p shots 7.',
+        show_default=False,
+    ),
+]
+_Resume = Annotated[
+    bool, typer.Option('--resume', help='Go on where an interrupted training stopped.')
+]
+_Json = Annotated[bool, typer.Option('--json', help='Print JSON for programs.')]
+_Model = Annotated[
+    Optional[str],
+    typer.Option(
+        help="A bundle's folder, or the name of a run; left out, the run that the settings name.",
+        show_default=False,
+    ),
+]
+_Which = Annotated[
+    Optional[str],
+    typer.Argument(
+        help="A bundle's folder, or the name of a run; left out, the run that the settings name.",
+        show_default=False,
+    ),
+]
 
 def _examples(*lines: str) -> str:
     "End a help text with examples, one a line, as they are typed."
     return '\b\nExamples:\n' + '\n'.join(f'  {line}' for line in lines)
 
-def _here(path: Path|None) -> Path:
+def _here(path: Path | None) -> Path:
     "A path of the command line starts in the working folder; the default starts where the settings say."
-    return resolve_path(_DEFAULT.cache_path) if path is None else Path.cwd()/path.expanduser()
+    return resolve_path(_DEFAULT.cache_path) if path is None else Path.cwd() / path.expanduser()
 
 def _pixels(size: str) -> tuple[int, int]:
     "Read '224' or '256x224'."
     parts = size.lower().split('x')
-    if len(parts) > 2 or not all(p.strip().isdecimal() and 0 < int(p) <= 4096 for p in parts): raise SmlxrayError(f"--size is {size!r}; write one number of pixels up to 4096, or height x width, such as 224 or 256x224.")
+    if len(parts) > 2 or not all(p.strip().isdecimal() and 0 < int(p) <= 4096 for p in parts):
+        raise SmlxrayError(
+            f"--size is {size!r}; write one number of pixels up to 4096, or height x width, such as 224 or 256x224."
+        )
     return int(parts[0]), int(parts[-1])
 
 def _table(data: Path, dataset: str, views: str):
     "Read the table of a data folder."
     from smlxray.readers import read_xrays
-    if dataset.endswith(('.yaml', '.yml')): dataset = str(_here(Path(dataset)))
+
+    if dataset.endswith(('.yaml', '.yml')):
+        dataset = str(_here(Path(dataset)))
     return read_xrays(_here(data), dataset, views)
 
-def _print_json(value) -> None: typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
-def _note(text: str) -> None: typer.echo(text, err=True)   # progress and remarks are no results
+def _print_json(value) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+
+def _note(text: str) -> None:
+    typer.echo(text, err=True)  # progress and remarks are no results
 
 def _show(frame, as_json: bool = False) -> None:
     "Print a table without its index, texts to the left, long ones whole; or as JSON."
     if as_json: return _print_json(json.loads(frame.to_json(orient='records')))
     if not len(frame): return
-    left = {c: (lambda text, width=max(map(len, [c, *map(str, frame[c])])): f'{text:<{width}}') for c in frame if frame[c].dtype == object or str(frame[c].dtype).startswith('str')}
+    left = {
+        c: (lambda text, width=max(map(len, [c, *map(str, frame[c])])): f'{text:<{width}}')
+        for c in frame
+        if frame[c].dtype == object or str(frame[c].dtype).startswith('str')
+    }
     head = {c: f'{c:<{len(f(frame[c].iloc[0]))}}' for c, f in left.items()}
-    typer.echo(frame.rename(columns=head).to_string(index=False, formatters={head[c]: f for c, f in left.items()}, na_rep=''))
+    typer.echo(
+        frame.rename(columns=head).to_string(
+            index=False, formatters={head[c]: f for c, f in left.items()}, na_rep=''
+        )
+    )
 
 # %% ../nbs/90_cli.ipynb #282dac01
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, help='Few-shot learning on chest X-rays: train, evaluate, compare, predict, teach and share.',
-                  epilog=_examples('smlxray run --mode all -p preset tiny', 'smlxray predict data/phantoms-tiny/valid --model tiny --output predictions.csv', 'smlxray data check data/phantoms-tiny'))
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help='Few-shot learning on chest X-rays: train, evaluate, compare, predict, teach and share.',
+    epilog=_examples(
+        'smlxray run --mode all -p preset tiny',
+        'smlxray predict data/phantoms-tiny/valid --model tiny --output predictions.csv',
+        'smlxray data check data/phantoms-tiny',
+    ),
+)
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Look data over.')
-cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Prepare pixels once, so that training reads them at memory speed.')
-app.add_typer(data_app, name='data'); app.add_typer(cache_app, name='cache')
+cache_app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help='Prepare pixels once, so that training reads them at memory speed.',
+)
+app.add_typer(data_app, name='data')
+app.add_typer(cache_app, name='cache')
 
 @data_app.callback()
-def _data(): pass   # without it a single command would lose its name
+def _data():
+    pass  # without it a single command would lose its name
 
-@data_app.command('check', epilog=_examples('smlxray data check data/phantoms-tiny', 'smlxray data check data/phantoms-tiny --no-images --json'))
+@data_app.command(
+    'check',
+    epilog=_examples(
+        'smlxray data check data/phantoms-tiny',
+        'smlxray data check data/phantoms-tiny --no-images --json',
+    ),
+)
 def data_check(
     path: _Data,
     dataset: _Dataset = 'auto',
     views: _Views = 'all',
-    images: Annotated[bool, typer.Option(help='Open every image, or look at the labels alone.')] = True,
-    save: Annotated[Optional[Path], typer.Option('--list', help='Write every problem, one a row, to this CSV file.', show_default=False)] = None,
+    images: Annotated[
+        bool, typer.Option(help='Open every image, or look at the labels alone.')
+    ] = True,
+    save: Annotated[
+        Optional[Path],
+        typer.Option(
+            '--list', help='Write every problem, one a row, to this CSV file.', show_default=False
+        ),
+    ] = None,
     workers: _Workers = 0,
     as_json: _Json = False,
 ):
     "Look for missing, corrupt and repeated images, conflicting labels, odd views, patients on two sides. Exit code 1 if there are errors."
     from smlxray.cache import check_data, count_problems
+
     table = _table(path, dataset, views)
-    if not as_json: typer.echo(f'{table}\n')
+    if not as_json:
+        typer.echo(f'{table}\n')
     problems = check_data(table, images, workers, progress=sys.stderr.isatty())
     found = count_problems(problems)
     _show(found, as_json)
-    if save: write_atomic(_here(save), problems.to_csv(index=False))
+    if save:
+        write_atomic(_here(save), problems.to_csv(index=False))
     errors = int((found['level'] == 'error').sum())
-    if not as_json: typer.echo(f'\nkinds of error: {errors}, kinds of warning: {len(found) - errors}' + ('' if images else '; the images were not opened'))
+    if not as_json:
+        typer.echo(
+            f'\nkinds of error: {errors}, kinds of warning: {len(found) - errors}'
+            + ('' if images else '; the images were not opened')
+        )
     raise typer.Exit(errors > 0)
 
 # %% ../nbs/90_cli.ipynb #915ea640
-@cache_app.command('build', epilog=_examples('smlxray cache build data/phantoms-tiny --size 32', 'smlxray cache info'))
+@cache_app.command(
+    'build',
+    epilog=_examples('smlxray cache build data/phantoms-tiny --size 32', 'smlxray cache info'),
+)
 def cache_build(
     path: _Data,
     size: _Size = 'x'.join(map(str, _DEFAULT.image_size)),
@@ -108,40 +210,67 @@ def cache_build(
 ):
     "Decode and resize every image once; an interrupted build goes on where it stopped. Unreadable images are listed and left out."
     from smlxray.cache import ImageCache
+
     pixels = _pixels(size)
-    cache = ImageCache.build(_table(path, dataset, views), pixels, _here(cache_path), workers, progress=sys.stderr.isatty())
+    cache = ImageCache.build(
+        _table(path, dataset, views),
+        pixels,
+        _here(cache_path),
+        workers,
+        progress=sys.stderr.isatty(),
+    )
     typer.echo(f'{cache}\n{cache.path}')
     _lost(cache)
 
 def _lost(cache) -> None:
     "Say what is in quarantine, three at most."
-    for row, why in sorted(cache.quarantined.items())[:3]: typer.echo(f'  quarantine, row {row}: {why}')
-    if cache.quarantined: typer.echo(f'  {len(cache.quarantined):,} in all; the list is {cache.path/"quarantine.csv"}')
+    for row, why in sorted(cache.quarantined.items())[:3]:
+        typer.echo(f'  quarantine, row {row}: {why}')
+    if cache.quarantined:
+        typer.echo(
+            f'  {len(cache.quarantined):,} in all; the list is {cache.path / "quarantine.csv"}'
+        )
 
 @cache_app.command('info', epilog=_examples('smlxray cache info --json'))
 def cache_info_(cache_path: _Place = None, as_json: _Json = False):
     "List the caches there are: table, rows, size, megabytes, quarantine, state."
     from smlxray.cache import cache_info
+
     _list(cache_info(_here(cache_path)), cache_path, as_json)
 
 @cache_app.command('verify', epilog=_examples('smlxray cache verify'))
 def cache_verify(cache_path: _Place = None, as_json: _Json = False):
     "Read every cache whole and compare it with its checksums. Exit code 1 if one is not sound."
     from smlxray.cache import verify_caches
+
     seen = verify_caches(_here(cache_path))
     _list(seen[['cache', 'rows', 'found']], cache_path, as_json)
     raise typer.Exit(not len(seen) or bool((seen['found'] != 'sound').any()))
 
 def _list(frame, cache_path, as_json=False) -> None:
     "Print a table of caches, or that there are none."
-    if len(frame) or as_json: _show(frame, as_json)
-    else: typer.echo(f'There is no cache in {_here(cache_path)}.')
+    if len(frame) or as_json:
+        _show(frame, as_json)
+    else:
+        typer.echo(f'There is no cache in {_here(cache_path)}.')
 
 # %% ../nbs/90_cli.ipynb #0633b689
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help='Folder of an SML-X-ray cache: .pt or .npy files, one an image.', show_default=False)],
-    data: Annotated[Path, typer.Option(help='Folder of the data set that the cache was made from; its labels are needed, its images are not.', show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help='Folder of an SML-X-ray cache: .pt or .npy files, one an image.',
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            help='Folder of the data set that the cache was made from; its labels are needed, its images are not.',
+            show_default=False,
+        ),
+    ],
     size: _Size = 'x'.join(map(str, _DEFAULT.image_size)),
     dataset: _Dataset = 'auto',
     views: _Views = _DEFAULT.views,
@@ -149,24 +278,51 @@ def convert(
 ):
     "Turn a per-image cache of SML-X-ray into one file, grey values kept bit for bit."
     from smlxray.cache import convert_cache
+
     pixels = _pixels(size)
-    cache = convert_cache(_here(source), _table(data, dataset, views), pixels, _here(cache_path), progress=sys.stderr.isatty())
+    cache = convert_cache(
+        _here(source),
+        _table(data, dataset, views),
+        pixels,
+        _here(cache_path),
+        progress=sys.stderr.isatty(),
+    )
     typer.echo(f'{cache}\n{cache.path}')
     _lost(cache)
 
 # %% ../nbs/90_cli.ipynb #bb8a6ea6
 @app.command(epilog=_examples('smlxray bench metrics'))
 def bench(
-    what: Annotated[Literal['cache', 'episodes', 'metrics', 'engines'], typer.Argument(help='Pixels; index, episodes and memory; intervals; or adaptation engines.', show_default=False)],
-    save: Annotated[Optional[Path], typer.Option('--json', help='Write the rows and what the machine is to this file.', show_default=False)] = None,
+    what: Annotated[
+        Literal['cache', 'episodes', 'metrics', 'engines'],
+        typer.Argument(
+            help='Pixels; index, episodes and memory; intervals; or adaptation engines.',
+            show_default=False,
+        ),
+    ],
+    save: Annotated[
+        Optional[Path],
+        typer.Option(
+            '--json',
+            help='Write the rows and what the machine is to this file.',
+            show_default=False,
+        ),
+    ] = None,
 ):
     "Measure our way and a plain way in turn; the ratio says how often ours is faster."
-    if save and not _here(save).parent.is_dir(): raise SmlxrayError(f'There is no folder {_here(save).parent} to write {save.name} into; make it first.')
+    if save and not _here(save).parent.is_dir():
+        raise SmlxrayError(
+            f'There is no folder {_here(save).parent} to write {save.name} into; make it first.'
+        )
     import pandas as pd
     from smlxray.bench import BENCHES, machine
+
     rows = BENCHES[what]()
     _show(pd.DataFrame(rows).drop(columns=['method_ms', 'baseline_ms'], errors='ignore'))
-    if save: write_atomic(_here(save), json.dumps(dict(bench=what, machine=machine(), rows=rows), indent=1))
+    if save:
+        write_atomic(
+            _here(save), json.dumps(dict(bench=what, machine=machine(), rows=rows), indent=1)
+        )
 
 # %% ../nbs/90_cli.ipynb #ad876f8a
 def _value(text: str):
@@ -174,17 +330,23 @@ def _value(text: str):
     words = {'None': None, 'True': True, 'true': True, 'False': False, 'false': False}
     if text in words: return words[text]
     for kind in (int, float):
-        try: return kind(text)
-        except ValueError: pass
+        try:
+            return kind(text)
+        except ValueError:
+            pass
     return text
 
-def _parameters(config: Path|None, given: list[str]|None, **more) -> tuple[dict, Settings]:
+def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[dict, Settings]:
     "Turn --config and -p into a notebook's parameters, and the settings that they mean; an unknown or impossible one raises `ConfigError`."
     out = {k: v for k, v in more.items() if v}
-    if config: out['config'] = str(_here(config))
+    if config:
+        out['config'] = str(_here(config))
     for word in given or ():
         key, sign, value = word.partition('=')
-        if not sign or not key: raise typer.BadParameter(f'-p takes a key and its value, such as -p shots 7, not {word!r} alone.')
+        if not sign or not key:
+            raise typer.BadParameter(
+                f'-p takes a key and its value, such as -p shots 7, not {word!r} alone.'
+            )
         out[key.strip()] = _value(value)
     return out, load_settings(**out)
 
@@ -193,63 +355,118 @@ def _joined(words: list[str]) -> list[str]:
     out, rest = [], list(words)
     while rest:
         out.append(rest.pop(0))
-        if out[-1] == '-p' and len(rest) > 1 and '=' not in rest[0] and not rest[0].startswith('-'): out.append(f'{rest.pop(0)}={rest.pop(0)}')
+        if out[-1] == '-p' and len(rest) > 1 and '=' not in rest[0] and not rest[0].startswith('-'):
+            out.append(f'{rest.pop(0)}={rest.pop(0)}')
     return out
 
 # %% ../nbs/90_cli.ipynb #0be677eb
 def notebook_path(name: str) -> Path:
     "Find a run notebook in the checkout that smlxray is run from, or in the installed package; raise `SmlxrayError` if it is in neither."
     from importlib.util import find_spec
-    package = Path(find_spec('smlxray').origin).parent; root = repo_root(package)
-    for folder in ([root/'nbs'] if root else []) + [package/'_notebooks']:
-        if (folder/f'{name}.ipynb').is_file(): return folder/f'{name}.ipynb'
-    raise SmlxrayError(f'The notebook {name} is in neither nbs/ nor the installed package; please reinstall smlxray.')
+
+    package = Path(find_spec('smlxray').origin).parent
+    root = repo_root(package)
+    for folder in ([root / 'nbs'] if root else []) + [package / '_notebooks']:
+        if (folder / f'{name}.ipynb').is_file(): return folder / f'{name}.ipynb'
+    raise SmlxrayError(
+        f'The notebook {name} is in neither nbs/ nor the installed package; please reinstall smlxray.'
+    )
 
 def _our_errors() -> set[str]:
     "Name the errors that are one sentence for the user."
-    from smlxray import bundle, evaluate, maml   # whoever defines errors has to be imported
+    from smlxray import bundle, evaluate, maml  # whoever defines errors has to be imported
+
     names, kinds = set(), [SmlxrayError, maml.AdaptationError]
-    while kinds: kind = kinds.pop(); names.add(kind.__name__); kinds += kind.__subclasses__()
+    while kinds:
+        kind = kinds.pop()
+        names.add(kind.__name__)
+        kinds += kind.__subclasses__()
     return names
 
 def run_notebook(name: str, parameters: dict, folder: Path) -> Path:
     "Run a notebook through papermill and leave it in a folder; raise `SmlxrayError` with one sentence if it stops."
     import logging, papermill
+
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    made, start = folder/f'{name}.ipynb', time.time()
+    made, start = folder / f'{name}.ipynb', time.time()
     _note(f'{name} ...')
-    try: papermill.execute_notebook(str(notebook_path(name)), str(made), parameters, kernel_name='python3', progress_bar=sys.stderr.isatty(), extra_arguments=['--log-level=ERROR'])
+    try:
+        papermill.execute_notebook(
+            str(notebook_path(name)),
+            str(made),
+            parameters,
+            kernel_name='python3',
+            progress_bar=sys.stderr.isatty(),
+            extra_arguments=['--log-level=ERROR'],
+        )
     except papermill.PapermillExecutionError as error:
         if error.ename in _our_errors(): raise SmlxrayError(error.evalue) from None
         why = (error.evalue.strip().splitlines() or [''])[0]
-        raise SmlxrayError(f'{name} stopped with {error.ename}{": " + why if why else ""}; the whole story is in {made}.') from None
+        raise SmlxrayError(
+            f'{name} stopped with {error.ename}{": " + why if why else ""}; the whole story is in {made}.'
+        ) from None
     _note(f'{name}: {time.time() - start:.0f} s, {made}')
     return made
 
 # %% ../nbs/90_cli.ipynb #7cfa92ab
-STAGES = dict(train_siamese='train_siamese', train_meta='train_meta', evaluate='evaluate_meta')   # mode -> notebook, in order
+STAGES = dict(
+    train_siamese='train_siamese', train_meta='train_meta', evaluate='evaluate_meta'
+)  # mode -> notebook, in order
 
-def run_stages(modes, config: Path|None, given: list[str]|None, resume: bool = False, as_json: bool = False, **more) -> None:
+def run_stages(
+    modes,
+    config: Path | None,
+    given: list[str] | None,
+    resume: bool = False,
+    as_json: bool = False,
+    **more,
+) -> None:
     "Run the notebooks of some modes, and print what came out."
     parameters, settings = _parameters(config, given, resume=resume, **more)
     folder = run_folder(settings)
-    for mode in modes: run_notebook(STAGES[mode], parameters, folder)
+    for mode in modes:
+        run_notebook(STAGES[mode], parameters, folder)
     from smlxray.evaluate import print_results, read_results
     from smlxray.train import read_metrics
-    if 'evaluate' in modes: return _print_json(read_results(folder)) if as_json else print_results(folder)
+
+    if 'evaluate' in modes:
+        return _print_json(read_results(folder)) if as_json else print_results(folder)
     phases = [settings.meta.algorithm if m == 'train_meta' else 'siamese' for m in modes]
-    last = [dict(run=settings.evaluation.run, **rows[-1]) for phase in phases if (rows := read_metrics(folder, phase))]
+    last = [
+        dict(run=settings.evaluation.run, **rows[-1])
+        for phase in phases
+        if (rows := read_metrics(folder, phase))
+    ]
     if as_json: return _print_json(last)
-    for row in last: typer.echo(', '.join(f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()))
+    for row in last:
+        typer.echo(
+            ', '.join(
+                f'{k} {v:.4g}' if isinstance(v, float) else f'{k} {v}' for k, v in row.items()
+            )
+        )
 
 # %% ../nbs/90_cli.ipynb #c90ef826
-train_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Train one of the two loops, by its notebook.')
+train_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help='Train one of the two loops, by its notebook.'
+)
 app.add_typer(train_app, name='train')
 
-@app.command(epilog=_examples('smlxray run --mode all -p preset tiny', 'smlxray run --mode train_siamese -p preset tiny -p siamese_epochs 2 -p run longer', 'smlxray run --mode train_siamese -p preset tiny -p siamese_epochs 2 -p run longer --resume'))
+@app.command(
+    epilog=_examples(
+        'smlxray run --mode all -p preset tiny',
+        'smlxray run --mode train_siamese -p preset tiny -p siamese_epochs 2 -p run longer',
+        'smlxray run --mode train_siamese -p preset tiny -p siamese_epochs 2 -p run longer --resume',
+    )
+)
 def run(
-    mode: Annotated[Literal['all', 'train_siamese', 'train_meta', 'evaluate'], typer.Option(help='Which notebooks: all of them, or one.')] = 'all',
-    config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False,
+    mode: Annotated[
+        Literal['all', 'train_siamese', 'train_meta', 'evaluate'],
+        typer.Option(help='Which notebooks: all of them, or one.'),
+    ] = 'all',
+    config: _Config = None,
+    given: _Set = None,
+    resume: _Resume = False,
+    as_json: _Json = False,
 ):
     "Run the study's notebooks, and leave them with weights, metrics and results in runs/<run>/."
     run_stages(STAGES if mode == 'all' else [mode], config, given, resume, as_json)
@@ -259,157 +476,324 @@ def demo(given: _Set = None, as_json: _Json = False):
     "Run the whole study on synthetic X-rays and print the table; nothing is downloaded. Ten to twenty minutes, or seconds with -p preset tiny."
     run_stages(STAGES, None, given, False, as_json)
 
-@app.command(epilog=_examples('smlxray evaluate -p preset tiny', 'smlxray evaluate -p preset tiny -p shots 1 -p run one-shot --json'))
-def evaluate(config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False):
+@app.command(
+    epilog=_examples(
+        'smlxray evaluate -p preset tiny',
+        'smlxray evaluate -p preset tiny -p shots 1 -p run one-shot --json',
+    )
+)
+def evaluate(
+    config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False
+):
     "Let every method answer the same episodes about novel findings; what is not trained yet is trained first."
     run_stages(['evaluate'], config, given, resume, as_json)
 
-@train_app.command('siamese', epilog=_examples('smlxray train siamese -p preset tiny', 'smlxray train siamese -p preset tiny --resume --json'))
-def train_siamese_(config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False):
+@train_app.command(
+    'siamese',
+    epilog=_examples(
+        'smlxray train siamese -p preset tiny',
+        'smlxray train siamese -p preset tiny --resume --json',
+    ),
+)
+def train_siamese_(
+    config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False
+):
     "Learn to compare X-rays."
     run_stages(['train_siamese'], config, given, resume, as_json)
 
 @train_app.command('meta', epilog=_examples('smlxray train meta -p preset tiny -p algorithm anil'))
-def train_meta_(config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False):
+def train_meta_(
+    config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False
+):
     "Learn to adapt; the Siamese network is trained first if there is none."
     run_stages(['train_meta'], config, given, resume, as_json)
 
 # %% ../nbs/90_cli.ipynb #0462a967
-config_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Write, show and check settings.')
+config_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help='Write, show and check settings.'
+)
 app.add_typer(config_app, name='config')
 
-@config_app.command('init', epilog=_examples('smlxray config init my.yaml', 'smlxray config init my-demo.yaml --preset demo'))
+@config_app.command(
+    'init',
+    epilog=_examples(
+        'smlxray config init my.yaml', 'smlxray config init my-demo.yaml --preset demo'
+    ),
+)
 def config_init(
     path: Annotated[Path, typer.Argument(help='File to write.')] = Path('smlxray.yaml'),
-    preset: Annotated[Literal['tiny', 'demo', 'real', 'paper'], typer.Option(help='What to start from; paper has every key.')] = 'paper',
+    preset: Annotated[
+        Literal['tiny', 'demo', 'real', 'paper'],
+        typer.Option(help='What to start from; paper has every key.'),
+    ] = 'paper',
     force: Annotated[bool, typer.Option('--force', help='Replace the file if it exists.')] = False,
 ):
     "Write a file of settings, with comments, to change and to give as --config."
-    if _here(path).exists() and not force: raise SmlxrayError(f'{path} exists; name another file, or say --force to replace it.')
-    write_atomic(_here(path), shipped_file('config.yaml' if preset == 'paper' else f'{preset}.yaml').read_text(encoding='utf-8'))
+    if _here(path).exists() and not force:
+        raise SmlxrayError(f'{path} exists; name another file, or say --force to replace it.')
+    write_atomic(
+        _here(path),
+        shipped_file('config.yaml' if preset == 'paper' else f'{preset}.yaml').read_text(
+            encoding='utf-8'
+        ),
+    )
     typer.echo(path)
 
-@config_app.command('show', epilog=_examples('smlxray config show -p preset tiny', 'smlxray config show -p preset tiny -p shots 3 --json'))
+@config_app.command(
+    'show',
+    epilog=_examples(
+        'smlxray config show -p preset tiny', 'smlxray config show -p preset tiny -p shots 3 --json'
+    ),
+)
 def config_show(config: _Config = None, given: _Set = None, as_json: _Json = False):
     "Print the settings that a run would have."
     settings = _parameters(config, given)[1]
-    _print_json(settings.model_dump(mode='json')) if as_json else typer.echo(settings.to_yaml().rstrip())
+    _print_json(settings.model_dump(mode='json')) if as_json else typer.echo(
+        settings.to_yaml().rstrip()
+    )
 
 @config_app.command('check', epilog=_examples('smlxray config check config/demo.yaml'))
-def config_check(path: Annotated[Path, typer.Argument(help='A YAML file of settings.', show_default=False)]):
+def config_check(
+    path: Annotated[Path, typer.Argument(help='A YAML file of settings.', show_default=False)],
+):
     "Say what is wrong with a file of settings. Exit code 1 if something is."
-    settings, plain = load_settings('paper', config=_here(path)).flat(), load_settings('paper').flat()
+    settings, plain = (
+        load_settings('paper', config=_here(path)).flat(),
+        load_settings('paper').flat(),
+    )
     other = [k for k in plain if settings[k] != plain[k]]
-    typer.echo(f'{path} is sound; settings that differ from the preset paper: {", ".join(other) or "none"}.')
+    typer.echo(
+        f'{path} is sound; settings that differ from the preset paper: {", ".join(other) or "none"}.'
+    )
 
 # %% ../nbs/90_cli.ipynb #11465ad9
-def _run_of(model: str|None, config: Path|None, given: list[str]|None) -> tuple[Path, Path|None]:
+def _run_of(
+    model: str | None, config: Path | None, given: list[str] | None
+) -> tuple[Path, Path | None]:
     "Find the folder of a run, or the folder of a bundle that was named by its path."
-    if model and (os.sep in model or _here(Path(model)).is_dir()): return _here(Path(model)).parent, _here(Path(model))
+    if model and (os.sep in model or _here(Path(model)).is_dir()):
+        return _here(Path(model)).parent, _here(Path(model))
     settings = _parameters(config, given, run=model)[1]
-    folder = resolve_path(settings.evaluation.runs_path)/settings.evaluation.run
-    if not folder.is_dir(): raise SmlxrayError(f'There is no run {folder.name!r} (looked for {folder}), and no bundle of that name here; `smlxray run` makes one.')
+    folder = resolve_path(settings.evaluation.runs_path) / settings.evaluation.run
+    if not folder.is_dir():
+        raise SmlxrayError(
+            f'There is no run {folder.name!r} (looked for {folder}), and no bundle of that name here; `smlxray run` makes one.'
+        )
     return folder, None
 
 def _is_fresh(folder: Path) -> bool:
     "Tell whether a run's bundle is there, and newer than its weights and results."
-    made = folder/'bundle'/'manifest.json'
-    parts = [p for p in (*folder.glob('*/*.safetensors'), folder/'results.json') if p.exists() and p.parent != folder/'bundle' and '.state.' not in p.name]
+    made = folder / 'bundle' / 'manifest.json'
+    parts = [
+        p
+        for p in (*folder.glob('*/*.safetensors'), folder / 'results.json')
+        if p.exists() and p.parent != folder / 'bundle' and '.state.' not in p.name
+    ]
     return made.exists() and all(p.stat().st_mtime <= made.stat().st_mtime for p in parts)
 
 def _device() -> str:
     import torch
+
     return 'cuda' if torch.cuda.is_available() else 'cpu'
 
-def _load_model(model: str|None, config: Path|None, given: list[str]|None):
+def _load_model(model: str | None, config: Path | None, given: list[str] | None):
     "Load the bundle that was asked for, making a run's bundle if need be."
     from contextlib import redirect_stdout
     from smlxray.bundle import Bundle, bundle_of_run
+
     folder, named = _run_of(model, config, given)
     if named: return Bundle.load(named, _device())
     if not _is_fresh(folder):
         from smlxray.train import open_lab
-        if not (folder/'config.yaml').exists(): raise SmlxrayError(f'The run {folder.name!r} was not trained yet; `smlxray train siamese -p run {folder.name}` does it.')
-        with redirect_stdout(sys.stderr):
-            lab = open_lab(load_settings('paper', config=folder/'config.yaml'))
-            made = bundle_of_run(lab); lab.folder.mkdir(exist_ok=True)
-            _note(f'{folder.name}: making its bundle.'); made.save(folder/'bundle')
-    return Bundle.load(folder/'bundle', _device())
 
-def _add_taught(bundle, extra: list[Path]|None = None) -> None:
+        if not (folder / 'config.yaml').exists():
+            raise SmlxrayError(
+                f'The run {folder.name!r} was not trained yet; `smlxray train siamese -p run {folder.name}` does it.'
+            )
+        with redirect_stdout(sys.stderr):
+            lab = open_lab(load_settings('paper', config=folder / 'config.yaml'))
+            made = bundle_of_run(lab)
+            lab.folder.mkdir(exist_ok=True)
+            _note(f'{folder.name}: making its bundle.')
+            made.save(folder / 'bundle')
+    return Bundle.load(folder / 'bundle', _device())
+
+def _add_taught(bundle, extra: list[Path] | None = None) -> None:
     "Add the findings that were taught to this network: those beside the bundle, and those named."
     from smlxray.bundle import TaughtFinding
-    beside = bundle.path.absolute().parent/'findings'
-    for path in [*(sorted(p for p in beside.iterdir() if p.is_dir() and not p.name.startswith('.')) if beside.is_dir() else []), *(map(_here, extra or ()))]:
+
+    beside = bundle.path.absolute().parent / 'findings'
+    for path in [
+        *(
+            sorted(p for p in beside.iterdir() if p.is_dir() and not p.name.startswith('.'))
+            if beside.is_dir()
+            else []
+        ),
+        *(map(_here, extra or ())),
+    ]:
         finding = TaughtFinding.load(path)
-        if finding.network == bundle.network: bundle.findings[finding.name] = finding
-        elif path.parent == beside: _note(f'{finding.name} was taught to another network, and is left out; teach it again.')
-        else: raise SmlxrayError(f'{finding.name!r} in {path.name} was taught to another network; teach it again.')
+        if finding.network == bundle.network:
+            bundle.findings[finding.name] = finding
+        elif path.parent == beside:
+            _note(f'{finding.name} was taught to another network, and is left out; teach it again.')
+        else:
+            raise SmlxrayError(
+                f'{finding.name!r} in {path.name} was taught to another network; teach it again.'
+            )
 
 # %% ../nbs/90_cli.ipynb #24a74b3f
-def compare_many(bundle, file: Path):  # a table: a, b, distance, similarity, percentile_same, percentile_different, error
+def compare_many(
+    bundle, file: Path
+):  # a table: a, b, distance, similarity, percentile_same, percentile_different, error
     "Compare the pairs of a CSV with the columns a and b; paths in it start in its folder."
     import pandas as pd
     from smlxray.bundle import decode_ahead, percentile
     from smlxray.siamese import pairwise_distance
     import torch
-    try: pairs = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError): raise SmlxrayError(f'{file.name} is no CSV file.') from None
-    if not {'a', 'b'} <= set(pairs): raise SmlxrayError(f'{file.name} needs the columns a and b, two paths a line; it has {", ".join(pairs) or "none"}.')
+
+    try:
+        pairs = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeDecodeError):
+        raise SmlxrayError(f'{file.name} is no CSV file.') from None
+    if not {'a', 'b'} <= set(pairs):
+        raise SmlxrayError(
+            f'{file.name} needs the columns a and b, two paths a line; it has {", ".join(pairs) or "none"}.'
+        )
     known, problems = {}, {}
-    for batch in decode_ahead(lambda name: bundle.read(file.parent/name), dict.fromkeys([*pairs['a'], *pairs['b']])):
-        problems |= {name: image.replace(f'{file.parent}{os.sep}', '') for name, image in batch if isinstance(image, str)}
+    for batch in decode_ahead(
+        lambda name: bundle.read(file.parent / name), dict.fromkeys([*pairs['a'], *pairs['b']])
+    ):
+        problems |= {
+            name: image.replace(f'{file.parent}{os.sep}', '')
+            for name, image in batch
+            if isinstance(image, str)
+        }
         good = [(name, image) for name, image in batch if not isinstance(image, str)]
-        if good: known |= dict(zip([name for name, _ in good], bundle.embed(torch.stack([image for _, image in good]))))
+        if good:
+            known |= dict(
+                zip(
+                    [name for name, _ in good],
+                    bundle.embed(torch.stack([image for _, image in good])),
+                )
+            )
     rows = []
     for a, b in zip(pairs['a'], pairs['b']):
-        row = dict(a=a, b=b, distance=None, similarity=None, percentile_same=None, percentile_different=None, error=problems.get(a) or problems.get(b) or '')
+        row = dict(
+            a=a,
+            b=b,
+            distance=None,
+            similarity=None,
+            percentile_same=None,
+            percentile_different=None,
+            error=problems.get(a) or problems.get(b) or '',
+        )
         if not row['error']:
             s = float(known[a] @ known[b])
-            row |= dict(distance=float(pairwise_distance(known[a][None], known[b][None])), similarity=s, **{f'percentile_{k}': percentile(s, bundle.tensors[f'pairs.{k}']) for k in ('same', 'different')})
+            row |= dict(
+                distance=float(pairwise_distance(known[a][None], known[b][None])),
+                similarity=s,
+                **{
+                    f'percentile_{k}': percentile(s, bundle.tensors[f'pairs.{k}'])
+                    for k in ('same', 'different')
+                },
+            )
         rows.append(row)
-    return pd.DataFrame(rows, columns=['a', 'b', 'distance', 'similarity', 'percentile_same', 'percentile_different', 'error'])
+    return pd.DataFrame(
+        rows,
+        columns=[
+            'a',
+            'b',
+            'distance',
+            'similarity',
+            'percentile_same',
+            'percentile_different',
+            'error',
+        ],
+    )
 
 # %% ../nbs/90_cli.ipynb #fdd48e08
-_A, _B = 'data/phantoms-tiny/valid/patient64541/study1/view1_frontal.jpg', 'data/phantoms-tiny/valid/patient64542/study1/view1_frontal.jpg'
+_A, _B = (
+    'data/phantoms-tiny/valid/patient64541/study1/view1_frontal.jpg',
+    'data/phantoms-tiny/valid/patient64542/study1/view1_frontal.jpg',
+)
 
-@app.command(epilog=_examples(f'smlxray compare {_A} {_B} --model tiny', f'smlxray compare {_A} {_B} --model tiny --picture comparison.png --json'))
+@app.command(
+    epilog=_examples(
+        f'smlxray compare {_A} {_B} --model tiny',
+        f'smlxray compare {_A} {_B} --model tiny --picture comparison.png --json',
+    )
+)
 def compare(
-    a: Annotated[Optional[Path], typer.Argument(help='An X-ray: JPEG, PNG or DICOM.', show_default=False)] = None,
+    a: Annotated[
+        Optional[Path], typer.Argument(help='An X-ray: JPEG, PNG or DICOM.', show_default=False)
+    ] = None,
     b: Annotated[Optional[Path], typer.Argument(help='Another one.', show_default=False)] = None,
-    pairs: Annotated[Optional[Path], typer.Option(help='Instead of A and B: a CSV with the columns a and b, paths from its folder.', show_default=False)] = None,
-    output: Annotated[Optional[Path], typer.Option(help='With --pairs: write the table here.', show_default=False)] = None,
-    picture: Annotated[Path, typer.Option(help='With A and B: where the picture goes, with the places that make the two alike.')] = Path('comparison.png'),
-    model: _Model = None, config: _Config = None, given: _Set = None, as_json: _Json = False,
+    pairs: Annotated[
+        Optional[Path],
+        typer.Option(
+            help='Instead of A and B: a CSV with the columns a and b, paths from its folder.',
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Optional[Path], typer.Option(help='With --pairs: write the table here.', show_default=False)
+    ] = None,
+    picture: Annotated[
+        Path,
+        typer.Option(
+            help='With A and B: where the picture goes, with the places that make the two alike.'
+        ),
+    ] = Path('comparison.png'),
+    model: _Model = None,
+    config: _Config = None,
+    given: _Set = None,
+    as_json: _Json = False,
 ):
     "Compare two X-rays, or many pairs: distance, similarity, its percentile among known pairs, and a picture of where they agree."
-    if bool(pairs) == bool(a or b) or bool(a) != bool(b): raise typer.BadParameter('Name two X-rays, or a table of pairs with --pairs.')
-    if pairs and not _here(pairs).is_file(): raise SmlxrayError(f'There is no file {pairs}.')
+    if bool(pairs) == bool(a or b) or bool(a) != bool(b):
+        raise typer.BadParameter('Name two X-rays, or a table of pairs with --pairs.')
+    if pairs and not _here(pairs).is_file():
+        raise SmlxrayError(f'There is no file {pairs}.')
     _writable(output if pairs else picture)
     bundle = _load_model(model, config, given)
     if pairs:
         table = compare_many(bundle, _here(pairs))
-        if output: table.to_csv(_here(output), index=False); typer.echo(output)
-        elif as_json: _show(table, True)
-        else: typer.echo(table.to_csv(index=False).rstrip())
+        if output:
+            table.to_csv(_here(output), index=False)
+            typer.echo(output)
+        elif as_json:
+            _show(table, True)
+        else:
+            typer.echo(table.to_csv(index=False).rstrip())
         raise typer.Exit(bool(len(table)) and bool((table['error'] != '').all()))
-    os.environ.setdefault('MPLBACKEND', 'agg')   # a picture is saved, no window is opened
+    os.environ.setdefault('MPLBACKEND', 'agg')  # a picture is saved, no window is opened
     from smlxray.bundle import plot_comparison
+
     x, y = bundle.read(_here(a)), bundle.read(_here(b))
-    found = bundle.compare(x, y); plot_comparison(found, x, y, _here(picture))
-    if as_json: return _print_json(dict(found.summary(), picture=str(picture), model=bundle.version))
-    for k, v in found.summary().items(): typer.echo(f'{k.replace("_", " "):21s} {v:.1f} %' if k.startswith('percentile') else f'{k:21s} {v:.4f}')
+    found = bundle.compare(x, y)
+    plot_comparison(found, x, y, _here(picture))
+    if as_json:
+        return _print_json(dict(found.summary(), picture=str(picture), model=bundle.version))
+    for k, v in found.summary().items():
+        typer.echo(
+            f'{k.replace("_", " "):21s} {v:.1f} %'
+            if k.startswith('percentile')
+            else f'{k:21s} {v:.4f}'
+        )
     typer.echo(picture)
 
-def _writable(path: Path|None) -> None:
+def _writable(path: Path | None) -> None:
     "Raise `SmlxrayError` early if a file cannot be written for want of its folder."
-    if path and not _here(path).parent.is_dir(): raise SmlxrayError(f'There is no folder {_here(path).parent} to write {path.name} into; make it first.')
+    if path and not _here(path).parent.is_dir():
+        raise SmlxrayError(
+            f'There is no folder {_here(path).parent} to write {path.name} into; make it first.'
+        )
 
 # %% ../nbs/90_cli.ipynb #de6490e2
 def write_predictions(
-    bundle,  # with the findings to answer
-    source: Path,  # a folder of X-rays, or one
-    output: Path,  # the CSV file; an unfinished one is continued
+    bundle,           # with the findings to answer
+    source: Path,     # a folder of X-rays, or one
+    output: Path,     # the CSV file; an unfinished one is continued
     prevalence=None,  # as in `Bundle.predict`
     batch_size: int = 64,
     workers: int = 0,
@@ -419,166 +803,427 @@ def write_predictions(
     import pandas as pd
     from smlxray.bundle import image_files, predict_files
     from tqdm import tqdm
+
     root, paths = (source if source.is_dir() else source.parent), image_files(source)
-    asked = [[f.name, f.slope, f.offset, float(f.support.double().sum())] for f in bundle.findings.values()]
-    note, plan = output.with_name(f'.{output.name}.unfinished'), json.dumps([bundle.version, asked, prevalence, bundle.settings.evaluation.prevalence, str(source)])
+    asked = [
+        [f.name, f.slope, f.offset, float(f.support.double().sum())]
+        for f in bundle.findings.values()
+    ]
+    note, plan = (
+        output.with_name(f'.{output.name}.unfinished'),
+        json.dumps(
+            [bundle.version, asked, prevalence, bundle.settings.evaluation.prevalence, str(source)]
+        ),
+    )
     if output.exists() and not overwrite and not (note.exists() and note.read_text() == plan):
-        raise SmlxrayError(f'{output.name} ' + ('was begun with another model, other findings or other options' if note.exists() else 'exists') + '; name another file, or say --overwrite.')
+        raise SmlxrayError(
+            f'{output.name} '
+            + (
+                'was begun with another model, other findings or other options'
+                if note.exists()
+                else 'exists'
+            )
+            + '; name another file, or say --overwrite.'
+        )
     done = _rows_so_far(output) if output.exists() and not overwrite else set()
-    if not done: output.unlink(missing_ok=True)
+    if not done:
+        output.unlink(missing_ok=True)
     write_atomic(note, plan)
-    if done: _note(f'{output.name}: going on after {len(done):,} rows.')
+    if done:
+        _note(f'{output.name}: going on after {len(done):,} rows.')
     name = lambda p: Path(p).relative_to(root).as_posix()
     left = [p for p in paths if name(p) not in done]
-    with open(output, 'a', newline='', encoding='utf-8') as f, tqdm(total=len(paths), initial=len(paths) - len(left), unit='X-ray', disable=not sys.stderr.isatty()) as bar:
+    with (
+        open(output, 'a', newline='', encoding='utf-8') as f,
+        tqdm(
+            total=len(paths),
+            initial=len(paths) - len(left),
+            unit='X-ray',
+            disable=not sys.stderr.isatty(),
+        ) as bar,
+    ):
         for rows in predict_files(bundle, left, prevalence, batch_size, workers):
-            rows['file'], rows['error'] = rows['file'].map(name), rows['error'].str.replace(f'{root}{os.sep}', '', regex=False)   # no folder of this machine in the table
+            rows['file'], rows['error'] = (
+                rows['file'].map(name),
+                rows['error'].str.replace(f'{root}{os.sep}', '', regex=False),
+            )  # no folder of this machine in the table
             rows['unusual'] = rows['unusual'].astype(float)
-            f.write(rows.to_csv(index=False, header=not f.tell(), float_format='%.7g', lineterminator='\n')); f.flush(); bar.update(len(rows))
+            f.write(
+                rows.to_csv(
+                    index=False, header=not f.tell(), float_format='%.7g', lineterminator='\n'
+                )
+            )
+            f.flush()
+            bar.update(len(rows))
     note.unlink(missing_ok=True)
     table = pd.read_csv(output, usecols=['error', 'unusual'])
-    return dict(rows=len(table), new=len(left), errors=int(table['error'].notna().sum()), unusual=int((table['unusual'] > 1).sum()))
+    return dict(
+        rows=len(table),
+        new=len(left),
+        errors=int(table['error'].notna().sum()),
+        unusual=int((table['unusual'] > 1).sum()),
+    )
 
 def _rows_so_far(output: Path) -> set[str]:
     "Cut off a row that was not written whole, and list the files of the others."
     import pandas as pd
-    data = output.read_bytes(); whole = data.rfind(b'\n') + 1
-    if whole < len(data): os.truncate(output, whole)
-    return set(pd.read_csv(output, usecols=['file'], dtype=str, keep_default_na=False)['file']) if whole else set()
+
+    data = output.read_bytes()
+    whole = data.rfind(b'\n') + 1
+    if whole < len(data):
+        os.truncate(output, whole)
+    return (
+        set(pd.read_csv(output, usecols=['file'], dtype=str, keep_default_na=False)['file'])
+        if whole
+        else set()
+    )
 
 # %% ../nbs/90_cli.ipynb #99f7dfb5
-@app.command(epilog=_examples('smlxray predict data/phantoms-tiny/valid --model tiny --output predictions.csv', 'smlxray predict data/phantoms-tiny/valid --model tiny --output rare.csv --prevalence 0.02 --prevalence Edema=0.1', f'smlxray predict {_A} --model tiny --output one.csv --json'))
+@app.command(
+    epilog=_examples(
+        'smlxray predict data/phantoms-tiny/valid --model tiny --output predictions.csv',
+        'smlxray predict data/phantoms-tiny/valid --model tiny --output rare.csv --prevalence 0.02 --prevalence Edema=0.1',
+        f'smlxray predict {_A} --model tiny --output one.csv --json',
+    )
+)
 def predict(
-    source: Annotated[Path, typer.Argument(help='A folder of X-rays, searched with all folders in it, or one X-ray: JPEG, PNG, DICOM.', show_default=False)],
-    output: Annotated[Path, typer.Option(help='The CSV file to write. An unfinished one is continued.')] = Path('predictions.csv'),
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help='A folder of X-rays, searched with all folders in it, or one X-ray: JPEG, PNG, DICOM.',
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option(help='The CSV file to write. An unfinished one is continued.')
+    ] = Path('predictions.csv'),
     model: _Model = None,
-    finding: Annotated[Optional[list[Path]], typer.Option(help='A taught finding (its folder) to answer, too; those of the run are anyway. Repeatable.', show_default=False)] = None,
-    prevalence: Annotated[Optional[list[str]], typer.Option(metavar='SHARE', help='Assumed share of X-rays with a finding: 0.02 for all, or Edema=0.1 for one. Repeatable; left out, as the settings say.', show_default=False)] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help='X-rays that the network sees at once.')] = 64,
+    finding: Annotated[
+        Optional[list[Path]],
+        typer.Option(
+            help='A taught finding (its folder) to answer, too; those of the run are anyway. Repeatable.',
+            show_default=False,
+        ),
+    ] = None,
+    prevalence: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            metavar='SHARE',
+            help='Assumed share of X-rays with a finding: 0.02 for all, or Edema=0.1 for one. Repeatable; left out, as the settings say.',
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help='X-rays that the network sees at once.')
+    ] = 64,
     workers: _Workers = 0,
-    overwrite: Annotated[bool, typer.Option('--overwrite', help='Replace the file if it exists.')] = False,
-    config: _Config = None, given: _Set = None, as_json: _Json = False,
+    overwrite: Annotated[
+        bool, typer.Option('--overwrite', help='Replace the file if it exists.')
+    ] = False,
+    config: _Config = None,
+    given: _Set = None,
+    as_json: _Json = False,
 ):
     "Give each X-ray a probability a finding, its nearest support, and how unusual it is (above 1: do not believe the rest). Unreadable files are rows with an error."
     _writable(output)
-    if not _here(source).exists(): raise SmlxrayError(f'There is no folder or file {source}.')
-    bundle = _load_model(model, config, given); _add_taught(bundle, finding)
+    if not _here(source).exists():
+        raise SmlxrayError(f'There is no folder or file {source}.')
+    bundle = _load_model(model, config, given)
+    _add_taught(bundle, finding)
     start = time.time()
-    said = write_predictions(bundle, _here(source), _here(output), _prevalence(prevalence, bundle), batch_size, workers, overwrite)
+    said = write_predictions(
+        bundle,
+        _here(source),
+        _here(output),
+        _prevalence(prevalence, bundle),
+        batch_size,
+        workers,
+        overwrite,
+    )
     said |= dict(seconds=round(time.time() - start, 2), model=bundle.version, output=str(output))
-    if as_json: _print_json(said)
-    else: typer.echo(f'{said["rows"]:,} X-rays, {said["errors"]:,} unreadable, {said["unusual"]:,} unusual; {output}')
+    if as_json:
+        _print_json(said)
+    else:
+        typer.echo(
+            f'{said["rows"]:,} X-rays, {said["errors"]:,} unreadable, {said["unusual"]:,} unusual; {output}'
+        )
     raise typer.Exit(said['errors'] == said['rows'])
 
-def _prevalence(words: list[str]|None, bundle) -> dict|None:
+def _prevalence(words: list[str] | None, bundle) -> dict | None:
     "Read shares, one for all or by finding."
     if not words: return None
     everybody, single = None, {}
     for word in words:
         name, _, number = word.rpartition('=')
-        try: share = float(number)
-        except ValueError: raise SmlxrayError(f'--prevalence is {word!r}; write a share such as 0.02, or a finding and its share such as Edema=0.1.') from None
-        if not 0 < share < 1: raise SmlxrayError(f'--prevalence is {word!r}; a share lies between 0 and 1.')
-        if name and name not in bundle.findings: raise SmlxrayError(f'--prevalence names {name!r}; this model answers {", ".join(bundle.findings)}.')
-        if name: single[name] = share
-        else: everybody = share
+        try:
+            share = float(number)
+        except ValueError:
+            raise SmlxrayError(
+                f'--prevalence is {word!r}; write a share such as 0.02, or a finding and its share such as Edema=0.1.'
+            ) from None
+        if not 0 < share < 1:
+            raise SmlxrayError(f'--prevalence is {word!r}; a share lies between 0 and 1.')
+        if name and name not in bundle.findings:
+            raise SmlxrayError(
+                f'--prevalence names {name!r}; this model answers {", ".join(bundle.findings)}.'
+            )
+        if name:
+            single[name] = share
+        else:
+            everybody = share
     return {**dict.fromkeys(bundle.findings, everybody), **single}
 
 # %% ../nbs/90_cli.ipynb #82cd767a
-_P = ' '.join(f'--{word} data/phantoms-tiny/train/patient{n:05d}/study1/view1_frontal.jpg' for word, patients in dict(positive=(2, 8), negative=(1, 5)).items() for n in patients)
+_P = ' '.join(
+    f'--{word} data/phantoms-tiny/train/patient{n:05d}/study1/view1_frontal.jpg'
+    for word, patients in dict(positive=(2, 8), negative=(1, 5)).items()
+    for n in patients
+)
 
-@app.command(epilog=_examples(f'smlxray adapt {_P} --name "Air outside" --model tiny', f'smlxray adapt {_P} --name "Air outside" --model tiny --steps 0 --output air --json'))
+@app.command(
+    epilog=_examples(
+        f'smlxray adapt {_P} --name "Air outside" --model tiny',
+        f'smlxray adapt {_P} --name "Air outside" --model tiny --steps 0 --output air --json',
+    )
+)
 def adapt(
-    positive: Annotated[list[Path], typer.Option(help='A folder (or file) of X-rays with the finding, one a patient. Repeatable.', show_default=False)],
-    negative: Annotated[list[Path], typer.Option(help='A folder (or file) of X-rays without it. Repeatable.', show_default=False)],
+    positive: Annotated[
+        list[Path],
+        typer.Option(
+            help='A folder (or file) of X-rays with the finding, one a patient. Repeatable.',
+            show_default=False,
+        ),
+    ],
+    negative: Annotated[
+        list[Path],
+        typer.Option(
+            help='A folder (or file) of X-rays without it. Repeatable.', show_default=False
+        ),
+    ],
     name: Annotated[str, typer.Option(help='What the finding is called.', show_default=False)],
     model: _Model = None,
-    output: Annotated[Optional[Path], typer.Option(help="Folder to write; left out, findings/<name> beside the bundle.", show_default=False)] = None,
-    steps: Annotated[Optional[int], typer.Option(min=0, help='Gradient steps; 0 compares and adapts nothing; left out, as the settings say.', show_default=False)] = None,
-    lr: Annotated[Optional[float], typer.Option(min=1e-9, help='Their size; left out, as the settings say.', show_default=False)] = None,
-    algorithm: Annotated[Optional[Literal['maml', 'fomaml', 'anil']], typer.Option(help='What adapts: everything, or (anil) the last layer; left out, as the model was trained.', show_default=False)] = None,
-    config: _Config = None, given: _Set = None, as_json: _Json = False,
+    output: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="Folder to write; left out, findings/<name> beside the bundle.", show_default=False
+        ),
+    ] = None,
+    steps: Annotated[
+        Optional[int],
+        typer.Option(
+            min=0,
+            help='Gradient steps; 0 compares and adapts nothing; left out, as the settings say.',
+            show_default=False,
+        ),
+    ] = None,
+    lr: Annotated[
+        Optional[float],
+        typer.Option(
+            min=1e-9, help='Their size; left out, as the settings say.', show_default=False
+        ),
+    ] = None,
+    algorithm: Annotated[
+        Optional[Literal['maml', 'fomaml', 'anil']],
+        typer.Option(
+            help='What adapts: everything, or (anil) the last layer; left out, as the model was trained.',
+            show_default=False,
+        ),
+    ] = None,
+    config: _Config = None,
+    given: _Set = None,
+    as_json: _Json = False,
 ):
     "Teach a model a finding from a handful of X-rays, and say how far to trust it."
     from smlxray.bundle import finding_slug, image_files
-    parts = [[p for folder in folders for p in image_files(_here(folder))] for folders in (positive, negative)]
-    if both := set(parts[0]) & set(parts[1]): raise SmlxrayError(f'{sorted(both)[0].name} is among the positive and the negative X-rays.')
+
+    parts = [
+        [p for folder in folders for p in image_files(_here(folder))]
+        for folders in (positive, negative)
+    ]
+    if both := set(parts[0]) & set(parts[1]):
+        raise SmlxrayError(f'{sorted(both)[0].name} is among the positive and the negative X-rays.')
     bundle = _load_model(model, config, given)
-    if output is None and name.strip() in bundle.findings: raise SmlxrayError(f'The model answers {name.strip()!r} already; give the finding another name.')
-    progress = (lambda done, every: _note(f'held out {done} of {every}')) if sys.stderr.isatty() else None
-    taught = bundle.teach(name, *(bundle.read(part) for part in parts), algorithm=algorithm, steps=steps, lr=lr, progress=progress)
-    place = _here(output) if output else bundle.path.absolute().parent/'findings'/finding_slug(taught.name)
-    place.parent.mkdir(parents=True, exist_ok=True); taught.save(place)
-    if as_json: return _print_json(dict(name=taught.name, examples=taught.examples, steps=taught.steps, **taught.trust, calibrated_on=taught.calibrated_on, output=str(output or place)))
+    if output is None and name.strip() in bundle.findings:
+        raise SmlxrayError(
+            f'The model answers {name.strip()!r} already; give the finding another name.'
+        )
+    progress = (
+        (lambda done, every: _note(f'held out {done} of {every}')) if sys.stderr.isatty() else None
+    )
+    taught = bundle.teach(
+        name,
+        *(bundle.read(part) for part in parts),
+        algorithm=algorithm,
+        steps=steps,
+        lr=lr,
+        progress=progress,
+    )
+    place = (
+        _here(output)
+        if output
+        else bundle.path.absolute().parent / 'findings' / finding_slug(taught.name)
+    )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    taught.save(place)
+    if as_json:
+        return _print_json(
+            dict(
+                name=taught.name,
+                examples=taught.examples,
+                steps=taught.steps,
+                **taught.trust,
+                calibrated_on=taught.calibrated_on,
+                output=str(output or place),
+            )
+        )
     typer.echo(f'{taught}\n{output or place}')
 
 # %% ../nbs/90_cli.ipynb #175949e1
-model_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help='Look at a model, verify it, hand it on.')
+model_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help='Look at a model, verify it, hand it on.'
+)
 app.add_typer(model_app, name='model')
 
-@model_app.command('info', epilog=_examples('smlxray model info tiny', 'smlxray model info tiny --json'))
-def model_info(model: _Which = None, config: _Config = None, given: _Set = None, as_json: _Json = False):
+@model_app.command(
+    'info', epilog=_examples('smlxray model info tiny', 'smlxray model info tiny --json')
+)
+def model_info(
+    model: _Which = None, config: _Config = None, given: _Set = None, as_json: _Json = False
+):
     "Print the model card; of a .pth checkpoint, which tensors it holds (read without running its code, or refused)."
     if model and model.endswith(('.pth', '.pt')):
         from smlxray.bundle import read_pth
+
         shapes = {k: list(v.shape) for k, v in read_pth(_here(Path(model))).items()}
-        return _print_json(shapes) if as_json else typer.echo('\n'.join(f'{k}  {" x ".join(map(str, v))}' for k, v in shapes.items()))
-    bundle = _load_model(model, config, given); _add_taught(bundle)
+        return (
+            _print_json(shapes)
+            if as_json
+            else typer.echo('\n'.join(f'{k}  {" x ".join(map(str, v))}' for k, v in shapes.items()))
+        )
+    bundle = _load_model(model, config, given)
+    _add_taught(bundle)
     from smlxray.bundle import model_card
+
     if not as_json: return typer.echo(model_card(bundle))
-    findings = [dict(name=f.name, examples=f.examples, steps=f.steps, calibrated_on=f.calibrated_on, **f.trust) for f in bundle.findings.values()]
-    _print_json(dict(version=bundle.version, id=bundle.id, settings=bundle.settings.model_dump(mode='json'), **bundle.facts, findings=findings, metrics=bundle.metrics))
+    findings = [
+        dict(
+            name=f.name,
+            examples=f.examples,
+            steps=f.steps,
+            calibrated_on=f.calibrated_on,
+            **f.trust,
+        )
+        for f in bundle.findings.values()
+    ]
+    _print_json(
+        dict(
+            version=bundle.version,
+            id=bundle.id,
+            settings=bundle.settings.model_dump(mode='json'),
+            **bundle.facts,
+            findings=findings,
+            metrics=bundle.metrics,
+        )
+    )
 
 @model_app.command('verify', epilog=_examples('smlxray model verify tiny'))
-def model_verify(model: _Which = None, config: _Config = None, given: _Set = None, as_json: _Json = False):
+def model_verify(
+    model: _Which = None, config: _Config = None, given: _Set = None, as_json: _Json = False
+):
     "Check every file of a bundle, or of a taught finding, against its checksum. Exit code 1 if it is not sound."
     from smlxray.bundle import Bundle, TaughtFinding, _kind_of
-    folder, named = _run_of(model, config, given); place = named or folder/'bundle'
-    if _kind_of(place) == 'taught finding': found, id = TaughtFinding.load(place), None
-    else: found = Bundle.load(place); id = found.id
+
+    folder, named = _run_of(model, config, given)
+    place = named or folder / 'bundle'
+    if _kind_of(place) == 'taught finding':
+        found, id = TaughtFinding.load(place), None
+    else:
+        found = Bundle.load(place)
+        id = found.id
     files = sum(p.is_file() for p in place.rglob('*'))
-    if as_json: return _print_json(dict(model=place.name, sound=True, files=files, id=id))
+    if as_json:
+        return _print_json(dict(model=place.name, sound=True, files=files, id=id))
     typer.echo(f'{place.name} is sound: {files} files. {found}')
 
-@model_app.command('export', epilog=_examples('smlxray model export shared-model --model tiny', 'smlxray model export embedding.onnx --model tiny'))
+@model_app.command(
+    'export',
+    epilog=_examples(
+        'smlxray model export shared-model --model tiny',
+        'smlxray model export embedding.onnx --model tiny',
+    ),
+)
 def model_export(
-    output: Annotated[Path, typer.Argument(help='Folder to write a bundle to, or a file ending in .onnx.', show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Argument(
+            help='Folder to write a bundle to, or a file ending in .onnx.', show_default=False
+        ),
+    ],
     model: _Model = None,
     taught: Annotated[bool, typer.Option(help='Put in what was taught to the model, too.')] = True,
-    config: _Config = None, given: _Set = None, as_json: _Json = False,
+    config: _Config = None,
+    given: _Set = None,
+    as_json: _Json = False,
 ):
     "Write a model to hand on: a verified folder without code, images or names; or its embedding as ONNX, checked against onnxruntime."
     _writable(output)
     bundle = _load_model(model, config, given)
     if output.suffix == '.onnx':
         from smlxray.bundle import export_onnx
+
         worst = export_onnx(bundle, _here(output))
-        return _print_json(dict(output=str(output), largest_difference=worst)) if as_json else typer.echo(f'{output}: differs from the network by {worst:.1e} at most')
-    if taught: _add_taught(bundle)
+        return (
+            _print_json(dict(output=str(output), largest_difference=worst))
+            if as_json
+            else typer.echo(f'{output}: differs from the network by {worst:.1e} at most')
+        )
+    if taught:
+        _add_taught(bundle)
     bundle.save(_here(output))
-    _print_json(dict(output=str(output), id=bundle.id, findings=list(bundle.findings))) if as_json else typer.echo(f'{output}: {bundle}')
+    _print_json(
+        dict(output=str(output), id=bundle.id, findings=list(bundle.findings))
+    ) if as_json else typer.echo(f'{output}: {bundle}')
 
 # %% ../nbs/90_cli.ipynb #a9b0c7d2
 @app.command('app', epilog=_examples('smlxray app', 'smlxray app --run tiny --port 8900'))
 def app_(
-    run: Annotated[Optional[str], typer.Option(help='Name or folder of a run; its X-rays are the library.', show_default=False)] = None,
-    bundle: Annotated[Optional[str], typer.Option(help='Folder of a bundle; it brings no X-rays.', show_default=False)] = None,
+    run: Annotated[
+        Optional[str],
+        typer.Option(
+            help='Name or folder of a run; its X-rays are the library.', show_default=False
+        ),
+    ] = None,
+    bundle: Annotated[
+        Optional[str],
+        typer.Option(help='Folder of a bundle; it brings no X-rays.', show_default=False),
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help='Where on 127.0.0.1.')] = 8866,
-    store: Annotated[Path, typer.Option(help='Folder for taught findings, one inside for each browser.')] = Path('runs/app-findings'),
+    store: Annotated[
+        Path, typer.Option(help='Folder for taught findings, one inside for each browser.')
+    ] = Path('runs/app-findings'),
 ):
     "Serve pages to compare, teach, explore and read results; on phantoms if nothing is named."
-    try: from smlxray.app import serve
-    except ModuleNotFoundError as e: raise SmlxrayError(f"The pages need the package {e.name}; pip install 'smlxray[app]'.") from None
+    try:
+        from smlxray.app import serve
+    except ModuleNotFoundError as e:
+        raise SmlxrayError(
+            f"The pages need the package {e.name}; pip install 'smlxray[app]'."
+        ) from None
     serve(run, bundle, port, store)
 
 # %% ../nbs/90_cli.ipynb #626bdee7
 def call(words: list[str]) -> int:  # the exit code
     "Run the command with some words: 0, 1 (something is wrong, said in a sentence) or 2 (the words were not understood)."
     say = lambda text: print(f'smlxray: {text}', file=sys.stderr)
-    try: app(_joined(words), prog_name='smlxray'); return 0
-    except SystemExit as end: return int(end.code or 0)
-    except KeyboardInterrupt: say('stopped.')
-    except (SmlxrayError, *_adaptation_error()) as error: say(error)
+    try:
+        app(_joined(words), prog_name='smlxray')
+        return 0
+    except SystemExit as end:
+        return int(end.code or 0)
+    except KeyboardInterrupt:
+        say('stopped.')
+    except (SmlxrayError, *_adaptation_error()) as error:
+        say(error)
     except OSError as error:
         if isinstance(error, BrokenPipeError): raise
         say(f'{error.strerror or error}' + (f': {error.filename}' if error.filename else ''))
@@ -590,8 +1235,11 @@ def _adaptation_error() -> tuple:
 
 def main():
     "The command `smlxray`."
-    try: sys.exit(call(sys.argv[1:]))
-    except BrokenPipeError: sys.stderr.close(); sys.exit(0)
+    try:
+        sys.exit(call(sys.argv[1:]))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
 
 # %% ../nbs/90_cli.ipynb #49633c4b
 if __name__ == '__main__' and globals().get('__package__'): main()

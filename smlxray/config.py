@@ -35,11 +35,38 @@ class ImageError(SmlxrayError):
     "An image file is missing, broken, too large or of a kind we do not read."
 
 # %% ../nbs/00_config.ipynb #2eaa85ab
-CHEXPERT_FINDINGS = ('No Finding', 'Enlarged Cardiomediastinum', 'Cardiomegaly', 'Lung Opacity', 'Lung Lesion', 'Edema',
-    'Consolidation', 'Pneumonia', 'Atelectasis', 'Pneumothorax', 'Pleural Effusion', 'Pleural Other', 'Fracture', 'Support Devices')
+CHEXPERT_FINDINGS = (
+    'No Finding',
+    'Enlarged Cardiomediastinum',
+    'Cardiomegaly',
+    'Lung Opacity',
+    'Lung Lesion',
+    'Edema',
+    'Consolidation',
+    'Pneumonia',
+    'Atelectasis',
+    'Pneumothorax',
+    'Pleural Effusion',
+    'Pleural Other',
+    'Fracture',
+    'Support Devices',
+)
 
 # %% ../nbs/00_config.ipynb #06f875f1
-DATASETS = ('auto', 'chexpert', 'nih', 'chestmnist', 'folder', 'classes', 'mimic', 'chexpert_plus', 'padchest', 'vindr', 'realcxr', 'phantom')
+DATASETS = (
+    'auto',
+    'chexpert',
+    'nih',
+    'chestmnist',
+    'folder',
+    'classes',
+    'mimic',
+    'chexpert_plus',
+    'padchest',
+    'vindr',
+    'realcxr',
+    'phantom',
+)
 
 # %% ../nbs/00_config.ipynb #9027fc75
 def write_atomic(path: str | os.PathLike,  # file to write; missing folders above it are made
@@ -65,11 +92,17 @@ def _allowed(field) -> str:
     for note in field.metadata:
         if isinstance(note, str): return note
     if get_origin(kind) is Literal: return 'one of ' + ', '.join(get_args(kind))
-    if isinstance(kind, type) and issubclass(kind, BaseModel): return 'a section with keys under it'
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return 'a section with keys under it'
     if kind is bool: return 'true or false'
     if kind is str: return 'some text'
     noun = 'a whole number' if kind is int else 'a number'
-    bound = {name: getattr(note, name) for note in field.metadata for name in ('ge', 'gt', 'le', 'lt') if hasattr(note, name)}
+    bound = {
+        name: getattr(note, name)
+        for note in field.metadata
+        for name in ('ge', 'gt', 'le', 'lt')
+        if hasattr(note, name)
+    }
     if {'ge', 'le'} <= set(bound): return f'{noun} from {bound["ge"]} to {bound["le"]}'
     words = dict(ge='of at least', gt='above', le='at most', lt='below')
     return noun + ' ' + ' and '.join(f'{words[name]} {limit}' for name, limit in bound.items())
@@ -78,59 +111,75 @@ def _allowed(field) -> str:
 def _shown(value: Any) -> str:
     "Show `value` as in a sentence: words in quotes, numbers bare, nothing as the word 'empty', long ones cut."
     if value is None or value == '': return 'empty'
-    if isinstance(value, (list, tuple)): text = '[' + ', '.join(map(str, value)) + ']'
-    elif isinstance(value, str) and not value.lstrip('-').replace('.', '', 1).isdigit(): text = repr(value)
-    else: text = str(value)
+    if isinstance(value, (list, tuple)):
+        text = '[' + ', '.join(map(str, value)) + ']'
+    elif isinstance(value, str) and not value.lstrip('-').replace('.', '', 1).isdigit():
+        text = repr(value)
+    else:
+        text = str(value)
     return text if len(text) <= 80 else text[:77] + '...'
 
 # %% ../nbs/00_config.ipynb #1845f2d5
-def nearest(name: str,  # what was written
-            known,      # the names that exist
-           ) -> str:    # the most similar known name, or '' if none is similar
+def nearest(
+    name: str,  # what was written
+    known,      # the names that exist
+) -> str:  # the most similar known name, or '' if none is similar
     "Find the known name that `name` was probably meant to be."
     plain = {str(k).lower().replace('-', '_').replace(' ', '_'): k for k in known}
-    hits = difflib.get_close_matches(str(name).lower().replace('-', '_').replace(' ', '_'), plain, n=1, cutoff=0.55)
+    hits = difflib.get_close_matches(
+        str(name).lower().replace('-', '_').replace(' ', '_'), plain, n=1, cutoff=0.55
+    )
     return plain[hits[0]] if hits else ''
 
 # %% ../nbs/00_config.ipynb #54feed8c
 def _tidy(field, value: Any) -> Any:
     "Bring `value` into the form that `field` expects, wherever nothing can be lost by it."
     kind = get_origin(field.annotation) or field.annotation
-    if isinstance(value, os.PathLike): value = os.fspath(value)
-    if isinstance(value, np.generic): value = value.item()
-    if isinstance(value, str): value = value.strip()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        value = value.strip()
     if isinstance(value, bool):
         if kind in (int, float): raise ValueError('a truth value is not a number')
-        if value is False and 'no' in get_args(field.annotation): return 'no'  # what other readers of YAML make of the word no
+        if value is False and 'no' in get_args(field.annotation):
+            return 'no'  # what other readers of YAML make of the word no
         return value
     if kind is str and isinstance(value, int): return str(value)
     if kind is tuple and isinstance(value, (int, float)): return (value, value)
     if kind in (list, tuple) and isinstance(value, str):
         parts = [part.strip(' \'"') for part in value.strip('[]()').split(',')]
         parts = [part for part in parts if part]
-        return parts*2 if kind is tuple and len(parts) == 1 else parts
+        return parts * 2 if kind is tuple and len(parts) == 1 else parts
     return value
 
 # %% ../nbs/00_config.ipynb #aebdabb4
 class _Section(BaseModel):
     "Settings that refuse what is unknown or out of range with a `ConfigError`, when made and when assigned to."
+
     model_config = ConfigDict(extra='forbid', validate_assignment=True, allow_inf_nan=False)
 
     def __init__(self, /, **values):
-        try: super().__init__(**values)
-        except ValidationError as error: raise ConfigError(_sentences(type(self), error, values)) from None
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_sentences(type(self), error, values)) from None
 
     def __setattr__(self, name, value):
-        if name not in type(self).model_fields: raise ConfigError(_unknown(type(self), name))
+        if name not in type(self).model_fields:
+            raise ConfigError(_unknown(type(self), name))
         before = getattr(self, name)
-        try: super().__setattr__(name, value)
+        try:
+            super().__setattr__(name, value)
         except ValidationError as error:
             self.__dict__[name] = before
             raise ConfigError(_sentences(type(self), error, {name: value})) from None
 
     @field_validator('*', mode='before')
     @classmethod
-    def _tidied(cls, value, info): return _tidy(cls.model_fields[info.field_name], value)
+    def _tidied(cls, value, info):
+        return _tidy(cls.model_fields[info.field_name], value)
 
 # %% ../nbs/00_config.ipynb #9e7e6045
 def _full_name(cls, name: str) -> str:
@@ -143,23 +192,34 @@ def _sentences(cls, error: ValidationError, values: dict) -> str:
     lines = []
     for e in error.errors():
         name, inner = (str(e['loc'][0]) if e['loc'] else ''), e.get('ctx', {}).get('error')
-        if e['type'] == 'extra_forbidden': line = _unknown(cls, name)
-        elif isinstance(inner, ConfigError): line = str(inner)
-        else: line = f'{_full_name(cls, name)} is {_shown(values.get(name))}; it must be {_allowed(cls.model_fields[name])}.'
-        if line not in lines: lines.append(line)
+        if e['type'] == 'extra_forbidden':
+            line = _unknown(cls, name)
+        elif isinstance(inner, ConfigError):
+            line = str(inner)
+        else:
+            line = f'{_full_name(cls, name)} is {_shown(values.get(name))}; it must be {_allowed(cls.model_fields[name])}.'
+        if line not in lines:
+            lines.append(line)
     return '\n'.join(lines)
 
 # %% ../nbs/00_config.ipynb #9aa9b74b
 def _leaves() -> dict[str, str]:
     "Map each leaf key to its section, over all of `Settings`."
-    return {leaf: section for section, field in Settings.model_fields.items() for leaf in field.annotation.model_fields}
+    return {
+        leaf: section
+        for section, field in Settings.model_fields.items()
+        for leaf in field.annotation.model_fields
+    }
 
 def _unknown(cls, name: str) -> str:
     "Say that `name` is no key of the section class `cls`, and which key was probably meant."
     full, leaves = _full_name(cls, name), _leaves()
-    if name in leaves: return f'{full} is not a setting; {name} belongs under {leaves[name]}, as {leaves[name]}.{name}.'
-    if hint := nearest(name, cls.model_fields): return f'{full} is not a setting; did you mean {_full_name(cls, hint)}?'
-    if hint := nearest(name, leaves): return f'{full} is not a setting; did you mean {leaves[hint]}.{hint}?'
+    if name in leaves:
+        return f'{full} is not a setting; {name} belongs under {leaves[name]}, as {leaves[name]}.{name}.'
+    if hint := nearest(name, cls.model_fields):
+        return f'{full} is not a setting; did you mean {_full_name(cls, hint)}?'
+    if hint := nearest(name, leaves):
+        return f'{full} is not a setting; did you mean {leaves[hint]}.{hint}?'
     return f'{full} is not a setting; known here are {", ".join(cls.model_fields)}.'
 
 # %% ../nbs/00_config.ipynb #6aa4bfdc
@@ -169,71 +229,131 @@ _Positive = Annotated[float, Field(gt=0)]
 _Fraction = Annotated[float, Field(ge=0, lt=1)]
 _Text = Annotated[str, Field(min_length=1)]
 _Names = Annotated[list[_Text], "a list of names, as [a, b] or 'a,b'"]
-_Findings = Annotated[list[_Text], Field(min_length=1), "a list of at least one finding, as [a, b] or 'a,b'"]
+_Findings = Annotated[
+    list[_Text], Field(min_length=1), "a list of at least one finding, as [a, b] or 'a,b'"
+]
 _Side = Annotated[int, Field(ge=16, le=4096)]
-_Size = Annotated[tuple[_Side, _Side], '[height, width] or one number, each a whole number from 16 to 4096']
-_Folder = Annotated[str, Field(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.\- ]*$'), 'the plain name of a folder, without slashes']
-_Dataset = Annotated[str, Field(pattern=rf'^({"|".join(DATASETS)}|.+\.ya?ml)$'), f'one of {", ".join(DATASETS)}, or a column mapping in a .yaml file']
+_Size = Annotated[
+    tuple[_Side, _Side], '[height, width] or one number, each a whole number from 16 to 4096'
+]
+_Folder = Annotated[
+    str,
+    Field(pattern=r'^[A-Za-z0-9_][A-Za-z0-9_.\- ]*$'),
+    'the plain name of a folder, without slashes',
+]
+_Dataset = Annotated[
+    str,
+    Field(pattern=rf'^({"|".join(DATASETS)}|.+\.ya?ml)$'),
+    f'one of {", ".join(DATASETS)}, or a column mapping in a .yaml file',
+]
 _Seed = Annotated[str, Field(pattern=r'^(auto|\d{1,18})$'), 'auto or a whole number']
-_Device = Annotated[str, Field(pattern=r'^(auto|cpu|mps|cuda(:\d+)?)$'), 'auto, cpu, mps, cuda or cuda:0 (1, 2, ...)']
-_Backbone = Annotated[str, Field(pattern=r'^((resnet18|resnet50|densenet121)(_gn)?|conv4|efficientnet_lite0|timm/[\w.]+)$'),
-                      'one of resnet18, resnet50, densenet121 (these also with _gn), conv4, efficientnet_lite0, or timm/ and the name of a network of timm']
+_Device = Annotated[
+    str,
+    Field(pattern=r'^(auto|cpu|mps|cuda(:\d+)?)$'),
+    'auto, cpu, mps, cuda or cuda:0 (1, 2, ...)',
+]
+_Backbone = Annotated[
+    str,
+    Field(
+        pattern=r'^((resnet18|resnet50|densenet121)(_gn)?|conv4|efficientnet_lite0|timm/[\w.]+)$'
+    ),
+    'one of resnet18, resnet50, densenet121 (these also with _gn), conv4, efficientnet_lite0, or timm/ and the name of a network of timm',
+]
 
 # %% ../nbs/00_config.ipynb #0df1267e
 class DataSettings(_Section):
     "Which X-rays, how large, and who is kept apart from whom."
+
     dataset_path: _Text = 'data/CheXpert-v1.0-small'  # folder of the data set
-    dataset: _Dataset = 'auto'                        # who reads it; auto looks into the folder, phantom draws one if there is none
-    batch_size: Annotated[int, Field(ge=2)] = 32      # images a step of Siamese training; all their pairs are used
-    image_size: _Size = (224, 224)                    # height, width in pixels
-    use_cache: bool = True                            # keep decoded pixels in one memory-mapped file
-    cache_path: _Text = 'data/cache'                  # where that file goes
-    uncertain: Literal['ignore', 'ones', 'zeros', 'smooth', 'chexpert'] = 'ignore'  # what a label of -1 means in training
+    dataset: _Dataset = (
+        'auto'  # who reads it; auto looks into the folder, phantom draws one if there is none
+    )
+    batch_size: Annotated[int, Field(ge=2)] = (
+        32  # images a step of Siamese training; all their pairs are used
+    )
+    image_size: _Size = (224, 224)    # height, width in pixels
+    use_cache: bool = True            # keep decoded pixels in one memory-mapped file
+    cache_path: _Text = 'data/cache'  # where that file goes
+    uncertain: Literal['ignore', 'ones', 'zeros', 'smooth', 'chexpert'] = (
+        'ignore'  # what a label of -1 means in training
+    )
     blanks: Literal['negative', 'unknown'] = 'negative'  # what no label means in training
-    views: Literal['frontal', 'all'] = 'frontal'      # lateral images or not
-    novel_findings: _Findings = ['Cardiomegaly', 'Pneumothorax', 'Consolidation']  # never trained on
-    match_on: _Names = ['projection']                 # columns in which negatives are drawn to match positives
-    negatives: Literal['normals', 'others'] = 'normals'  # who they are: without any finding, or with another one
-    patients: _Count = 1000                           # phantom patients to draw
+    views: Literal['frontal', 'all'] = 'frontal'         # lateral images or not
+    novel_findings: _Findings = [
+        'Cardiomegaly',
+        'Pneumothorax',
+        'Consolidation',
+    ]                                  # never trained on
+    match_on: _Names = ['projection']  # columns in which negatives are drawn to match positives
+    negatives: Literal['normals', 'others'] = (
+        'normals'  # who they are: without any finding, or with another one
+    )
+    patients: _Count = 1000                                    # phantom patients to draw
     phantom_size: Annotated[int, Field(ge=32, le=2048)] = 128  # side of a drawn phantom in pixels
-    split: Literal['hash', 'own'] = 'hash'            # deal patients by a hash of their id, or as the data set itself says
-    split_seed: _Seed = 'auto'                        # salt of the hash; auto looks for one that is fair to every finding
-    sampling: Literal['shuffle', 'balanced'] = 'shuffle'  # batches of Siamese training: every image once, or every finding equally often
-    valid_fraction: _Fraction = 0.1                   # share of patients for validation
-    test_fraction: _Fraction = 0.4                    # share of patients for the final episodes
-    workers: _Whole = 0                               # processes that draw and decode; 0 = one a core
+    split: Literal['hash', 'own'] = (
+        'hash'  # deal patients by a hash of their id, or as the data set itself says
+    )
+    split_seed: _Seed = 'auto'  # salt of the hash; auto looks for one that is fair to every finding
+    sampling: Literal['shuffle', 'balanced'] = (
+        'shuffle'  # batches of Siamese training: every image once, or every finding equally often
+    )
+    valid_fraction: _Fraction = 0.1  # share of patients for validation
+    test_fraction: _Fraction = 0.4   # share of patients for the final episodes
+    workers: _Whole = 0              # processes that draw and decode; 0 = one a core
 
     @model_validator(mode='after')
     def _leave_someone_to_train_on(self):
         if self.valid_fraction + self.test_fraction < 1: return self
-        raise ConfigError(f'data.test_fraction is {self.test_fraction} and data.valid_fraction is {self.valid_fraction}; '
-                          'their sum must be below 1, or no patient is left to train on.')
+        raise ConfigError(
+            f'data.test_fraction is {self.test_fraction} and data.valid_fraction is {self.valid_fraction}; '
+            'their sum must be below 1, or no patient is left to train on.'
+        )
 
 # %% ../nbs/00_config.ipynb #e92aa759
 class SiameseSettings(_Section):
     "The network that turns an X-ray into an embedding, and when two X-rays count as alike."
-    backbone: _Backbone = 'resnet50'                            # gn: group norm; conv4 is for tests
-    pretrained: bool = False                                    # begin with ImageNet weights; efficientnet_lite0 and timm/ have them
-    embedding_dim: Annotated[int, Field(ge=2)] = 256            # length of an embedding
-    margin: Annotated[float, Field(gt=0, le=2)] = 1.0           # distance beyond which unlike images are left alone
-    similarity_rule: Literal['jaccard', 'any', 'exact'] = 'jaccard'  # how alike two sets of findings are
-    label_weight: Annotated[float, Field(ge=0)] = 1.0           # weight of naming findings beside comparing them; 0: compare only
+
+    backbone: _Backbone = 'resnet50'  # gn: group norm; conv4 is for tests
+    pretrained: bool = False  # begin with ImageNet weights; efficientnet_lite0 and timm/ have them
+    embedding_dim: Annotated[int, Field(ge=2)] = 256  # length of an embedding
+    margin: Annotated[float, Field(gt=0, le=2)] = (
+        1.0  # distance beyond which unlike images are left alone
+    )
+    similarity_rule: Literal['jaccard', 'any', 'exact'] = (
+        'jaccard'  # how alike two sets of findings are
+    )
+    label_weight: Annotated[float, Field(ge=0)] = (
+        1.0  # weight of naming findings beside comparing them; 0: compare only
+    )
 
 # %% ../nbs/00_config.ipynb #fb8cc1dc
 class MetaSettings(_Section):
     "The few-shot task and the adaptation that is learned over many of them."
-    algorithm: Literal['maml', 'fomaml', 'anil', 'reptile'] = 'maml'  # what the outer loop differentiates, what the inner loop adapts
-    inner_lr: _Positive = 0.01     # learning rate of the inner loop
-    body_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # the backbone's inner learning rate, as a share of inner_lr
-    meta_lr: _Positive = 0.001     # learning rate of the outer loop
-    adapt_steps: _Count = 5        # gradient steps on the support
-    shots: _Count = 7              # support patients a class
-    queries: _Count = 15           # query patients a class
-    meta_batch: _Count = 4         # tasks a step of the outer loop
-    batch_norm: Literal['frozen', 'support', 'transductive'] = 'frozen'  # whose statistics batch norm uses
-    engine: Literal['auto', 'loop', 'higher', 'reverse', 'checkpoint', 'vmap'] = 'auto'  # who differentiates through the inner loop; all give the same gradient
-    memory_gb: _Positive = 4.0     # what the graph of a task may take before auto goes from loop to reverse
-    checkpoint_backbone: bool = False  # compute the backbone's blocks again on the way back, rather than keep them
+
+    algorithm: Literal['maml', 'fomaml', 'anil', 'reptile'] = (
+        'maml'  # what the outer loop differentiates, what the inner loop adapts
+    )
+    inner_lr: _Positive = 0.01  # learning rate of the inner loop
+    body_rate: Annotated[float, Field(ge=0, le=1)] = (
+        1.0  # the backbone's inner learning rate, as a share of inner_lr
+    )
+    meta_lr: _Positive = 0.001  # learning rate of the outer loop
+    adapt_steps: _Count = 5     # gradient steps on the support
+    shots: _Count = 7           # support patients a class
+    queries: _Count = 15        # query patients a class
+    meta_batch: _Count = 4      # tasks a step of the outer loop
+    batch_norm: Literal['frozen', 'support', 'transductive'] = (
+        'frozen'  # whose statistics batch norm uses
+    )
+    engine: Literal['auto', 'loop', 'higher', 'reverse', 'checkpoint', 'vmap'] = (
+        'auto'  # who differentiates through the inner loop; all give the same gradient
+    )
+    memory_gb: _Positive = (
+        4.0  # what the graph of a task may take before auto goes from loop to reverse
+    )
+    checkpoint_backbone: bool = (
+        False  # compute the backbone's blocks again on the way back, rather than keep them
+    )
 
 # %% ../nbs/00_config.ipynb #068b5b7b
 class TrainingSettings(_Section):
@@ -253,25 +373,36 @@ class TrainingSettings(_Section):
 # %% ../nbs/00_config.ipynb #c4476a8e
 class EvaluationSettings(_Section):
     "How much evidence is gathered, and the folder it goes to."
-    episodes: _Count = 100                            # episodes a novel finding
-    bootstrap: Annotated[int, Field(ge=10)] = 1000    # resamples of the patients behind an interval
-    protocol: Literal['finding', 'ways', 'verification', 'all'] = 'finding'  # one finding a task; several, some unseen; pairs and one of n; all three
-    ways: Annotated[int, Field(ge=2, le=10)] = 5      # findings in a task of several
-    unseen: _Whole = 2                                # how many of them training never saw
-    folds: _Names = []                                # novel findings to take in turn, each fold joined by +, as in 'Edema + Mass'
-    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of X-rays with a finding that probabilities assume
-    run: _Folder = 'paper'                            # name of the run
-    runs_path: _Text = 'runs'                         # folder of all runs
+
+    episodes: _Count = 100                          # episodes a novel finding
+    bootstrap: Annotated[int, Field(ge=10)] = 1000  # resamples of the patients behind an interval
+    protocol: Literal['finding', 'ways', 'verification', 'all'] = (
+        'finding'  # one finding a task; several, some unseen; pairs and one of n; all three
+    )
+    ways: Annotated[int, Field(ge=2, le=10)] = 5  # findings in a task of several
+    unseen: _Whole = 2  # how many of them training never saw
+    folds: _Names = []  # novel findings to take in turn, each fold joined by +, as in 'Edema + Mass'
+    prevalence: Annotated[float, Field(gt=0, lt=1)] = (
+        0.1  # share of X-rays with a finding that probabilities assume
+    )
+    run: _Folder = 'paper'     # name of the run
+    runs_path: _Text = 'runs'  # folder of all runs
 
 # %% ../nbs/00_config.ipynb #5dfff9a2
 class _PlainDumper(yaml.SafeDumper):
     "Write YAML with mappings in lines and lists in brackets."
 
-_PlainDumper.add_representer(list, lambda dumper, items: dumper.represent_sequence('tag:yaml.org,2002:seq', items, flow_style=True))
+_PlainDumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        'tag:yaml.org,2002:seq', items, flow_style=True
+    ),
+)
 
 # %% ../nbs/00_config.ipynb #85fc5405
 class Settings(_Section):
     "All settings of a run, in five sections; every one of them is checked when it is made and when it is changed."
+
     data: DataSettings = Field(default_factory=DataSettings)
     siamese: SiameseSettings = Field(default_factory=SiameseSettings)
     meta: MetaSettings = Field(default_factory=MetaSettings)
@@ -280,70 +411,105 @@ class Settings(_Section):
 
     def flat(self) -> dict[str, Any]:
         "List every leaf key with its value, without the sections."
-        return {leaf: value for section in self.model_dump().values() for leaf, value in section.items()}
+        return {
+            leaf: value for section in self.model_dump().values() for leaf, value in section.items()
+        }
 
     def to_yaml(self, path: str | os.PathLike | None = None) -> str:
         "Write the settings as YAML that `load_settings(config=...)` reads back; also to the file `path` if one is given."
-        text = yaml.dump(self.model_dump(mode='json'), Dumper=_PlainDumper, sort_keys=False, width=120)
-        if path is not None: write_atomic(path, text)
+        text = yaml.dump(
+            self.model_dump(mode='json'), Dumper=_PlainDumper, sort_keys=False, width=120
+        )
+        if path is not None:
+            write_atomic(path, text)
         return text
 
-    def __repr__(self): return self.to_yaml().rstrip()
+    def __repr__(self):
+        return self.to_yaml().rstrip()
+
     __str__ = __repr__
 
 # %% ../nbs/00_config.ipynb #e5cc5995
-def repo_root(start: str | os.PathLike | None = None,  # folder to search upwards from; the working folder if None
-             ) -> Path | None:                         # root of the checkout, or None outside of one
+def repo_root(
+    start: str
+    | os.PathLike
+    | None = None,  # folder to search upwards from; the working folder if None
+) -> Path | None:  # root of the checkout, or None outside of one
     "Find the smlxray checkout that contains `start`."
     start = Path(start or Path.cwd()).resolve()
     for folder in (start, *start.parents):
-        if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir() and (folder/'smlxray'/'__init__.py').is_file(): return folder
+        if (
+            (folder / 'settings.ini').is_file()
+            and (folder / 'nbs').is_dir()
+            and (folder / 'smlxray' / '__init__.py').is_file()
+        ):
+            return folder
     return None
 
 # %% ../nbs/00_config.ipynb #72cd6a86
-def resolve_path(path: str | os.PathLike,  # absolute, starting with ~, or relative
-                ) -> Path:                 # absolute path; it need not exist
+def resolve_path(
+    path: str | os.PathLike,  # absolute, starting with ~, or relative
+) -> Path:  # absolute path; it need not exist
     "Make `path` absolute: from the checkout's root if the working folder is inside a checkout, else from the working folder."
-    return ((repo_root() or Path.cwd())/os.path.expanduser(path)).resolve()
+    return ((repo_root() or Path.cwd()) / os.path.expanduser(path)).resolve()
 
 # %% ../nbs/00_config.ipynb #25cf9c0c
 class _PlainLoader(yaml.BaseLoader):
     "Load YAML as dicts, lists and text, without guessing types, and refuse a repeated key."
+
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
             if (word := str(key.value)) in seen:
-                raise yaml.MarkedYAMLError(problem=f'{word} stands here a second time', problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f'{word} stands here a second time', problem_mark=key.start_mark
+                )
             seen.add(word)
         return super().construct_mapping(node, deep)
 
 # %% ../nbs/00_config.ipynb #d5638814
 def _read_yaml(path: Path, name: str) -> dict[str, Any]:
     "Read the settings file at `path`, called `name` in messages, as a dict of sections; raise `ConfigError`."
-    try: values = yaml.load(path.read_text(encoding='utf-8'), _PlainLoader)
-    except FileNotFoundError: raise ConfigError(f'{name}: there is no such file (looked for {path}).') from None
+    try:
+        values = yaml.load(path.read_text(encoding='utf-8'), _PlainLoader)
+    except FileNotFoundError:
+        raise ConfigError(f'{name}: there is no such file (looked for {path}).') from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f'{name}: this is no file of text ({getattr(error, "strerror", None) or "not UTF-8"}).') from None
+        raise ConfigError(
+            f'{name}: this is no file of text ({getattr(error, "strerror", None) or "not UTF-8"}).'
+        ) from None
     except (yaml.YAMLError, RecursionError) as error:
-        mark, why = getattr(error, 'problem_mark', None), getattr(error, 'problem', None) or 'it cannot be read'
-        raise ConfigError(f'{name}: not valid YAML{f" in line {mark.line + 1}" if mark else ""}: {why}.') from None
+        mark, why = (
+            getattr(error, 'problem_mark', None),
+            getattr(error, 'problem', None) or 'it cannot be read',
+        )
+        raise ConfigError(
+            f'{name}: not valid YAML{f" in line {mark.line + 1}" if mark else ""}: {why}.'
+        ) from None
     values = values or {}
     if not isinstance(values, dict):
-        raise ConfigError(f'{name}: must hold sections such as "meta:" with keys under them, not {_shown(values)}.')
+        raise ConfigError(
+            f'{name}: must hold sections such as "meta:" with keys under them, not {_shown(values)}.'
+        )
     return {section: keys or {} for section, keys in values.items()}
 
 # %% ../nbs/00_config.ipynb #a7d7729b
 PRESETS = ('tiny', 'demo', 'real', 'paper')
 
 # %% ../nbs/00_config.ipynb #03feca8a
-def shipped_file(name: str,  # path inside config/, such as 'demo.yaml'
-                ) -> Path:   # where it lies here
+def shipped_file(
+    name: str,  # path inside config/, such as 'demo.yaml'
+) -> Path:  # where it lies here
     "Find a file of `config/` in the checkout, or in the installed package; raise `ConfigError` if it is in neither."
     package = Path(find_spec('smlxray').origin).parent
-    folders = [root/'config' for root in (repo_root(), repo_root(package)) if root] + [package/'_presets']
+    folders = [root / 'config' for root in (repo_root(), repo_root(package)) if root] + [
+        package / '_presets'
+    ]
     for folder in folders:
-        if (folder/name).is_file(): return folder/name
-    raise ConfigError(f'{name} is in neither config/ nor the installed package; please reinstall smlxray.')
+        if (folder / name).is_file(): return folder / name
+    raise ConfigError(
+        f'{name} is in neither config/ nor the installed package; please reinstall smlxray.'
+    )
 
 # %% ../nbs/00_config.ipynb #c849c43c
 def _preset_file(preset: str) -> Path:
@@ -353,13 +519,16 @@ def _preset_file(preset: str) -> Path:
     return shipped_file('config.yaml' if preset == 'paper' else f'{preset}.yaml')
 
 # %% ../nbs/00_config.ipynb #6d72efe6
-def load_settings(preset: str | None = 'demo',              # one of `PRESETS`; None means 'demo'
-                  config: str | os.PathLike | None = None,  # a YAML file of your own, laid over the preset
-                  **overrides,                              # leaf keys, e.g. shots=7, over both; None leaves the decision to them
-                 ) -> Settings:
+def load_settings(
+    preset: str | None = 'demo',  # one of `PRESETS`; None means 'demo'
+    config: str | os.PathLike | None = None,  # a YAML file of your own, laid over the preset
+    **overrides,  # leaf keys, e.g. shots=7, over both; None leaves the decision to them
+) -> Settings:
     "Lay defaults, preset, `config` and `overrides` over each other; raise `ConfigError` with every problem on a line of its own."
     preset = 'demo' if preset is None else preset
-    layers = [(_preset_file(preset), f'preset {preset}')] + ([(resolve_path(config), str(config))] if config is not None else [])
+    layers = [(_preset_file(preset), f'preset {preset}')] + (
+        [(resolve_path(config), str(config))] if config is not None else []
+    )
     values, source, problems, leaves = {}, {}, [], _leaves()
     for path, name in layers:
         for section, keys in _read_yaml(path, name).items():
@@ -367,32 +536,48 @@ def load_settings(preset: str | None = 'demo',              # one of `PRESETS`; 
                 values.setdefault(section, {}).update(keys)
                 source |= {f'{section}.{key}': f'{name}: ' for key in keys}
             elif section in Settings.model_fields:
-                problems.append(f'{name}: {section} is {_shown(keys)}; it must be a section with keys under it.')
-            else: problems.append(f'{name}: {_unknown(Settings, section)}')
+                problems.append(
+                    f'{name}: {section} is {_shown(keys)}; it must be a section with keys under it.'
+                )
+            else:
+                problems.append(f'{name}: {_unknown(Settings, section)}')
     for leaf, value in overrides.items():
-        if leaf not in leaves: problems.append(_unknown(Settings, leaf))
+        if leaf not in leaves:
+            problems.append(_unknown(Settings, leaf))
         elif value is not None:
             values.setdefault(leaves[leaf], {})[leaf] = value
             source.pop(f'{leaves[leaf]}.{leaf}', None)
-    try: settings = Settings(**values)
-    except ConfigError as error: problems += [source.get(line.split()[0], '') + line for line in str(error).splitlines()]
+    try:
+        settings = Settings(**values)
+    except ConfigError as error:
+        problems += [source.get(line.split()[0], '') + line for line in str(error).splitlines()]
     if problems: raise ConfigError('\n'.join(problems))
     return settings
 
 # %% ../nbs/00_config.ipynb #f1a3cb49
-def notebook_settings(namespace: dict[str, Any],  # `globals()` of the notebook
-                     ) -> Settings:
+def notebook_settings(
+    namespace: dict[str, Any],  # `globals()` of the notebook
+) -> Settings:
     "Read `preset`, `config` and leaf keys from a notebook's variables; raise `ConfigError` for a variable that is no setting."
     known = ['preset', 'config', *_leaves()]
-    given = {name: namespace[name] for name in known if name in namespace and not callable(namespace[name])}
+    given = {
+        name: namespace[name]
+        for name in known
+        if name in namespace and not callable(namespace[name])
+    }
     problems = []
     if not any(isinstance(value, Settings) for value in namespace.values()):  # see below
         for name in namespace:
             if name in known or not _is_parameter(name, namespace[name]): continue
             hint = nearest(name, known)
-            problems.append(f'{name} is not a parameter; ' + (f'did you mean {hint}?' if hint else f'known are {", ".join(known)}.'))
-    try: settings = load_settings(**given)
-    except ConfigError as error: problems.append(str(error))
+            problems.append(
+                f'{name} is not a parameter; '
+                + (f'did you mean {hint}?' if hint else f'known are {", ".join(known)}.')
+            )
+    try:
+        settings = load_settings(**given)
+    except ConfigError as error:
+        problems.append(str(error))
     if problems: raise ConfigError('\n'.join(problems))
     return settings
 
@@ -400,8 +585,11 @@ def notebook_settings(namespace: dict[str, Any],  # `globals()` of the notebook
 def _is_parameter(name: str, value: Any) -> bool:
     "Tell whether a notebook's variable can be a parameter: plain data, neither IPython's nor imported from a chapter."
     if name.startswith('_') or name in ('In', 'Out'): return False
-    if not isinstance(value, (bool, int, float, str, list, tuple, dict, type(None))): return False
-    chapters = [module for path, module in list(sys.modules.items()) if path.split('.')[0] == 'smlxray']
+    if not isinstance(value, (bool, int, float, str, list, tuple, dict, type(None))):
+        return False
+    chapters = [
+        module for path, module in list(sys.modules.items()) if path.split('.')[0] == 'smlxray'
+    ]
     return not any(vars(chapter).get(name, chapters) is value for chapter in chapters)
 
 # %% ../nbs/00_config.ipynb #a39dbcf6
@@ -414,11 +602,15 @@ def set_seed(seed: int,  # whole number of at least 0, below 2**32
     torch.manual_seed(seed)
 
 # %% ../nbs/00_config.ipynb #58f265d1
-def run_folder(settings: Settings,  # the settings of the run
-              ) -> Path:            # `runs_path`/`run`, which now exists
+def run_folder(
+    settings: Settings,  # the settings of the run
+) -> Path:  # `runs_path`/`run`, which now exists
     "Make the folder of a run and return it; raise `ConfigError` if that is impossible."
-    folder = resolve_path(settings.evaluation.runs_path)/settings.evaluation.run
-    try: folder.mkdir(parents=True, exist_ok=True)
+    folder = resolve_path(settings.evaluation.runs_path) / settings.evaluation.run
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f'evaluation.runs_path: the folder {folder} cannot be made ({error.strerror}).') from None
+        raise ConfigError(
+            f'evaluation.runs_path: the folder {folder} cannot be made ({error.strerror}).'
+        ) from None
     return folder

@@ -26,11 +26,11 @@ from .config import CHEXPERT_FINDINGS, DataError, nearest
 
 # %% ../nbs/10_data.ipynb #3b3d32f3
 def as_labels(
-    frame: pd.DataFrame,        # one row an image
-    findings: Sequence[str],    # the columns to read
-    where: str = 'the table',   # what to call the frame in an error, such as a file name
-    first_row: int = 0,         # number of the first row in an error; 2 for the lines of a CSV file with a header
-) -> np.ndarray:                # (N, F) float32 of 1, 0, -1 and NaN
+    frame: pd.DataFrame,  # one row an image
+    findings: Sequence[str],  # the columns to read
+    where: str = 'the table',  # what to call the frame in an error, such as a file name
+    first_row: int = 0,  # number of the first row in an error; 2 for the lines of a CSV file with a header
+) -> np.ndarray:  # (N, F) float32 of 1, 0, -1 and NaN
     "Read finding columns as numbers; raise `DataError` naming row and column of the first value that is not 1, 0, -1 or blank."
     labels = np.full((len(frame), len(findings)), np.nan, np.float32)
     for j, finding in enumerate(findings):
@@ -39,8 +39,10 @@ def as_labels(
         wrong = np.where(np.isnan(values), raw.notna().to_numpy(), ~np.isin(values, (-1, 0, 1)))
         if wrong.any():
             i = int(wrong.argmax())
-            raise DataError(f"Row {first_row + i} of {where} has the label {str(raw.iloc[i])!r} for {finding!r}; "
-                            "write 1, 0, -1 or leave it blank.")
+            raise DataError(
+                f"Row {first_row + i} of {where} has the label {str(raw.iloc[i])!r} for {finding!r}; "
+                "write 1, 0, -1 or leave it blank."
+            )
         labels[:, j] = values
     return labels
 
@@ -48,101 +50,162 @@ def as_labels(
 ALIASES = {'Effusion': 'Pleural Effusion', 'Pleural Thickening': 'Pleural_Thickening'}
 
 def canonical_finding(
-    name: str,                            # a finding as somebody wrote it
-    known: Sequence[str] | None = None,   # the findings of a table; None asks for the name alone
-) -> str:                                 # the name the tables use
+    name: str,                           # a finding as somebody wrote it
+    known: Sequence[str] | None = None,  # the findings of a table; None asks for the name alone
+) -> str:  # the name the tables use
     "Translate an alias of a finding; raise `DataError` with the nearest name if `known` is given and does not hold it."
     if known is None: return ALIASES.get(name, name)
     for choice in (name, ALIASES.get(name)):
         if choice in known: return choice
     near = nearest(name, known)
     hint = f"did you mean {near!r}?" if near else "is it spelled as in the table?"
-    raise DataError(f"There is no finding {name!r} in this table: {hint} It has {', '.join(known)}.")
+    raise DataError(
+        f"There is no finding {name!r} in this table: {hint} It has {', '.join(known)}."
+    )
 
 # %% ../nbs/10_data.ipynb #668598ed
 _OPTIONAL = dict(study='', view='frontal', projection='', age=np.nan, sex='', origin='', split='')
 
 def _checked_frame(frame: pd.DataFrame, findings: Sequence[str], name: str) -> pd.DataFrame:
     "Return a tidy copy of the frame; raise `DataError` for a missing column, a double or unsafe path, an unknown view or a strange label."
-    def refuse(row, problem): raise DataError(f"Row {int(row)} of the table {name!r} {problem}.")
+
+    def refuse(row, problem):
+        raise DataError(f"Row {int(row)} of the table {name!r} {problem}.")
+
     for column in ('path', 'patient', *findings):
         if column not in frame.columns:
-            raise DataError(f"The table {name!r} has no column {column!r}; it has {', '.join(map(str, frame.columns))}.")
+            raise DataError(
+                f"The table {name!r} has no column {column!r}; it has {', '.join(map(str, frame.columns))}."
+            )
     if len(set(findings)) < len(findings):
         double = next(f for k, f in enumerate(findings) if f in findings[:k])
-        raise DataError(f"The table {name!r} has two columns for the finding {double!r}; keep one of them.")
+        raise DataError(
+            f"The table {name!r} has two columns for the finding {double!r}; keep one of them."
+        )
     frame = frame.reset_index(drop=True)
     for column in ('path', 'patient'):
         blank = (frame[column].isna() | (frame[column].astype(str) == '')).to_numpy()
-        if blank.any(): refuse(blank.argmax(), f"has no {column}; fill it in or drop the row")
+        if blank.any():
+            refuse(blank.argmax(), f"has no {column}; fill it in or drop the row")
         frame[column] = frame[column].astype(str)
-    plain = frame['path'].map(os.path.normpath) if frame['path'].str.contains('./', regex=False).any() else frame['path']
-    twice = plain.duplicated().to_numpy()                    # ./a.png is a.png
-    if twice.any(): refuse(twice.argmax(), f"repeats the path {frame['path'].iloc[twice.argmax()]!r}; keep one row an image")
+    plain = (
+        frame['path'].map(os.path.normpath)
+        if frame['path'].str.contains('./', regex=False).any()
+        else frame['path']
+    )
+    twice = plain.duplicated().to_numpy()  # ./a.png is a.png
+    if twice.any():
+        refuse(
+            twice.argmax(),
+            f"repeats the path {frame['path'].iloc[twice.argmax()]!r}; keep one row an image",
+        )
     for i, path in enumerate(frame['path']):
-        if path[0] in '/\\' or path[1:2] == ':' or '\0' in path or ('..' in path and '..' in path.replace('\\', '/').split('/')):
+        if (
+            path[0] in '/\\'
+            or path[1:2] == ':'
+            or '\0' in path
+            or ('..' in path and '..' in path.replace('\\', '/').split('/'))
+        ):
             refuse(i, f"has the path {path!r}; write paths inside the data folder")
     for column, default in _OPTIONAL.items():
         given = frame[column] if column in frame.columns else pd.Series(default, frame.index)
-        frame[column] = given if column == 'age' else given.astype(object).where(given.notna(), default).astype(str)
+        frame[column] = (
+            given
+            if column == 'age'
+            else given.astype(object).where(given.notna(), default).astype(str)
+        )
     strange = ~frame['view'].isin(['frontal', 'lateral']).to_numpy()
     if strange.any():
         view = frame['view'].iloc[strange.argmax()]
-        refuse(strange.argmax(), f"has the view {view!r}; write 'frontal' or 'lateral' (AP and PA belong in 'projection')")
+        refuse(
+            strange.argmax(),
+            f"has the view {view!r}; write 'frontal' or 'lateral' (AP and PA belong in 'projection')",
+        )
     frame[list(findings)] = as_labels(frame, findings, f'the table {name!r}')
     return frame
 
 # %% ../nbs/10_data.ipynb #1c63661b
 class XrayTable:
     "X-rays and their raw labels, one row an image; raise `DataError` if the frame is not in order."
-    def __init__(self,
-        frame: pd.DataFrame,       # `path`, `patient`, a column a finding; perhaps study, view, projection, age, sex, origin, split
-        findings: Sequence[str],   # names of the finding columns, in order
-        root: str | Path = '.',    # folder that the paths are relative to
-        name: str = 'X-rays',      # what reports call this data set
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,  # `path`, `patient`, a column a finding; perhaps study, view, projection, age, sex, origin, split
+        findings: Sequence[str],  # names of the finding columns, in order
+        root: str | Path = '.',  # folder that the paths are relative to
+        name: str = 'X-rays',  # what reports call this data set
     ):
         self.findings, self.root, self.name = tuple(findings), Path(root), name
         self.frame = _checked_frame(frame, self.findings, name)
-    def __len__(self) -> int: return len(self.frame)
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
     def __getitem__(self, rows) -> 'XrayTable':
         piece = object.__new__(XrayTable)
         piece.findings, piece.root, piece.name = self.findings, self.root, self.name
-        if not isinstance(rows, slice): rows = np.asarray(rows) if np.size(rows) else np.array([], np.int64)
-        piece.frame = self.frame.iloc[np.atleast_1d(np.arange(len(self))[rows])].reset_index(drop=True)
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows) if np.size(rows) else np.array([], np.int64)
+        piece.frame = self.frame.iloc[np.atleast_1d(np.arange(len(self))[rows])].reset_index(
+            drop=True
+        )
         return piece
+
     @cached_property
     def labels(self) -> np.ndarray:
         "Raw labels, (N, F) float32 of 1, 0, -1 and NaN; read-only."
         labels = np.ascontiguousarray(self.frame[list(self.findings)].to_numpy(np.float32))
         labels.flags.writeable = False
         return labels
+
     @cached_property
     def patients(self) -> np.ndarray:
         "The patient of each row as an int64 code from 0, in order of appearance; read-only."
         codes = pd.factorize(self.frame['patient'])[0].astype(np.int64)
         codes.flags.writeable = False
         return codes
-    def column(self, finding: str) -> np.ndarray: return self.labels[:, self.findings.index(canonical_finding(finding, self.findings))]
-    def positive(self, finding: str) -> np.ndarray: return self.column(finding) == 1
-    def paths(self) -> list[Path]: return [self.root/p for p in self.frame['path']]
-    def __repr__(self) -> str: return _summary_text(self)
+
+    def column(self, finding: str) -> np.ndarray:
+        return self.labels[:, self.findings.index(canonical_finding(finding, self.findings))]
+
+    def positive(self, finding: str) -> np.ndarray:
+        return self.column(finding) == 1
+
+    def paths(self) -> list[Path]:
+        return [self.root / p for p in self.frame['path']]
+
+    def __repr__(self) -> str:
+        return _summary_text(self)
 
 # %% ../nbs/10_data.ipynb #1b89d694
 def summary(
     table: XrayTable,  # any table of X-rays
-) -> pd.DataFrame:     # one row a finding; images that answer 1, 0, -1 and nothing, and patients with at least one 1
+) -> (
+    pd.DataFrame
+):  # one row a finding; images that answer 1, 0, -1 and nothing, and patients with at least one 1
     "Count what the raw labels say of each finding."
     labels = table.labels
-    patients = [len(np.unique(table.patients[labels[:, j] == 1])) for j in range(len(table.findings))]
-    counts = {'positive': labels == 1, 'negative': labels == 0, 'uncertain': labels == -1, 'blank': np.isnan(labels)}
-    out = pd.DataFrame({k: v.sum(0) for k, v in counts.items()}, index=pd.Index(table.findings, name='finding'))
-    return out.assign(prevalence=out['positive']/max(len(table), 1), patients=patients)
+    patients = [
+        len(np.unique(table.patients[labels[:, j] == 1])) for j in range(len(table.findings))
+    ]
+    counts = {
+        'positive': labels == 1,
+        'negative': labels == 0,
+        'uncertain': labels == -1,
+        'blank': np.isnan(labels),
+    }
+    out = pd.DataFrame(
+        {k: v.sum(0) for k, v in counts.items()}, index=pd.Index(table.findings, name='finding')
+    )
+    return out.assign(prevalence=out['positive'] / max(len(table), 1), patients=patients)
 
 # %% ../nbs/10_data.ipynb #d20f0520
 def _summary_text(table: XrayTable) -> str:
     "The summary of a table as aligned text under one line of totals."
     lateral = int((table.frame['view'] == 'lateral').sum())
-    views = f"{len(table) - lateral:,} frontal and {lateral:,} lateral" if lateral else 'all frontal'
+    views = (
+        f"{len(table) - lateral:,} frontal and {lateral:,} lateral" if lateral else 'all frontal'
+    )
     head = f"{table.name}: {len(table):,} X-rays of {table.frame['patient'].nunique():,} patients, {views}"
     if not table.findings or not len(table): return head
     rows = summary(table).rename_axis(None)
@@ -150,36 +213,48 @@ def _summary_text(table: XrayTable) -> str:
 
 # %% ../nbs/10_data.ipynb #c88803d2
 def show_prevalence(
-    table: XrayTable,              # any table of X-rays
-    ax: plt.Axes | None = None,    # where to draw; a new figure if None
+    table: XrayTable,            # any table of X-rays
+    ax: plt.Axes | None = None,  # where to draw; a new figure if None
 ) -> plt.Axes:
     "Draw, for each finding, the share of images that answer 1, -1, 0 and nothing."
-    counts = summary(table)[['positive', 'uncertain', 'negative', 'blank']]/max(len(table), 1)
-    ax = ax or plt.subplots(figsize=(6.5, .9 + .19*len(counts)))[1]
+    counts = summary(table)[['positive', 'uncertain', 'negative', 'blank']] / max(len(table), 1)
+    ax = ax or plt.subplots(figsize=(6.5, 0.9 + 0.19 * len(counts)))[1]
     left = np.zeros(len(counts))
     for name, colour in zip(counts, ('#1b4f72', '#e59866', '#a9cce3', '#f4f4f4')):
         hatch = '////' if name == 'uncertain' else ''
-        ax.barh(counts.index, counts[name], left=left, color=colour, hatch=hatch, edgecolor='white', linewidth=.4, label=name)
+        ax.barh(
+            counts.index,
+            counts[name],
+            left=left,
+            color=colour,
+            hatch=hatch,
+            edgecolor='white',
+            linewidth=0.4,
+            label=name,
+        )
         left += counts[name].to_numpy()
-    ax.invert_yaxis(); ax.set(xlim=(0, 1), xlabel='share of images')
-    ax.set_title(table.name, loc='left', fontsize=9); ax.tick_params(labelsize=8)
+    ax.invert_yaxis()
+    ax.set(xlim=(0, 1), xlabel='share of images')
+    ax.set_title(table.name, loc='left', fontsize=9)
+    ax.tick_params(labelsize=8)
     ax.legend(ncols=4, fontsize=7, loc='lower right', bbox_to_anchor=(1, 1), frameon=False)
     return ax
 
 # %% ../nbs/10_data.ipynb #efe5f639
 def cooccurrence(
     table: XrayTable,  # any table of X-rays
-) -> pd.DataFrame:     # (F, F): entry (row, column) = share of row-positive images that are column-positive; NaN in rows without positives
+) -> pd.DataFrame:  # (F, F): entry (row, column) = share of row-positive images that are column-positive; NaN in rows without positives
     "Measure how often the positives of one finding carry each other finding."
     positive = (table.labels == 1).astype(np.float64)
     both = positive.T @ positive
-    with np.errstate(invalid='ignore'): share = both/np.diag(both)[:, None]
+    with np.errstate(invalid='ignore'):
+        share = both / np.diag(both)[:, None]
     return pd.DataFrame(share, index=table.findings, columns=table.findings)
 
 # %% ../nbs/10_data.ipynb #50cdcd7e
 def show_cooccurrence(
-    table: XrayTable,              # any table of X-rays
-    ax: plt.Axes | None = None,    # where to draw; a new figure if None
+    table: XrayTable,            # any table of X-rays
+    ax: plt.Axes | None = None,  # where to draw; a new figure if None
 ) -> plt.Axes:
     "Draw `cooccurrence` for the findings that have positive images."
     share = cooccurrence(table).dropna(how='all').dropna(how='all', axis=1)
@@ -189,45 +264,92 @@ def show_cooccurrence(
     ax.set_xticks(range(len(share)), share.columns, rotation=60, ha='right', fontsize=7)
     ax.set_yticks(range(len(share)), share.index, fontsize=7)
     for (i, j), v in np.ndenumerate(share.to_numpy()):
-        if i != j and v >= .005: ax.text(j, i, f'{100*v:.0f}', ha='center', va='center', fontsize=6, color='white' if v > .6 else 'black')
+        if i != j and v >= 0.005:
+            ax.text(
+                j,
+                i,
+                f'{100 * v:.0f}',
+                ha='center',
+                va='center',
+                fontsize=6,
+                color='white' if v > 0.6 else 'black',
+            )
     ax.set_title(f'{table.name}: % of row also in column', fontsize=8)
     return ax
 
 # %% ../nbs/10_data.ipynb #3dfdf138
-HEDGES = {'ignore': (np.nan, np.nan), 'ones': (1, 1), 'zeros': (0, 0), 'smooth': (.55, .85), 'smooth-zeros': (0, .3)}  # -1 becomes a number in this range
-CHEXPERT_MIX = {'Atelectasis': 'ones', 'Edema': 'ones', 'Pleural Effusion': 'ones', 'Cardiomegaly': 'zeros'}  # Irvin et al. 2019; all others: 'ignore'
+HEDGES = {
+    'ignore': (np.nan, np.nan),
+    'ones': (1, 1),
+    'zeros': (0, 0),
+    'smooth': (0.55, 0.85),
+    'smooth-zeros': (0, 0.3),
+}  # -1 becomes a number in this range
+CHEXPERT_MIX = {
+    'Atelectasis': 'ones',
+    'Edema': 'ones',
+    'Pleural Effusion': 'ones',
+    'Cardiomegaly': 'zeros',
+}  # Irvin et al. 2019; all others: 'ignore'
 _SILENCE = {'unknown': np.nan, 'negative': 0}
 
-def _by_finding(policy: str | dict, known: dict, findings: Sequence[str] | None, columns: int, word: str, rest: str) -> list:
+def _by_finding(
+    policy: str | dict,
+    known: dict,
+    findings: Sequence[str] | None,
+    columns: int,
+    word: str,
+    rest: str,
+) -> list:
     "Look up the policy of each column, given one for all or a dict by finding; raise `DataError` for what does not exist."
-    if policy == 'chexpert' and word == 'uncertain': policy = CHEXPERT_MIX
-    if isinstance(policy, dict) and findings is None: raise DataError(f"{word} names findings, so the findings of the columns must be given too: apply_policy(..., findings=...).")
+    if policy == 'chexpert' and word == 'uncertain':
+        policy = CHEXPERT_MIX
+    if isinstance(policy, dict) and findings is None:
+        raise DataError(
+            f"{word} names findings, so the findings of the columns must be given too: apply_policy(..., findings=...)."
+        )
     names = list(findings) if findings is not None else [''] * columns
-    if len(names) != columns: raise DataError(f"{len(names)} findings were named for {columns} columns of labels.")
-    if isinstance(policy, dict) and policy is not CHEXPERT_MIX: policy = {canonical_finding(f, names): p for f, p in policy.items()}
+    if len(names) != columns:
+        raise DataError(f"{len(names)} findings were named for {columns} columns of labels.")
+    if isinstance(policy, dict) and policy is not CHEXPERT_MIX:
+        policy = {canonical_finding(f, names): p for f, p in policy.items()}
     chosen = [policy.get(f, rest) if isinstance(policy, dict) else policy for f in names]
     for p in chosen:
-        if p not in known: raise DataError(f"There is no policy {word}={p!r}; choose one of {', '.join([*known, *(['chexpert'] if word == 'uncertain' else [])])}.")
+        if p not in known:
+            raise DataError(
+                f"There is no policy {word}={p!r}; choose one of {', '.join([*known, *(['chexpert'] if word == 'uncertain' else [])])}."
+            )
     return [known[p] for p in chosen]
 
 # %% ../nbs/10_data.ipynb #b7ded939
 def apply_policy(
-    labels: np.ndarray,                    # (N, F) raw labels of 1, 0, -1 and NaN; never changed
-    uncertain: str | dict = 'ignore',      # what -1 becomes: a key of `HEDGES`, 'chexpert' for the published mix, or a dict from finding to key (others: ignore)
-    blanks: str | dict = 'unknown',        # what NaN becomes: 'unknown' stays NaN, 'negative' 0; or a dict from finding to one of these (others: unknown)
-    findings: Sequence[str] | None = None, # names of the columns; needed where a policy depends on the finding
-    seed: int = 0,                         # of the draws of 'smooth' and 'smooth-zeros'
-) -> np.ndarray:                           # (N, F) float32 from 0 to 1, and NaN
+    labels: np.ndarray,  # (N, F) raw labels of 1, 0, -1 and NaN; never changed
+    uncertain: str
+    | dict = 'ignore',  # what -1 becomes: a key of `HEDGES`, 'chexpert' for the published mix, or a dict from finding to key (others: ignore)
+    blanks: str
+    | dict = 'unknown',  # what NaN becomes: 'unknown' stays NaN, 'negative' 0; or a dict from finding to one of these (others: unknown)
+    findings: Sequence[str]
+    | None = None,  # names of the columns; needed where a policy depends on the finding
+    seed: int = 0,  # of the draws of 'smooth' and 'smooth-zeros'
+) -> np.ndarray:  # (N, F) float32 from 0 to 1, and NaN
     "Turn raw labels into targets by a stated policy; raise `DataError` for a policy or a finding that does not exist."
     labels = np.asarray(labels, np.float32)
-    if uncertain == 'chexpert' and findings is None: raise DataError("The mix 'chexpert' depends on the finding: name the columns, apply_policy(..., findings=...).")
+    if uncertain == 'chexpert' and findings is None:
+        raise DataError(
+            "The mix 'chexpert' depends on the finding: name the columns, apply_policy(..., findings=...)."
+        )
     hedge = _by_finding(uncertain, HEDGES, findings, labels.shape[1], 'uncertain', 'ignore')
     silence = _by_finding(blanks, _SILENCE, findings, labels.shape[1], 'blanks', 'unknown')
     targets = labels.copy()
     for j, (low, high) in enumerate(hedge):
         at = np.flatnonzero(labels[:, j] == -1)
-        targets[at, j] = low if low == high or low != low else low + (high - low)*_uniform(at*labels.shape[1] + j, seed)
-        if silence[j] == 0: targets[np.isnan(labels[:, j]), j] = 0
+        targets[at, j] = (
+            low
+            if low == high or low != low
+            else low + (high - low) * _uniform(at * labels.shape[1] + j, seed)
+        )
+        if silence[j] == 0:
+            targets[np.isnan(labels[:, j]), j] = 0
     return targets
 
 # %% ../nbs/10_data.ipynb #da0a5e0e
@@ -246,21 +368,38 @@ def _uniform(x: np.ndarray, seed: int) -> np.ndarray:
 # %% ../nbs/10_data.ipynb #7aabb2e5
 class RowIndex:
     "Rows of a table by answer and by patient, each list a slice of one sorted array, ascending."
+
     def __init__(self, table: XrayTable):
-        self.findings, answer = table.findings, np.full(table.labels.shape[::-1], 3, np.uint8)   # (F, N): 0, 1, 2 for -1, 3 for blank
+        self.findings, answer = (
+            table.findings,
+            np.full(table.labels.shape[::-1], 3, np.uint8),
+        )  # (F, N): 0, 1, 2 for -1, 3 for blank
         for j, column in enumerate(np.ascontiguousarray(table.labels.T)):
             answer[j][column == 0], answer[j][column == 1], answer[j][column == -1] = 0, 1, 2
-        self._rows = np.argsort(answer, axis=1, kind='stable')                                   # a radix sort: the answers are bytes
-        self._edges = np.stack([np.searchsorted(a[r], [0, 1, 2, 3, 4]) for a, r in zip(answer, self._rows)]) if len(answer) else None
+        self._rows = np.argsort(
+            answer, axis=1, kind='stable'
+        )  # a radix sort: the answers are bytes
+        self._edges = (
+            np.stack([np.searchsorted(a[r], [0, 1, 2, 3, 4]) for a, r in zip(answer, self._rows)])
+            if len(answer)
+            else None
+        )
         self.patient_rows = np.argsort(table.patients, kind='stable')
-        self.patient_start = np.searchsorted(table.patients[self.patient_rows], np.arange(table.patients.max(initial=-1) + 2))
+        self.patient_start = np.searchsorted(
+            table.patients[self.patient_rows], np.arange(table.patients.max(initial=-1) + 2)
+        )
+
     def of(self, finding: str, answer: float = 1) -> np.ndarray:
         "Rows whose raw label of the finding is 1, 0, -1 or NaN."
-        j, k = self.findings.index(canonical_finding(finding, self.findings)), 3 if answer != answer else {0: 0, 1: 1, -1: 2}[int(answer)]
-        return self._rows[j, self._edges[j, k]:self._edges[j, k + 1]]
+        j, k = (
+            self.findings.index(canonical_finding(finding, self.findings)),
+            3 if answer != answer else {0: 0, 1: 1, -1: 2}[int(answer)],
+        )
+        return self._rows[j, self._edges[j, k] : self._edges[j, k + 1]]
+
     def of_patient(self, code: int) -> np.ndarray:
         "Rows of one patient, by the patient's code in `table.patients`."
-        return self.patient_rows[self.patient_start[code]:self.patient_start[code + 1]]
+        return self.patient_rows[self.patient_start[code] : self.patient_start[code + 1]]
 
 def index_rows(
     table: XrayTable,  # any table of X-rays
@@ -271,44 +410,57 @@ def index_rows(
 # %% ../nbs/10_data.ipynb #e50919bc
 class PatientSplit(NamedTuple):
     "Rows of a table in three parts that share no patient: int64 index arrays in table order."
+
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
 
 def _patient_hashes(table: XrayTable) -> np.ndarray:
     "A uint64 for each patient, in order of their codes, that depends on the patient's name alone (blake2b)."
-    names = table.frame['patient'].drop_duplicates()             # in order of appearance, as the codes are
-    return np.frombuffer(b''.join(blake2b(p.encode(), digest_size=8).digest() for p in names), '>u8').astype(np.uint64)
+    names = table.frame['patient'].drop_duplicates()  # in order of appearance, as the codes are
+    return np.frombuffer(
+        b''.join(blake2b(p.encode(), digest_size=8).digest() for p in names), '>u8'
+    ).astype(np.uint64)
 
 # %% ../nbs/10_data.ipynb #ea97c79d
 def check_patient_disjoint(
-    table: XrayTable,              # the table that the rows belong to
-    *parts: np.ndarray,            # two or more arrays of rows (or one `PatientSplit`)
+    table: XrayTable,    # the table that the rows belong to
+    *parts: np.ndarray,  # two or more arrays of rows (or one `PatientSplit`)
 ) -> None:
     "Raise `DataError` naming the patient and the two parts if any patient has images in more than one part."
     split = len(parts) == 1 and isinstance(parts[0], PatientSplit)
-    names, parts = (PatientSplit._fields, parts[0]) if split else ([f'part {i}' for i in range(len(parts))], parts)
+    names, parts = (
+        (PatientSplit._fields, parts[0])
+        if split
+        else ([f'part {i}' for i in range(len(parts))], parts)
+    )
     owner = np.full(table.patients.max(initial=-1) + 1, -1)
     for i, part in enumerate(parts):
         rows = np.arange(len(table))[np.asarray(part)] if len(part) else np.array([], int)
         taken = rows[(owner[table.patients[rows]] >= 0) & (owner[table.patients[rows]] != i)]
         if len(taken):
             other, patient = owner[table.patients[taken[0]]], table.frame['patient'].iloc[taken[0]]
-            raise DataError(f"The patient {patient!r} has images both in {names[other]} and in {names[i]}; split by patient, not by image.")
+            raise DataError(
+                f"The patient {patient!r} has images both in {names[other]} and in {names[i]}; split by patient, not by image."
+            )
         owner[table.patients[rows]] = i
 
 # %% ../nbs/10_data.ipynb #c3c00195
 def _check_fractions(valid_fraction: float, test_fraction: float):
     "Raise `DataError` unless both are shares that leave someone to train on."
-    if not (0 <= valid_fraction < 1 and 0 <= test_fraction < 1 and valid_fraction + test_fraction < 1):
-        raise DataError(f"valid_fraction={valid_fraction} and test_fraction={test_fraction} leave no training patients; "
-                        "both must be at least 0 and their sum below 1.")
+    if not (
+        0 <= valid_fraction < 1 and 0 <= test_fraction < 1 and valid_fraction + test_fraction < 1
+    ):
+        raise DataError(
+            f"valid_fraction={valid_fraction} and test_fraction={test_fraction} leave no training patients; "
+            "both must be at least 0 and their sum below 1."
+        )
 
 def split_patients(
-    table: XrayTable,               # any table of X-rays
-    valid_fraction: float = .1,     # share of patients for validation, roughly
-    test_fraction: float = .4,      # share of patients for test, roughly
-    seed: int = 0,                  # salt of the hash; another seed is another deal
+    table: XrayTable,             # any table of X-rays
+    valid_fraction: float = 0.1,  # share of patients for validation, roughly
+    test_fraction: float = 0.4,   # share of patients for test, roughly
+    seed: int = 0,                # salt of the hash; another seed is another deal
 ) -> PatientSplit:
     "Deal out patients by a salted hash of their names, stable when rows are added; raise `DataError` for bad fractions or an empty part."
     _check_fractions(valid_fraction, test_fraction)
@@ -317,45 +469,63 @@ def split_patients(
     split = PatientSplit(*(np.flatnonzero(m) for m in (~test & ~valid, valid, test)))
     for part, rows, wanted in zip(split._fields, split, (1, valid_fraction, test_fraction)):
         if wanted and not len(rows):
-            raise DataError(f"With {table.patients.max(initial=-1) + 1} patients no one fell to the {part} part; use more patients or another seed.")
+            raise DataError(
+                f"With {table.patients.max(initial=-1) + 1} patients no one fell to the {part} part; use more patients or another seed."
+            )
     check_patient_disjoint(table, split)
     return split
 
 # %% ../nbs/10_data.ipynb #0001f11b
 def balanced_seed(
-    table: XrayTable,              # any table of X-rays
-    valid_fraction: float = .1,    # as in `split_patients`
-    test_fraction: float = .4,     # as in `split_patients`
-    tries: int = 200,              # salts to look at: 0, 1, 2, ...
-) -> int:                          # the seed for `split_patients`
+    table: XrayTable,             # any table of X-rays
+    valid_fraction: float = 0.1,  # as in `split_patients`
+    test_fraction: float = 0.4,   # as in `split_patients`
+    tries: int = 200,             # salts to look at: 0, 1, 2, ...
+) -> int:  # the seed for `split_patients`
     "Find the salt whose deal is nearest to the wanted share of patients for every finding; write it down and keep it."
     _check_fractions(valid_fraction, test_fraction)
-    hashes, patients = _patient_hashes(table), np.zeros((table.patients.max(initial=-1) + 1, len(table.findings) + 1), np.float32)
-    np.maximum.at(patients, table.patients, np.c_[table.labels == 1, np.ones(len(table), bool)].astype(np.float32))   # who has what, and everybody
+    hashes, patients = (
+        _patient_hashes(table),
+        np.zeros((table.patients.max(initial=-1) + 1, len(table.findings) + 1), np.float32),
+    )
+    np.maximum.at(
+        patients,
+        table.patients,
+        np.c_[table.labels == 1, np.ones(len(table), bool)].astype(np.float32),
+    )  # who has what, and everybody
     totals, worst = patients.sum(0), np.full(tries, np.inf)
     for seed in range(tries):
         number = _uniform(hashes, seed)
-        for part, share in ((number < test_fraction, test_fraction), (number >= 1 - valid_fraction, valid_fraction)):
+        for part, share in (
+            (number < test_fraction, test_fraction),
+            (number >= 1 - valid_fraction, valid_fraction),
+        ):
             if not share: continue
-            z = np.abs(part.astype(np.float32)@patients - share*totals)/np.sqrt(np.maximum(share*(1 - share)*totals, .25))
+            z = np.abs(part.astype(np.float32) @ patients - share * totals) / np.sqrt(
+                np.maximum(share * (1 - share) * totals, 0.25)
+            )
             worst[seed] = max(z.max(), worst[seed] if np.isfinite(worst[seed]) else 0)
     return int(worst.argmin()) if np.isfinite(worst).any() else 0
 
 # %% ../nbs/10_data.ipynb #e62ef9a3
 def own_split(
-    table: XrayTable,     # its column `split` says train, valid or test
+    table: XrayTable,  # its column `split` says train, valid or test
 ) -> PatientSplit:
     "Deal rows as the data set itself says; raise `DataError` if it does not say, lacks a training or a test part, or shares a patient between parts."
     said = table.frame['split'].to_numpy(object)
     strange = ~np.isin(said.astype(str), PatientSplit._fields)
     if strange.any():
         value = said[strange.argmax()]
-        raise DataError(f"Row {int(strange.argmax())} of the table {table.name!r} has {'no split' if value == '' else f'the split {value!r}'}; "
-                        "the data set's own split needs train, valid or test in every row. Use split: hash instead.")
+        raise DataError(
+            f"Row {int(strange.argmax())} of the table {table.name!r} has {'no split' if value == '' else f'the split {value!r}'}; "
+            "the data set's own split needs train, valid or test in every row. Use split: hash instead."
+        )
     split = PatientSplit(*(np.flatnonzero(said == part) for part in PatientSplit._fields))
     for part in ('train', 'test'):
         if not len(split._asdict()[part]):
-            raise DataError(f"The data set {table.name!r} has no {part} part of its own; use split: hash, or add the part's label file.")
+            raise DataError(
+                f"The data set {table.name!r} has no {part} part of its own; use split: hash, or add the part's label file."
+            )
     check_patient_disjoint(table, split)
     return split
 
@@ -367,16 +537,19 @@ HIERARCHY = {
 
 def relatives(
     finding: str,  # a finding, or an alias of one
-) -> set[str]:     # its parent and its children
+) -> set[str]:  # its parent and its children
     "Name the parent and the children of a finding in CheXpert's hierarchy; brothers and sisters are not relatives."
     finding = canonical_finding(finding)
-    return set(HIERARCHY.get(finding, ())) | {parent for parent, children in HIERARCHY.items() if finding in children}
+    return set(HIERARCHY.get(finding, ())) | {
+        parent for parent, children in HIERARCHY.items() if finding in children
+    }
 
 # %% ../nbs/10_data.ipynb #6ea9dd41
 NEVER_NOVEL = ('No Finding', 'Support Devices')
 
 class FindingSplit(NamedTuple):
     "Findings to learn from, findings never to be seen in training, and relatives of the latter that were therefore dropped."
+
     base: tuple[str, ...]
     novel: tuple[str, ...]
     related: tuple[str, ...]
@@ -388,17 +561,22 @@ def check_finding_disjoint(
     "Raise `DataError` if a novel finding, or a parent or child of one, is among the base findings."
     base, novel = [canonical_finding(f) for f in base], [canonical_finding(f) for f in novel]
     for f in novel:
-        if f in base: raise DataError(f"The finding {f!r} is both base and novel; a novel finding may not be seen in training.")
+        if f in base:
+            raise DataError(
+                f"The finding {f!r} is both base and novel; a novel finding may not be seen in training."
+            )
         kin = sorted(relatives(f) & set(base))
         if kin:
-            raise DataError(f"The base finding {kin[0]!r} is a parent or child of the novel finding {f!r} and gives it away; "
-                            "leave it out of training.")
+            raise DataError(
+                f"The base finding {kin[0]!r} is a parent or child of the novel finding {f!r} and gives it away; "
+                "leave it out of training."
+            )
 
 # %% ../nbs/10_data.ipynb #4f60a41e
 def split_findings(
     table: XrayTable,      # any table of X-rays
     novel: Sequence[str],  # findings to keep back; aliases are understood
-) -> FindingSplit:         # names as the table spells them, in the table's order
+) -> FindingSplit:  # names as the table spells them, in the table's order
     "Divide a table's findings into base, novel and related; raise `DataError` for an unknown, an unsuitable or an empty novel finding."
     novel = [novel] if isinstance(novel, str) else list(novel)
     if not novel:
@@ -410,19 +588,27 @@ def split_findings(
         if f in NEVER_NOVEL:
             why = 'it is the absence of findings' if f == 'No Finding' else 'it is no disease'
             raise DataError(f"The finding {f!r} cannot be novel: {why}.")
-        if not table.positive(f).any(): raise DataError(f"The novel finding {f!r} has no positive image in {table.name!r}; choose another.")
+        if not table.positive(f).any():
+            raise DataError(
+                f"The novel finding {f!r} has no positive image in {table.name!r}; choose another."
+            )
     kin = set().union(*(relatives(f) for f in novel)) - novel
     base = tuple(f for f in table.findings if f not in novel | kin | set(NEVER_NOVEL))
-    if not base: raise DataError("No base finding is left to train on; name fewer novel findings.")
-    split = FindingSplit(base, tuple(f for f in table.findings if f in novel), tuple(f for f in table.findings if f in kin))
+    if not base:
+        raise DataError("No base finding is left to train on; name fewer novel findings.")
+    split = FindingSplit(
+        base,
+        tuple(f for f in table.findings if f in novel),
+        tuple(f for f in table.findings if f in kin),
+    )
     check_finding_disjoint(split.base, split.novel)
     return split
 
 # %% ../nbs/10_data.ipynb #0dde1336
 def derive_no_finding(
-    labels: np.ndarray,        # (N, F) raw labels
-    findings: Sequence[str],   # names of the columns
-) -> np.ndarray:               # (N,) float32 of 1, 0 and NaN
+    labels: np.ndarray,       # (N, F) raw labels
+    findings: Sequence[str],  # names of the columns
+) -> np.ndarray:  # (N,) float32 of 1, 0 and NaN
     "Say what No Finding ought to be: 0 if a disease is 1 or -1, 1 if every disease is 0, NaN where blanks leave it open."
     disease = np.asarray(labels)[:, [j for j, f in enumerate(findings) if f not in NEVER_NOVEL]]
     found, denied = (np.abs(disease) == 1).any(1), (disease == 0).all(1) & (disease.shape[1] > 0)
@@ -430,21 +616,33 @@ def derive_no_finding(
 
 # %% ../nbs/10_data.ipynb #21c91163
 def conflicts(
-    table: XrayTable,   # any table of X-rays
-) -> pd.DataFrame:      # row, path, kind ('no finding', 'hierarchy', 'unlabelled'), and what is the matter
+    table: XrayTable,  # any table of X-rays
+) -> (
+    pd.DataFrame
+):  # row, path, kind ('no finding', 'hierarchy', 'unlabelled'), and what is the matter
     "List rows whose raw labels contradict each other, and rows without any label."
     labels, out = table.labels, []
-    def note(mask, kind, what): out.extend((int(r), table.frame['path'].iat[r], kind, what) for r in np.flatnonzero(mask))
+
+    def note(mask, kind, what):
+        out.extend((int(r), table.frame['path'].iat[r], kind, what) for r in np.flatnonzero(mask))
+
     if 'No Finding' in table.findings:
         normal = table.positive('No Finding')
         for f in table.findings:
-            if f not in NEVER_NOVEL: note(normal & table.positive(f), 'no finding', f'No Finding and {f} are both 1')
+            if f not in NEVER_NOVEL:
+                note(normal & table.positive(f), 'no finding', f'No Finding and {f} are both 1')
     for parent, children in HIERARCHY.items():
         for child in children:
             if {parent, child} <= set(table.findings):
-                note((table.column(parent) == 0) & table.positive(child), 'hierarchy', f'{child} is 1, but {parent}, of which it is a kind, is 0')
+                note(
+                    (table.column(parent) == 0) & table.positive(child),
+                    'hierarchy',
+                    f'{child} is 1, but {parent}, of which it is a kind, is 0',
+                )
     note(np.isnan(labels).all(1), 'unlabelled', 'no finding has an answer')
-    return pd.DataFrame(out, columns=['row', 'path', 'kind', 'what']).sort_values('row', kind='stable', ignore_index=True)
+    return pd.DataFrame(out, columns=['row', 'path', 'kind', 'what']).sort_values(
+        'row', kind='stable', ignore_index=True
+    )
 
 # %% ../nbs/10_data.ipynb #af0b3397
 class Fingerprints(NamedTuple):
@@ -453,31 +651,45 @@ class Fingerprints(NamedTuple):
     shape: np.ndarray    # (N, K) float32, mean 0 and length 1; like images have near shapes
 
 # %% ../nbs/10_data.ipynb #c1b65220
-NEAR = .06   # distance of two shapes below which two images count as copies of each other
+NEAR = 0.06  # distance of two shapes below which two images count as copies of each other
 
 def near_pairs(
-    shape: np.ndarray,      # (N, K) shapes, as in `Fingerprints`
-    distance: float = NEAR, # how far apart copies may be
-) -> np.ndarray:            # (M, 2) rows i < j whose shapes are that near
+    shape: np.ndarray,       # (N, K) shapes, as in `Fingerprints`
+    distance: float = NEAR,  # how far apart copies may be
+) -> np.ndarray:  # (M, 2) rows i < j whose shapes are that near
     "Find all pairs of near shapes without comparing everything with everything."
-    shown = np.flatnonzero(np.isfinite(shape).all(1) & np.any(shape, axis=1))    # what was not read, and what is all of one grey, is like nothing
-    centred = np.asarray(shape, np.float64)[shown]; centred -= centred.mean(0) if len(centred) else 0
-    axes = np.linalg.eigh(centred.T@centred)[1][:, ::-1][:, :8]          # a projection never lengthens a distance, so nothing is missed
-    pairs = cKDTree(centred@axes).query_pairs(distance, output_type='ndarray')
-    near = [np.linalg.norm(centred[p[:, 0]] - centred[p[:, 1]], axis=1) <= distance for p in np.array_split(pairs, len(pairs)//100_000 + 1)]
+    shown = np.flatnonzero(
+        np.isfinite(shape).all(1) & np.any(shape, axis=1)
+    )  # what was not read, and what is all of one grey, is like nothing
+    centred = np.asarray(shape, np.float64)[shown]
+    centred -= centred.mean(0) if len(centred) else 0
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][
+        :, :8
+    ]  # a projection never lengthens a distance, so nothing is missed
+    pairs = cKDTree(centred @ axes).query_pairs(distance, output_type='ndarray')
+    near = [
+        np.linalg.norm(centred[p[:, 0]] - centred[p[:, 1]], axis=1) <= distance
+        for p in np.array_split(pairs, len(pairs) // 100_000 + 1)
+    ]
     return shown[pairs[np.concatenate(near)]]
 
 # %% ../nbs/10_data.ipynb #7a585148
 def leakage_report(
-    table: XrayTable,                      # the table that was split
-    split: PatientSplit,                   # its parts
-    prints: Fingerprints | None = None,    # of all rows; without them pixels are not compared
-) -> pd.DataFrame:                         # kind, parts, count (of pairs of images for pixels, else of names), example
+    table: XrayTable,                    # the table that was split
+    split: PatientSplit,                 # its parts
+    prints: Fingerprints | None = None,  # of all rows; without them pixels are not compared
+) -> pd.DataFrame:  # kind, parts, count (of pairs of images for pixels, else of names), example
     "Count what parts of a split share: patients, studies, file names, identical and near-identical pixels."
-    part = np.full(len(table), -1); names = split._fields
-    for k, rows in enumerate(split): part[rows] = k
+    part = np.full(len(table), -1)
+    names = split._fields
+    for k, rows in enumerate(split):
+        part[rows] = k
     frame, out = table.frame, []
-    keys = {'patient': frame['patient'], 'study': frame['patient'] + '/' + frame['study'], 'file': frame['path']}
+    keys = {
+        'patient': frame['patient'],
+        'study': frame['patient'] + '/' + frame['study'],
+        'file': frame['path'],
+    }
     for kind, key in keys.items():
         if kind == 'study' and not (frame['study'] != '').any(): continue
         where = [set(key.iloc[rows]) for rows in split]
@@ -488,7 +700,14 @@ def leakage_report(
         ends = np.sort(part[pairs], axis=1)
         for a, b in combinations(range(len(names)), 2):
             hit = pairs[(ends == (a, b)).all(1)]
-            out.append((kind, f'{names[a]}, {names[b]}', len(hit), ' and '.join(frame['path'].iloc[hit[0]]) if len(hit) else ''))
+            out.append(
+                (
+                    kind,
+                    f'{names[a]}, {names[b]}',
+                    len(hit),
+                    ' and '.join(frame['path'].iloc[hit[0]]) if len(hit) else '',
+                )
+            )
     return pd.DataFrame(out, columns=['kind', 'parts', 'count', 'example'])
 
 def _pixel_pairs(prints: Fingerprints) -> dict[str, np.ndarray]:
@@ -496,7 +715,10 @@ def _pixel_pairs(prints: Fingerprints) -> dict[str, np.ndarray]:
     first = np.unique(prints.digest, return_index=True, return_inverse=True)
     leader, rows = first[1][first[2]], np.arange(len(prints.digest))
     near = near_pairs(prints.shape)
-    return {'identical pixels': np.c_[leader, rows][leader != rows], 'near-identical pixels': near[prints.digest[near[:, 0]] != prints.digest[near[:, 1]]]}
+    return {
+        'identical pixels': np.c_[leader, rows][leader != rows],
+        'near-identical pixels': near[prints.digest[near[:, 0]] != prints.digest[near[:, 1]]],
+    }
 
 # %% ../nbs/10_data.ipynb #6306e13d
 def carries(
@@ -523,11 +745,12 @@ def training_rows(
 def clean_negatives(
     table: XrayTable,  # any table of X-rays
     finding: str,      # one of its findings
-) -> np.ndarray:       # (N,) bool
+) -> np.ndarray:  # (N,) bool
     "Mark images that certainly lack a finding: own label 0 or No Finding = 1, and no image of the patient carries it."
     finding = canonical_finding(finding, table.findings)
     certain = table.column(finding) == 0
-    if 'No Finding' in table.findings and finding not in NEVER_NOVEL: certain |= table.positive('No Finding')
+    if 'No Finding' in table.findings and finding not in NEVER_NOVEL:
+        certain |= table.positive('No Finding')
     carrier = np.zeros(table.patients.max(initial=-1) + 1, bool)
     carrier[table.patients[carries(table, finding)]] = True
     return certain & ~carrier[table.patients]

@@ -16,8 +16,26 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
-from .maml import (ENGINES, AdaptationError, FastWeights, MetaGradient, Outcome, Plan, adapted_names, inner_step, loop_engine, make_plan, meta_gradient, record, use,
-                          _in_a_sentence, _of_task, _reached, _start, _walk_back)
+from smlxray.maml import (
+    ENGINES,
+    AdaptationError,
+    FastWeights,
+    MetaGradient,
+    Outcome,
+    Plan,
+    adapted_names,
+    inner_step,
+    loop_engine,
+    make_plan,
+    meta_gradient,
+    record,
+    use,
+    _in_a_sentence,
+    _of_task,
+    _reached,
+    _start,
+    _walk_back,
+)
 
 # %% ../nbs/62_engines.ipynb #cbc5a2ea
 class KeptBytes:
@@ -36,242 +54,399 @@ class KeptBytes:
         return sum(self.storages.values())
 
 # %% ../nbs/62_engines.ipynb #1cc576b5
-def peak_bytes(work:Callable,                # called without arguments in a process of its own
-               warm:Callable=lambda: None,   # called there before, unmeasured: loads code, and scratch space that stays
-              ) -> int:                      # most memory above what there was before
+def peak_bytes(
+    work: Callable,  # called without arguments in a process of its own
+    warm: Callable = lambda: (
+        None
+    ),  # called there before, unmeasured: loads code, and scratch space that stays
+) -> int:  # most memory above what there was before
     "Measure the most memory that `work` takes (Linux)."
-    torch.set_num_threads(1)   # a fork takes no other threads along
+    torch.set_num_threads(1)  # a fork takes no other threads along
     read, write = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)
         child = os.fork()
-    if not child: _measure(work, warm, write)
+    if not child:
+        _measure(work, warm, write)
     os.close(write)
-    with os.fdopen(read) as said: answer = said.read()
+    with os.fdopen(read) as said:
+        answer = said.read()
     os.waitpid(child, 0)
-    if not answer.isdigit(): raise RuntimeError(f"The measured work did not come to its end: {answer or 'it was killed, perhaps for want of memory'}.")
+    if not answer.isdigit():
+        raise RuntimeError(
+            f"The measured work did not come to its end: {answer or 'it was killed, perhaps for want of memory'}."
+        )
     return int(answer)
 
-def _measure(work:Callable, warm:Callable, write:int):
+def _measure(work: Callable, warm: Callable, write: int):
     "Run in the child: measure, say it, and end."
     try:
         import ctypes
-        libc = ctypes.CDLL(None)
-        for option, value in ((-3, 2**20), (-1, 2**20)): libc.mallopt(option, value)   # large pieces straight from the kernel, and back to it
-        warm(); libc.malloc_trim(0)
-        with open('/proc/self/clear_refs', 'w') as f: f.write('5')                      # forget the highest mark so far
-        before = _status('VmRSS'); work()
-        os.write(write, str(_status('VmHWM') - before).encode())
-    except BaseException as error: os.write(write, f'{type(error).__name__}: {error}'[:400].encode())
-    finally: os._exit(0)
 
-def _status(key:str) -> int:
-    with open('/proc/self/status') as f: return next(int(line.split()[1])*1024 for line in f if line.startswith(key))
+        libc = ctypes.CDLL(None)
+        for option, value in ((-3, 2**20), (-1, 2**20)):
+            libc.mallopt(option, value)  # large pieces straight from the kernel, and back to it
+        warm()
+        libc.malloc_trim(0)
+        with open('/proc/self/clear_refs', 'w') as f:
+            f.write('5')  # forget the highest mark so far
+        before = _status('VmRSS')
+        work()
+        os.write(write, str(_status('VmHWM') - before).encode())
+    except BaseException as error:
+        os.write(write, f'{type(error).__name__}: {error}'[:400].encode())
+    finally:
+        os._exit(0)
+
+def _status(key: str) -> int:
+    with open('/proc/self/status') as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
 
 # %% ../nbs/62_engines.ipynb #4db389fd
-def _dice(*tensors:Tensor) -> tuple:
+def _dice(*tensors: Tensor) -> tuple:
     "The state of the random numbers, on the CPU and on the devices of `tensors`."
     return torch.get_rng_state(), get_device_states(*tensors)
 
-def _put_back(dice:tuple):
+def _put_back(dice: tuple):
     "Put the random numbers back to where `_dice` saw them, so that dropout draws the same masks again."
-    torch.set_rng_state(dice[0]); set_device_states(*dice[1])
+    torch.set_rng_state(dice[0])
+    set_device_states(*dice[1])
 
 # %% ../nbs/62_engines.ipynb #cce0f3c4
 class Moment:
     "A moment of the inner loop that can be lived again: weights, velocity, buffers, losses, and the state of the random numbers."
-    def __init__(self, fast:FastWeights):
-        self.weights, self.velocity = ({n: t.detach() for n, t in d.items()} for d in (fast, fast.velocity))
-        self.buffers, self.losses, self.dice = {n: b.clone() for n, b in fast.buffers.items()}, fast.losses, _dice(*fast.values())
+
+    def __init__(self, fast: FastWeights):
+        self.weights, self.velocity = (
+            {n: t.detach() for n, t in d.items()} for d in (fast, fast.velocity)
+        )
+        self.buffers, self.losses, self.dice = (
+            {n: b.clone() for n, b in fast.buffers.items()},
+            fast.losses,
+            _dice(*fast.values()),
+        )
         for n, b in self.buffers.items():
-            if b.requires_grad: raise AdaptationError(f"Buffer {n!r} carries a gradient from step to step, which this engine does not follow: choose engine 'loop'.")
+            if b.requires_grad:
+                raise AdaptationError(
+                    f"Buffer {n!r} carries a gradient from step to step, which this engine does not follow: choose engine 'loop'."
+                )
 
     def again(self) -> FastWeights:
         "The fast weights of this moment as fresh leaves, with buffers of their own."
-        weights, velocity = ({n: t.detach().requires_grad_() for n, t in d.items()} for d in (self.weights, self.velocity))
-        return FastWeights(weights, {n: b.clone() for n, b in self.buffers.items()}, self.losses, velocity)
+        weights, velocity = (
+            {n: t.detach().requires_grad_() for n, t in d.items()}
+            for d in (self.weights, self.velocity)
+        )
+        return FastWeights(
+            weights, {n: b.clone() for n, b in self.buffers.items()}, self.losses, velocity
+        )
 
 # %% ../nbs/62_engines.ipynb #d5ff14e3
-def _plus(a, b): return b if a is None else a if b is None else a + b
+def _plus(a, b):
+    return b if a is None else a if b is None else a + b
 
 class _WayBack:
     "What the outer objective says about the weights of a moment, carried from the last moment to the first."
-    def __init__(self, model:nn.Module, plan:Plan):
-        self.model, self.plan, self.total, own = model, plan, 0., {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.others = [n for n in own if n not in plan.names]        # trainable but not adapted: the losses reach them directly
-        self.ends = [*(own[n] for n in self.others), *plan.inputs]
-        self.end_grads, self.said, self.weights, self.velocity = [None]*len(self.ends), {}, {}, {}
 
-    def ask(self, k:int, weight:float, fast:FastWeights):
+    def __init__(self, model: nn.Module, plan: Plan):
+        self.model, self.plan, self.total, own = (
+            model,
+            plan,
+            0.0,
+            {n: p for n, p in model.named_parameters() if p.requires_grad},
+        )
+        self.others = [
+            n for n in own if n not in plan.names
+        ]  # trainable but not adapted: the losses reach them directly
+        self.ends = [*(own[n] for n in self.others), *plan.inputs]
+        self.end_grads, self.said, self.weights, self.velocity = [None] * len(self.ends), {}, {}, {}
+
+    def ask(self, k: int, weight: float, fast: FastWeights):
         "Ask the query loss at moment `k`."
         leaf = FastWeights({n: w.detach().requires_grad_() for n, w in fast.items()}, fast.buffers)
-        loss = weight*self.plan.query(use(self.model, leaf))
+        loss = weight * self.plan.query(use(self.model, leaf))
         grads = torch.autograd.grad(loss, [*leaf.values(), *self.ends], allow_unused=True)
-        _reached(grads[:len(leaf)])
+        _reached(grads[: len(leaf)])
         self.said[k], self.total = dict(zip(leaf, grads)), self.total + loss.detach()
-        self.end_grads = [*map(_plus, self.end_grads, grads[len(leaf):])]
+        self.end_grads = [*map(_plus, self.end_grads, grads[len(leaf) :])]
 
-    def at(self, k:int) -> dict:
+    def at(self, k: int) -> dict:
         "The gradient at moment `k`: what came back from later moments, and what the query says there."
         here = self.said.pop(k, {})
         return {n: _plus(self.weights.get(n), here.get(n)) for n in self.plan.names}
 
-    def step(self, k:int, moment:Moment):
+    def step(self, k: int, moment: Moment):
         "Carry the gradient from moment `k` over one inner step to moment `k - 1`."
         down, leaf = self.at(k), moment.again()
         _put_back(moment.dice)
-        new = inner_step(self.model, self.plan.support, leaf, self.plan.rates[k-1], self.plan.momentum)
-        ends = [(t, gs[n]) for d, gs in ((new, down), (new.velocity, self.velocity)) for n, t in d.items() if t.requires_grad and gs.get(n) is not None]
-        grads = torch.autograd.grad([t for t, _ in ends], [*leaf.values(), *leaf.velocity.values(), *self.ends], [g for _, g in ends], allow_unused=True)
+        new = inner_step(
+            self.model, self.plan.support, leaf, self.plan.rates[k - 1], self.plan.momentum
+        )
+        ends = [
+            (t, gs[n])
+            for d, gs in ((new, down), (new.velocity, self.velocity))
+            for n, t in d.items()
+            if t.requires_grad and gs.get(n) is not None
+        ]
+        grads = torch.autograd.grad(
+            [t for t, _ in ends],
+            [*leaf.values(), *leaf.velocity.values(), *self.ends],
+            [g for _, g in ends],
+            allow_unused=True,
+        )
         walk = iter(grads)
-        self.weights, self.velocity = {n: next(walk) for n in leaf}, {n: next(walk) for n in leaf.velocity}
+        self.weights, self.velocity = (
+            {n: next(walk) for n in leaf},
+            {n: next(walk) for n in leaf.velocity},
+        )
         self.end_grads = [*map(_plus, self.end_grads, walk)]
 
 # %% ../nbs/62_engines.ipynb #b0035203
-def reverse_engine(model:nn.Module, plan:Plan) -> Outcome:
+def reverse_engine(model: nn.Module, plan: Plan) -> Outcome:
     "Walk the inner loop without a graph, keep the weights of each moment, and walk back by Hessian-vector products."
-    if plan.first_order: return loop_engine(model, plan)     # keeps no graph either
+    if plan.first_order:
+        return loop_engine(model, plan)  # keeps no graph either
     fast, moments, back = _start(model, plan.names), [], _WayBack(model, plan)
     for k, weight in enumerate(plan.weights):
-        if k: fast = inner_step(model, plan.support, moments[-1].again(), plan.rates[k-1], plan.momentum, graph=False)
-        if k < len(plan.rates): moments.append(Moment(fast))
-        if weight: back.ask(k, weight, fast)
+        if k:
+            fast = inner_step(
+                model,
+                plan.support,
+                moments[-1].again(),
+                plan.rates[k - 1],
+                plan.momentum,
+                graph=False,
+            )
+        if k < len(plan.rates):
+            moments.append(Moment(fast))
+        if weight:
+            back.ask(k, weight, fast)
     dice = _dice(*fast.values())
-    for k in range(len(plan.rates), 0, -1): back.step(k, moments.pop())
+    for k in range(len(plan.rates), 0, -1):
+        back.step(k, moments.pop())
     _put_back(dice)
     grads = {**dict(zip(back.others, back.end_grads)), **back.at(0)}
-    return Outcome(back.total, grads, back.end_grads[len(back.others):], fast)
+    return Outcome(back.total, grads, back.end_grads[len(back.others) :], fast)
 
 # %% ../nbs/62_engines.ipynb #410988b0
-def checkpoint_engine(model:nn.Module, plan:Plan) -> Outcome:
+def checkpoint_engine(model: nn.Module, plan: Plan) -> Outcome:
     "The loop, each inner step wrapped in `torch.utils.checkpoint`: autograd keeps its ends and runs it again on the way back."
     if plan.first_order: return loop_engine(model, plan)
-    fast, total = _start(model, plan.names), 0.
+    fast, total = _start(model, plan.names), 0.0
     for k, weight in enumerate(plan.weights):
-        if k: fast = _checkpointed_step(model, plan, fast, plan.rates[k-1])
-        if weight: total = total + weight*plan.query(use(model, fast))
+        if k:
+            fast = _checkpointed_step(model, plan, fast, plan.rates[k - 1])
+        if weight:
+            total = total + weight * plan.query(use(model, fast))
     return _walk_back(model, plan, total, fast)
 
-def _checkpointed_step(model:nn.Module, plan:Plan, fast:FastWeights, rates:dict) -> FastWeights:
+def _checkpointed_step(model: nn.Module, plan: Plan, fast: FastWeights, rates: dict) -> FastWeights:
     "One inner step that keeps its ends only."
     moment, names, moving, kept = Moment(fast), list(fast), list(fast.velocity), []
+
     def run(*tensors):
-        here = FastWeights(dict(zip(names, tensors)), moment.again().buffers, moment.losses, dict(zip(moving, tensors[len(names):])))
+        here = FastWeights(
+            dict(zip(names, tensors)),
+            moment.again().buffers,
+            moment.losses,
+            dict(zip(moving, tensors[len(names) :])),
+        )
         new = inner_step(model, plan.support, here, rates, plan.momentum)
-        if not kept: kept.append((new.buffers, new.losses, list(new.velocity)))
+        if not kept:
+            kept.append((new.buffers, new.losses, list(new.velocity)))
         return *new.values(), *new.velocity.values()
+
     tensors = checkpoint(run, *fast.values(), *fast.velocity.values(), use_reentrant=False)
-    (buffers, losses, moving), = kept
-    return FastWeights(dict(zip(names, tensors)), buffers, losses, dict(zip(moving, tensors[len(names):])))
+    ((buffers, losses, moving),) = kept
+    return FastWeights(
+        dict(zip(names, tensors)), buffers, losses, dict(zip(moving, tensors[len(names) :]))
+    )
 
 # %% ../nbs/62_engines.ipynb #5c5b51ab
-class _TooLarge(Exception): "The graph of the whole inner loop will not fit."
+class _TooLarge(Exception):
+    "The graph of the whole inner loop will not fit."
 
-def auto_engine(model:nn.Module, plan:Plan) -> Outcome:
+def auto_engine(model: nn.Module, plan: Plan) -> Outcome:
     "The loop if (inner steps + 1) times what its first step keeps is within `plan.budget`, else the reverse pass."
-    if plan.first_order: return loop_engine(model, plan)._replace(engine='loop')   # keeps no graph of its steps
+    if plan.first_order:
+        return loop_engine(model, plan)._replace(engine='loop')  # keeps no graph of its steps
     dice = _dice(*model.parameters())
     with KeptBytes() as kept:
+
         def watch():
-            if kept.stop()*len(plan.weights) > plan.budget: raise _TooLarge
-        try: return loop_engine(model, plan, watch)._replace(engine='loop')
-        except _TooLarge: _put_back(dice)
+            if kept.stop() * len(plan.weights) > plan.budget: raise _TooLarge
+
+        try:
+            return loop_engine(model, plan, watch)._replace(engine='loop')
+        except _TooLarge:
+            _put_back(dice)
     return reverse_engine(model, plan)._replace(engine='reverse')
 
 # %% ../nbs/62_engines.ipynb #21890810
-def vmap_tasks(model:nn.Module,
-               plans:list[Plan],  # tasks that differ in their given tensors alone
-              ) -> list[Outcome]:
+def vmap_tasks(
+    model: nn.Module,
+    plans: list[Plan],  # tasks that differ in their given tensors alone
+) -> list[Outcome]:
     "The outcomes of several tasks at once: `vmap` outermost, every gradient inside it."
     _refuse_what_vmap_cannot(model, plans)
     plan, own = plans[0], {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     wanting = [isinstance(t, Tensor) and t.requires_grad for t in plan.given]
-    learned = plan.inputs[:len(plan.inputs) - sum(wanting)]
+    learned = plan.inputs[: len(plan.inputs) - sum(wanting)]
     columns = [torch.stack([p.given[i].detach() for p in plans]) for i in range(len(wanting))]
     ours, theirs = ([c for c, w in zip(columns, wanting) if w is side] for side in (True, False))
+
     def task(own, rates, ours, theirs):
         ours, theirs = iter(ours), iter(theirs)
         given = [next(ours) if w else next(theirs) for w in wanting]
         return _whole_task(model, plan, own, dict(zip(map(id, learned), rates)), given)
-    every = vmap(grad(task, argnums=(0, 1, 2), has_aux=True), in_dims=(None, None, 0, 0), randomness='same' if len(plans) == 1 else 'error')
-    (grads, rate_grads, given_grads), (totals, losses, fasts) = _all_at_once(every, own, [t.detach() for t in learned], ours, theirs, size=len(plans))
-    return [Outcome(totals[i], {n: g[i] for n, g in grads.items()}, [g[i] for g in (*rate_grads, *given_grads)],
-                    FastWeights({n: w[i] for n, w in fasts.items()}, {n: b.clone() for n, b in model.named_buffers()}, [l[i] for l in losses])) for i in range(len(plans))]
+
+    every = vmap(
+        grad(task, argnums=(0, 1, 2), has_aux=True),
+        in_dims=(None, None, 0, 0),
+        randomness='same' if len(plans) == 1 else 'error',
+    )
+    (grads, rate_grads, given_grads), (totals, losses, fasts) = _all_at_once(
+        every, own, [t.detach() for t in learned], ours, theirs, size=len(plans)
+    )
+    return [
+        Outcome(
+            totals[i],
+            {n: g[i] for n, g in grads.items()},
+            [g[i] for g in (*rate_grads, *given_grads)],
+            FastWeights(
+                {n: w[i] for n, w in fasts.items()},
+                {n: b.clone() for n, b in model.named_buffers()},
+                [l[i] for l in losses],
+            ),
+        )
+        for i in range(len(plans))
+    ]
 
 # %% ../nbs/62_engines.ipynb #b82d1b16
 def _whole_task(model, plan, own, rates, given):
     "The outer objective of one task as a pure function, by `torch.func` alone; and total, losses and fast weights."
-    fast, velocity, total, losses = {n: own[n] for n in plan.names}, {}, 0., []
+    fast, velocity, total, losses = {n: own[n] for n in plan.names}, {}, 0.0, []
     buffers = {n: b.clone() for n, b in model.named_buffers()}
     at = lambda weights: use(model, FastWeights({**own, **weights}, buffers))
     for k, weight in enumerate(plan.weights):
         if k:
             grads, loss = grad_and_value(lambda w: plan.support_loss(at(w), *given))(fast)
-            if plan.first_order: grads = {n: g.detach() for n, g in grads.items()}
-            velocity = {n: g + plan.momentum*velocity[n] if velocity else g for n, g in grads.items()}
-            fast = {n: w - rates.get(id(plan.rates[k-1][n]), plan.rates[k-1][n])*velocity[n] for n, w in fast.items()}
+            if plan.first_order:
+                grads = {n: g.detach() for n, g in grads.items()}
+            velocity = {
+                n: g + plan.momentum * velocity[n] if velocity else g for n, g in grads.items()
+            }
+            fast = {
+                n: w - rates.get(id(plan.rates[k - 1][n]), plan.rates[k - 1][n]) * velocity[n]
+                for n, w in fast.items()
+            }
             losses.append(loss)
-        if weight: total = total + weight*plan.query_loss(at(fast), *given)
+        if weight:
+            total = total + weight * plan.query_loss(at(fast), *given)
     return total, (total, losses, fast)
 
-def _refuse_what_vmap_cannot(model:nn.Module, plans:list[Plan]):
+def _refuse_what_vmap_cannot(model: nn.Module, plans: list[Plan]):
     "Say what one run for all tasks cannot honour."
     for n, m in model.named_modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats and m.running_mean is not None:
-            raise AdaptationError(f"Engine 'vmap' cannot honour batch norm {n!r}, which updates running statistics for each task: freeze it, "
-                                  "let it use batch statistics alone, or choose another engine.")
+        if (
+            isinstance(m, nn.modules.batchnorm._BatchNorm)
+            and m.training
+            and m.track_running_stats
+            and m.running_mean is not None
+        ):
+            raise AdaptationError(
+                f"Engine 'vmap' cannot honour batch norm {n!r}, which updates running statistics for each task: freeze it, "
+                "let it use batch statistics alone, or choose another engine."
+            )
     shapes = {tuple(t.shape if isinstance(t, Tensor) else None for t in p.given) for p in plans}
     if len(shapes) > 1 or None in next(iter(shapes)):
-        raise AdaptationError("Engine 'vmap' needs the same shapes in every task, and tensors only, in `given`: choose another engine.")
+        raise AdaptationError(
+            "Engine 'vmap' needs the same shapes in every task, and tensors only, in `given`: choose another engine."
+        )
 
-def _all_at_once(every:Callable, *args, size:int):
+def _all_at_once(every: Callable, *args, size: int):
     "Run all tasks, and turn what vmap cannot do into a sentence."
-    if not args[2] + args[3]: args = (*args[:3], [torch.zeros(size)])   # something to map over
-    try: out = every(*args)
+    if not args[2] + args[3]:
+        args = (*args[:3], [torch.zeros(size)])  # something to map over
+    try:
+        out = every(*args)
     except RuntimeError as error:
         if 'derivative for' in str(error): raise
-        why = "it cannot draw dropout masks for several tasks as other engines do" if 'randomness' in str(error) else str(error).split('. ')[0].splitlines()[0]
-        raise AdaptationError(f"Engine 'vmap' cannot run these losses ({why}): choose another engine.") from error
+        why = (
+            "it cannot draw dropout masks for several tasks as other engines do"
+            if 'randomness' in str(error)
+            else str(error).split('. ')[0].splitlines()[0]
+        )
+        raise AdaptationError(
+            f"Engine 'vmap' cannot run these losses ({why}): choose another engine."
+        ) from error
     if any(t.requires_grad for t in (out[1][0], *out[1][1])):
-        raise AdaptationError("A loss uses tensors that were computed from the weights outside of it, which engine 'vmap' does not follow: "
-                              "compute them from the `call`, or hand them over by `given`.")
+        raise AdaptationError(
+            "A loss uses tensors that were computed from the weights outside of it, which engine 'vmap' does not follow: "
+            "compute them from the `call`, or hand them over by `given`."
+        )
     return out
 
 # %% ../nbs/62_engines.ipynb #7a5677f9
-def vmap_engine(model:nn.Module, plan:Plan) -> Outcome:
+def vmap_engine(model: nn.Module, plan: Plan) -> Outcome:
     "`vmap` of the gradient of the whole task, over a batch of one task; `meta_gradients` runs more of them at once."
     return vmap_tasks(model, [plan])[0]
 
-def meta_gradients(model:nn.Module,
-                   support_loss:Callable, # of a call and of what a task gives
-                   query_loss:Callable,   # of a call and of what a task gives
-                   givens:Sequence[tuple],# for each task, the tensors that both losses get after the call
-                   engine:str='loop',     # as for `meta_gradient`; 'vmap' runs all tasks at once
-                   **kw,                  # steps, lr, params, algorithm, ...: see `meta_gradient`
-                  ) -> list[MetaGradient]:
+def meta_gradients(
+    model: nn.Module,
+    support_loss: Callable,   # of a call and of what a task gives
+    query_loss: Callable,     # of a call and of what a task gives
+    givens: Sequence[tuple],  # for each task, the tensors that both losses get after the call
+    engine: str = 'loop',     # as for `meta_gradient`; 'vmap' runs all tasks at once
+    **kw,                     # steps, lr, params, algorithm, ...: see `meta_gradient`
+) -> list[MetaGradient]:
     "The meta-gradients of tasks that share their losses and differ in their tensors. Raises AdaptationError, naming the task."
     if engine == 'vmap' and kw.get('algorithm') != 'reptile' and len(givens) > 1:
         plans = [make_plan(model, support_loss, query_loss, given=g, **kw) for g in givens]
-        with torch.enable_grad(), _in_a_sentence(): outs = vmap_tasks(model, [p for p, _ in plans])
-        return [_of_task(i, len(givens), lambda: record(model, out, plans[0][1], g, 'vmap')) for i, (out, g) in enumerate(zip(outs, givens), 1)]
-    return [_of_task(i, len(givens), lambda: meta_gradient(model, support_loss, query_loss, given=g, engine=engine, **kw)) for i, g in enumerate(givens, 1)]
+        with torch.enable_grad(), _in_a_sentence():
+            outs = vmap_tasks(model, [p for p, _ in plans])
+        return [
+            _of_task(i, len(givens), lambda: record(model, out, plans[0][1], g, 'vmap'))
+            for i, (out, g) in enumerate(zip(outs, givens), 1)
+        ]
+    return [
+        _of_task(
+            i,
+            len(givens),
+            lambda: meta_gradient(model, support_loss, query_loss, given=g, engine=engine, **kw),
+        )
+        for i, g in enumerate(givens, 1)
+    ]
 
-ENGINES.update(reverse=reverse_engine, checkpoint=checkpoint_engine, vmap=vmap_engine, auto=auto_engine)
+ENGINES.update(
+    reverse=reverse_engine, checkpoint=checkpoint_engine, vmap=vmap_engine, auto=auto_engine
+)
 
 # %% ../nbs/62_engines.ipynb #e27d49d7
 class LearnedRates(nn.Module):
     "Inner learning rates that the outer loop learns: one an element (Meta-SGD, Li 2017), or one a tensor and step (MAML++, Antoniou 2019)."
-    def __init__(self,
-                 model:nn.Module,                # any module
-                 lr:float|dict=0.01,             # where the rates begin, or name -> number
-                 params:Iterable[str]|None=None, # names of the parameters that adapt, as for `adapt`
-                 each:str='element',             # 'element' or 'tensor'
-                 steps:int|None=None):           # given: a rate for each of so many inner steps
+
+    def __init__(
+        self,
+        model: nn.Module,                     # any module
+        lr: float | dict = 0.01,              # where the rates begin, or name -> number
+        params: Iterable[str] | None = None,  # names of the parameters that adapt, as for `adapt`
+        each: str = 'element',                # 'element' or 'tensor'
+        steps: int | None = None,
+    ):  # given: a rate for each of so many inner steps
         super().__init__()
-        if each not in ('element', 'tensor'): raise AdaptationError(f"each must be 'element' or 'tensor', not {each!r}.")
-        own, self.names, self.steps = dict(model.named_parameters()), adapted_names(model, params), steps
+        if each not in ('element', 'tensor'):
+            raise AdaptationError(f"each must be 'element' or 'tensor', not {each!r}.")
+        own, self.names, self.steps = (
+            dict(model.named_parameters()),
+            adapted_names(model, params),
+            steps,
+        )
         first = {n: lr[n] if isinstance(lr, dict) else lr for n in self.names}
-        shape = lambda n: (*([steps] if steps else []), *(own[n].shape if each == 'element' else ()))
+        shape = lambda n: (
+            *([steps] if steps else []),
+            *(own[n].shape if each == 'element' else ()),
+        )
         self.rates = nn.ParameterList([own[n].new_full(shape(n), first[n]) for n in self.names])
 
     def table(self) -> dict:
@@ -279,36 +454,48 @@ class LearnedRates(nn.Module):
         return {n: list(r.unbind()) if self.steps else r for n, r in zip(self.names, self.rates)}
 
 # %% ../nbs/62_engines.ipynb #58c53662
-def multi_step_weights(steps:int,      # inner steps
-                       progress:float, # how far meta-training is, from 0 to 1
-                       until:float=0.5,# progress at which only the last step counts
-                      ) -> list[float]:
+def multi_step_weights(
+    steps: int,          # inner steps
+    progress: float,     # how far meta-training is, from 0 to 1
+    until: float = 0.5,  # progress at which only the last step counts
+) -> list[float]:
     "Weights of the query loss after each step: all alike at first, the last alone in the end (Antoniou 2019, section 4)."
-    share = max(0., 1 - progress/until)/steps
-    return [share]*(steps - 1) + [1 - share*(steps - 1)]
+    share = max(0.0, 1 - progress / until) / steps
+    return [share] * (steps - 1) + [1 - share * (steps - 1)]
 
 # %% ../nbs/62_engines.ipynb #76bf4002
 class _Again(nn.Module):
     "A module's forward that keeps its inputs only, and the weights it ran with; all else is computed again on the way back."
-    def __init__(self, module:nn.Module):
+
+    def __init__(self, module: nn.Module):
         super().__init__()
         self.module, self.plain = module, module.forward
-    def forward(self, *args): return self.plain(*args)
+
+    def forward(self, *args):
+        return self.plain(*args)
+
     def run(self, *args):
         weights = dict(self.named_parameters(remove_duplicate=False))
-        buffers = dict(self.named_buffers(remove_duplicate=False)); kept, first = {n: b.clone() for n, b in buffers.items()}, [True]
+        buffers = dict(self.named_buffers(remove_duplicate=False))
+        kept, first = {n: b.clone() for n, b in buffers.items()}, [True]
+
         def once(*args):
             now = buffers if first.pop() else {n: b.clone() for n, b in kept.items()}
             first.append(False)
             return functional_call(self, {**weights, **now}, args, tie_weights=False)
+
         return checkpoint(once, *args, use_reentrant=False)
 
 @contextmanager
-def checkpointed(modules:Iterable[nn.Module], # parts of a model, e.g. the blocks of its backbone
-                ):
+def checkpointed(
+    modules: Iterable[nn.Module],  # parts of a model, e.g. the blocks of its backbone
+):
     "Inside, these modules keep no activations: they are computed again on the way back, with the weights they had."
     modules = list(modules)
-    for m in modules: m.forward = _Again(m).run
-    try: yield
+    for m in modules:
+        m.forward = _Again(m).run
+    try:
+        yield
     finally:
-        for m in modules: del m.forward
+        for m in modules:
+            del m.forward

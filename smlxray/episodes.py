@@ -26,12 +26,14 @@ from .data import XrayTable, canonical_finding, clean_negatives
 @dataclass(frozen=True, eq=False)
 class Episode:
     "One task: is `finding` there? Rows point into the table that the sampler was made from."
+
     finding: str
-    seed: int                  # for whatever else is random in this episode, such as augmentation
-    support: np.ndarray        # (2K,) int64 rows, K positives, then their K partners
-    support_labels: np.ndarray # (2K,) int64, 1 and 0
-    query: np.ndarray          # (2Q,) int64 rows, Q positives, then their Q partners
-    query_labels: np.ndarray   # (2Q,) int64, 1 and 0
+    seed: int                   # for whatever else is random in this episode, such as augmentation
+    support: np.ndarray         # (2K,) int64 rows, K positives, then their K partners
+    support_labels: np.ndarray  # (2K,) int64, 1 and 0
+    query: np.ndarray           # (2Q,) int64 rows, Q positives, then their Q partners
+    query_labels: np.ndarray    # (2Q,) int64, 1 and 0
+
     def __repr__(self):
         count = lambda y: f'{(y == 1).sum()} + {(y == 0).sum()}'
         return f'Episode({self.finding}: {count(self.support_labels)} support, {count(self.query_labels)} query)'
@@ -46,28 +48,43 @@ def _rng(seed: int, finding: str, i: int) -> np.random.Generator:
 @dataclass(frozen=True, eq=False)
 class EpisodeBlock:
     "E episodes of one finding; `block[e]` is an `Episode`."
+
     finding: str
     seeds: np.ndarray           # (E,)
     support: np.ndarray         # (E, 2K) int64 rows, positives first
     support_labels: np.ndarray  # (2K,) int64, 1 and 0
     query: np.ndarray           # (E, 2Q) int64 rows, positives first
     query_labels: np.ndarray    # (2Q,) int64, 1 and 0
-    def __len__(self): return len(self.seeds)
+
+    def __len__(self):
+        return len(self.seeds)
+
     def __getitem__(self, e: int) -> Episode:
-        return Episode(self.finding, int(self.seeds[e]), self.support[e], self.support_labels, self.query[e], self.query_labels)
+        return Episode(
+            self.finding,
+            int(self.seeds[e]),
+            self.support[e],
+            self.support_labels,
+            self.query[e],
+            self.query_labels,
+        )
 
 # %% ../nbs/50_episodes.ipynb #29129c2f
 def _bits(rng, *shape: int) -> np.ndarray:
     "32 random bits for each place, the cheapest that a generator has to give."
     n = int(np.prod(shape))
-    return rng.bit_generator.random_raw(n//2 + 1).view(np.uint32)[:n].reshape(shape)
+    return rng.bit_generator.random_raw(n // 2 + 1).view(np.uint32)[:n].reshape(shape)
 
 def _below(bits: np.ndarray, bound: np.ndarray) -> np.ndarray:
     "A whole number in [0, bound) from 32 random bits: multiply and cut, off by less than bound/2**32 from even odds."
-    wide = np.multiply(bits, bound, dtype=np.uint64); wide >>= 32
+    wide = np.multiply(bits, bound, dtype=np.uint64)
+    wide >>= 32
     return wide.view(np.int64)
 
-def _packed(start: np.ndarray, count: np.ndarray) -> np.ndarray: return np.stack([start, count], 1).astype(np.uint32).view(np.uint64)[:, 0]   # one look instead of two
+def _packed(start: np.ndarray, count: np.ndarray) -> np.ndarray:
+    return (
+        np.stack([start, count], 1).astype(np.uint32).view(np.uint64)[:, 0]
+    )  # one look instead of two
 
 def _look(deck: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Start and count of what is packed."
@@ -77,29 +94,44 @@ def _look(deck: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @dataclass(frozen=True)
 class _Group:
     "Eligible patients of one class, sorted by stratum, with the rows that may stand for each."
-    patient: np.ndarray # (P,) codes
-    stratum: np.ndarray # (P,) ascending
-    start: np.ndarray   # (P,) where the patient's rows begin
-    count: np.ndarray   # (P,) uint32, how many there are
-    rows: np.ndarray    # (R,) rows of the table
-    sizes: np.ndarray   # (S,) patients a stratum
-    def draw(self, who, rng): return self.rows[self.start[who] + rng.integers(0, self.count[who])]
+
+    patient: np.ndarray  # (P,) codes
+    stratum: np.ndarray  # (P,) ascending
+    start: np.ndarray    # (P,) where the patient's rows begin
+    count: np.ndarray    # (P,) uint32, how many there are
+    rows: np.ndarray     # (R,) rows of the table
+    sizes: np.ndarray    # (S,) patients a stratum
+
+    def draw(self, who, rng):
+        return self.rows[self.start[who] + rng.integers(0, self.count[who])]
+
     @cached_property
-    def deck(self): return _packed(self.start, self.count)
-    def pick(self, who, bits): return self.rows[self.start[who] + _below(bits, self.count[who])]
+    def deck(self):
+        return _packed(self.start, self.count)
+
+    def pick(self, who, bits):
+        return self.rows[self.start[who] + _below(bits, self.count[who])]
 
 def _group(rows, patients, strata, n_strata) -> _Group:
     "Index eligible rows by patient; a patient stands in the stratum of most of its rows (the first of equals)."
-    key, at, times = np.unique(patients[rows]*n_strata + strata[rows], return_inverse=True, return_counts=True)
-    who, where = key//n_strata, key % n_strata
+    key, at, times = np.unique(
+        patients[rows] * n_strata + strata[rows], return_inverse=True, return_counts=True
+    )
+    who, where = key // n_strata, key % n_strata
     order = np.lexsort((where, -times, who))
-    home = order[np.diff(who[order], prepend=-1) > 0]      # the largest stratum of each patient
-    home = home[np.lexsort((who[home], where[home]))]      # then by stratum
-    place = np.full(len(key), -1); place[home] = np.arange(len(home))
+    home = order[np.diff(who[order], prepend=-1) > 0]  # the largest stratum of each patient
+    home = home[np.lexsort((who[home], where[home]))]  # then by stratum
+    place = np.full(len(key), -1)
+    place[home] = np.arange(len(home))
     kept = place[at] >= 0
     count = times[home]
     mine = rows[kept][np.argsort(place[at][kept], kind='stable')]
-    small = (x.astype(t) for x, t in zip((where[home], np.cumsum(count) - count, count, mine), ('i4', 'i4', 'u4', 'i4')))  # half the memory to walk through
+    small = (
+        x.astype(t)
+        for x, t in zip(
+            (where[home], np.cumsum(count) - count, count, mine), ('i4', 'i4', 'u4', 'i4')
+        )
+    )  # half the memory to walk through
     return _Group(who[home], *small, np.bincount(where[home], minlength=n_strata))
 
 # %% ../nbs/50_episodes.ipynb #12ba9f3d
@@ -108,8 +140,18 @@ AGE_BANDS = (18, 40, 60, 80)  # years at which a new band begins
 def age_band(age) -> np.ndarray:
     "The band of each age (N,) in words, `unknown` where there is none."
     age = pd.to_numeric(pd.Series(age), errors='coerce').to_numpy(float)
-    edges = (0, *AGE_BANDS); names = np.array([f'{a} to {b - 1}' for a, b in zip(edges, AGE_BANDS)] + [f'{AGE_BANDS[-1]} and over', 'unknown'])
-    return names[np.where(np.isnan(age), len(names) - 1, np.searchsorted(AGE_BANDS, np.nan_to_num(age), side='right'))]
+    edges = (0, *AGE_BANDS)
+    names = np.array(
+        [f'{a} to {b - 1}' for a, b in zip(edges, AGE_BANDS)]
+        + [f'{AGE_BANDS[-1]} and over', 'unknown']
+    )
+    return names[
+        np.where(
+            np.isnan(age),
+            len(names) - 1,
+            np.searchsorted(AGE_BANDS, np.nan_to_num(age), side='right'),
+        )
+    ]
 
 # %% ../nbs/50_episodes.ipynb #1ab8947d
 def _strata(table: XrayTable, match_on: Sequence[str]) -> tuple[np.ndarray, int]:
@@ -121,23 +163,36 @@ def _strata(table: XrayTable, match_on: Sequence[str]) -> tuple[np.ndarray, int]
             raise DataError(f'There is no column {c!r} to match on: {hint}')
     number = np.zeros(len(table), np.int64)
     for c in match_on:
-        code = pd.factorize(age_band(table.frame['age']) if c == 'age_band' else table.frame[c], use_na_sentinel=False)[0]
-        number = np.unique(number*(code.max(initial=0) + 1) + code, return_inverse=True)[1]
+        code = pd.factorize(
+            age_band(table.frame['age']) if c == 'age_band' else table.frame[c],
+            use_na_sentinel=False,
+        )[0]
+        number = np.unique(number * (code.max(initial=0) + 1) + code, return_inverse=True)[1]
     return number, int(number.max(initial=0)) + 1
 
 # %% ../nbs/50_episodes.ipynb #a132ff6a
 def _negatives(table: XrayTable, finding: str, kind: str) -> np.ndarray:
     "Mark the images (N,) that may be a negative of the given kind."
-    if kind not in ('normals', 'others'): raise DataError(f"negatives must be 'normals' or 'others', got {kind!r}")
+    if kind not in ('normals', 'others'):
+        raise DataError(f"negatives must be 'normals' or 'others', got {kind!r}")
     if kind == 'normals' and finding == 'No Finding':
-        raise DataError("The finding 'No Finding' has no normals to be told from: use negatives='others'")
+        raise DataError(
+            "The finding 'No Finding' has no normals to be told from: use negatives='others'"
+        )
     if kind == 'normals' and 'No Finding' not in table.findings:
-        raise DataError(f"The table {table.name!r} has no column 'No Finding', so nobody is known to be normal: use negatives='others'")
-    normal = table.positive('No Finding') if 'No Finding' in table.findings else np.zeros(len(table), bool)
+        raise DataError(
+            f"The table {table.name!r} has no column 'No Finding', so nobody is known to be normal: use negatives='others'"
+        )
+    normal = (
+        table.positive('No Finding')
+        if 'No Finding' in table.findings
+        else np.zeros(len(table), bool)
+    )
     if kind == 'normals': return clean_negatives(table, finding) & normal
     another = np.zeros(len(table), bool)
     for f in table.findings:
-        if f not in (finding, 'No Finding'): another |= table.positive(f)
+        if f not in (finding, 'No Finding'):
+            another |= table.positive(f)
     return clean_negatives(table, finding) & (table.column(finding) == 0) & ~normal & another
 
 # %% ../nbs/50_episodes.ipynb #c98761cf
@@ -147,51 +202,74 @@ MIN_QUERIES = 8  # a class; queries shrink to what the patients allow, but not b
 @dataclass(frozen=True)
 class _TaskPool:
     "What one finding has to draw from."
+
     finding: str
     positives: _Group
     negatives: _Group
-    queries: int         # a class, after shrinking
+    queries: int  # a class, after shrinking
+
     @property
-    def room(self) -> np.ndarray: return np.minimum(self.positives.sizes, self.negatives.sizes) # (S,) pairs a stratum
+    def room(self) -> np.ndarray:
+        return np.minimum(self.positives.sizes, self.negatives.sizes)  # (S,) pairs a stratum
+
     @cached_property
     def alike(self) -> float:
         "How often two pairs share somebody, if both are drawn from all."
-        able = self.positives.sizes*(self.negatives.sizes > 0); all_ = max(able.sum(), 1)
-        return 1/all_ + ((able/all_)**2/np.maximum(self.negatives.sizes, 1)).sum()
+        able = self.positives.sizes * (self.negatives.sizes > 0)
+        all_ = max(able.sum(), 1)
+        return 1 / all_ + ((able / all_) ** 2 / np.maximum(self.negatives.sizes, 1)).sum()
+
     @cached_property
     def deck(self) -> tuple[np.ndarray, np.ndarray]:
         "All that a draw looks up of A positives that can have partners: where their rows begin and how many they are (A,), the same of their partners (A,)."
         able = self.negatives.sizes[self.positives.stratum] > 0
         sizes, at = self.negatives.sizes, self.positives.stratum[able]
         return self.positives.deck[able], _packed((np.cumsum(sizes) - sizes)[at], sizes[at])
+
     @property
     def counts(self) -> dict:
         "Patients that are positive and negative, pairs of them that match, and queries a class."
         positive, negative = len(self.positives.patient), len(self.negatives.patient)
-        return dict(positive=positive, negative=negative, usable=int(self.room.sum()), queries=self.queries)
+        return dict(
+            positive=positive, negative=negative, usable=int(self.room.sum()), queries=self.queries
+        )
 
-def _task_pool(table, rows, finding, shots, queries, strata, n_strata, negatives='normals', match_on=()) -> _TaskPool:
+def _task_pool(
+    table, rows, finding, shots, queries, strata, n_strata, negatives='normals', match_on=()
+) -> _TaskPool:
     "Index the patients of one finding; raises `DataError` with the numbers when they are too few."
     finding = canonical_finding(finding, table.findings)
     no = _negatives(table, finding, negatives)
-    pos, neg = (_group(rows[mask[rows]], table.patients, strata, n_strata) for mask in (table.positive(finding), no))
+    pos, neg = (
+        _group(rows[mask[rows]], table.patients, strata, n_strata)
+        for mask in (table.positive(finding), no)
+    )
     least, usable = min(queries, MIN_QUERIES), int(np.minimum(pos.sizes, neg.sizes).sum())
     if usable < shots + least:
         matched = f" matched on {' and '.join(match_on)}" if match_on else ''
         have = f'{len(pos.patient)} positive and {len(neg.patient)} negative patients ({negatives})'
-        raise DataError(f'{finding!r} has {have}, {usable} pairs{matched}, but {shots} shots and {least} queries a class need '
-                        f'{shots + least}: take fewer shots, match on less, or bring more patients')
+        raise DataError(
+            f'{finding!r} has {have}, {usable} pairs{matched}, but {shots} shots and {least} queries a class need '
+            f'{shots + least}: take fewer shots, match on less, or bring more patients'
+        )
     return _TaskPool(finding, pos, neg, min(queries, usable - shots))
 
 # %% ../nbs/50_episodes.ipynb #7b0afd19
 def _draw_pairs(pool: _TaskPool, n: int, rng) -> tuple[np.ndarray, np.ndarray]:
     "Rows of n positives (n,) and of their n partners (n,) from the same strata, all of different patients."
     pos, neg, room = pool.positives, pool.negatives, pool.room
-    for size in (4*n, len(pos.patient)):
-        order = rng.choice(len(pos.patient), size, replace=False) if size < len(pos.patient) else rng.permutation(len(pos.patient))
+    for size in (4 * n, len(pos.patient)):
+        order = (
+            rng.choice(len(pos.patient), size, replace=False)
+            if size < len(pos.patient)
+            else rng.permutation(len(pos.patient))
+        )
         s = pos.stratum[order]
         by = np.argsort(s, kind='stable')
-        nth = np.empty(len(s), np.int64); nth[by] = np.arange(len(s)) - np.searchsorted(s[by], s[by])  # how many came before in the stratum
+        nth = np.empty(len(s), np.int64)
+        nth[by] = np.arange(len(s)) - np.searchsorted(
+            s[by], s[by]
+        )  # how many came before in the stratum
         yes = order[nth < room[s]][:n]
         if len(yes) == n: break
     yes = rng.permutation(yes)
@@ -204,7 +282,8 @@ def _draw_pairs(pool: _TaskPool, n: int, rng) -> tuple[np.ndarray, np.ndarray]:
 # %% ../nbs/50_episodes.ipynb #e5272639
 BLOCK = 1024  # episodes that are drawn together
 
-def _coincidences(pool: _TaskPool, n: int) -> float: return n*(n - 1)/2*pool.alike   # expected among n pairs drawn with replacement
+def _coincidences(pool: _TaskPool, n: int) -> float:
+    return n * (n - 1) / 2 * pool.alike  # expected among n pairs drawn with replacement
 
 def _twice(who: np.ndarray) -> np.ndarray:
     "Mark the rows of who (B, n) in which a number occurs twice."
@@ -215,72 +294,152 @@ def _twice(who: np.ndarray) -> np.ndarray:
 def _draw_block(pool: _TaskPool, n: int, rng) -> tuple[np.ndarray, np.ndarray]:
     "Rows of n positives and of their partners for a block of episodes, (BLOCK, n) each."
     pos, neg = pool.positives, pool.negatives
-    if _coincidences(pool, n) > 2: return tuple(np.stack(side) for side in zip(*(_draw_pairs(pool, n, rng) for _ in range(BLOCK))))
+    if _coincidences(pool, n) > 2:
+        return tuple(
+            np.stack(side) for side in zip(*(_draw_pairs(pool, n, rng) for _ in range(BLOCK)))
+        )
     (mine, theirs), found, missing = pool.deck, [], BLOCK
     while missing > 0:
-        bits = _bits(rng, 4, int(1.05*missing*np.exp(_coincidences(pool, n))) + 16, n)     # with what will be rejected
-        who = _below(bits[0], len(mine)); first, room = _look(theirs, who); partner = first + _below(bits[1], room)
-        keep = np.flatnonzero(~(_twice(who) | _twice(partner)))[:missing]; missing -= len(keep)
-        found.append([group.rows.take(start + _below(some[keep], count)) for group, (start, count), some in
-                      ((pos, _look(mine, who[keep]), bits[2]), (neg, _look(neg.deck, partner[keep]), bits[3]))])
+        bits = _bits(
+            rng, 4, int(1.05 * missing * np.exp(_coincidences(pool, n))) + 16, n
+        )  # with what will be rejected
+        who = _below(bits[0], len(mine))
+        first, room = _look(theirs, who)
+        partner = first + _below(bits[1], room)
+        keep = np.flatnonzero(~(_twice(who) | _twice(partner)))[:missing]
+        missing -= len(keep)
+        found.append(
+            [
+                group.rows.take(start + _below(some[keep], count))
+                for group, (start, count), some in (
+                    (pos, _look(mine, who[keep]), bits[2]),
+                    (neg, _look(neg.deck, partner[keep]), bits[3]),
+                )
+            ]
+        )
     return found[0] if len(found) == 1 else [np.concatenate(side) for side in zip(*found)]
 
 # %% ../nbs/50_episodes.ipynb #152523b1
 class EpisodeSampler:
     "Draw balanced, patient-disjoint, matched episodes; raises `DataError` for unknown findings or columns and for too few patients."
-    def __init__(self, table: XrayTable,
-                 rows,                      # (R,) rows to draw from, such as the test part of a split; an index or a mask
-                 findings: str|Sequence[str], # what may be asked for
-                 shots=7,                   # positive patients in the support, and as many negative ones
-                 queries=15,                # the same for the query; fewer if there are fewer patients
-                 match_on: Sequence[str]=('projection',), # columns in which a negative equals its positive
-                 negatives='normals',       # or 'others': patients with another finding
-                 seed=0):
-        if shots < 1: raise DataError(f'shots must be at least 1, got {shots}: with no example there is nothing to adapt to')
-        if queries < 1: raise DataError(f'queries must be at least 1, got {queries}: with no query there is nothing to measure')
+
+    def __init__(
+        self,
+        table: XrayTable,
+        rows,  # (R,) rows to draw from, such as the test part of a split; an index or a mask
+        findings: str | Sequence[str],  # what may be asked for
+        shots=7,  # positive patients in the support, and as many negative ones
+        queries=15,  # the same for the query; fewer if there are fewer patients
+        match_on: Sequence[str] = (
+            'projection',
+        ),                    # columns in which a negative equals its positive
+        negatives='normals',  # or 'others': patients with another finding
+        seed=0,
+    ):
+        if shots < 1:
+            raise DataError(
+                f'shots must be at least 1, got {shots}: with no example there is nothing to adapt to'
+            )
+        if queries < 1:
+            raise DataError(
+                f'queries must be at least 1, got {queries}: with no query there is nothing to measure'
+            )
         findings, match_on = ([x] if isinstance(x, str) else list(x) for x in (findings, match_on))
-        if not findings: raise DataError(f"no finding was asked for: choose among {', '.join(table.findings)}")
-        self.table, self.shots, self.seed, self.match_on, self.negatives = table, shots, seed, match_on, negatives
-        rows, (strata, n) = np.unique(np.arange(len(table))[np.asarray(rows)]), _strata(table, match_on)
-        pools = [_task_pool(table, rows, f, shots, queries, strata, n, negatives, match_on) for f in findings]
+        if not findings:
+            raise DataError(f"no finding was asked for: choose among {', '.join(table.findings)}")
+        self.table, self.shots, self.seed, self.match_on, self.negatives = (
+            table,
+            shots,
+            seed,
+            match_on,
+            negatives,
+        )
+        rows, (strata, n) = (
+            np.unique(np.arange(len(table))[np.asarray(rows)]),
+            _strata(table, match_on),
+        )
+        pools = [
+            _task_pool(table, rows, f, shots, queries, strata, n, negatives, match_on)
+            for f in findings
+        ]
         self.pools, self._blocks = {p.finding: p for p in pools}, {}
+
     @property
-    def findings(self) -> list[str]: return list(self.pools)
+    def findings(self) -> list[str]:
+        return list(self.pools)
+
     @property
     def queries(self) -> int:
         "Queries a class that every finding of this sampler can give (a finding with more patients gives what was asked for)."
         return min(p.queries for p in self.pools.values())
+
     def counts(self, finding=None) -> dict:
         "Positive and negative patients, usable pairs and queries a class; of one finding, or of all by name."
-        return self._pool(finding).counts if finding or len(self.pools) == 1 else {f: p.counts for f, p in self.pools.items()}
+        return (
+            self._pool(finding).counts
+            if finding or len(self.pools) == 1
+            else {f: p.counts for f, p in self.pools.items()}
+        )
+
     def _pool(self, finding=None) -> _TaskPool:
         if finding is None and len(self.pools) > 1:
-            raise DataError(f'this sampler has {len(self.pools)} findings: name one, or let sample(i) draw it')
-        return self.pools[canonical_finding(finding, tuple(self.pools)) if finding else self.findings[0]]
+            raise DataError(
+                f'this sampler has {len(self.pools)} findings: name one, or let sample(i) draw it'
+            )
+        return self.pools[
+            canonical_finding(finding, tuple(self.pools)) if finding else self.findings[0]
+        ]
+
     def _block(self, finding: str, number: int) -> tuple:
         "Support (BLOCK, 2K), query (BLOCK, 2Q) and seeds (BLOCK,) of a block; the last few are kept."
         if (finding, number) not in self._blocks:
             pool, k, rng = self.pools[finding], self.shots, _rng(self.seed, finding, number)
-            if len(self._blocks) >= 4*len(self.pools): self._blocks.pop(next(iter(self._blocks)))
+            if len(self._blocks) >= 4 * len(self.pools):
+                self._blocks.pop(next(iter(self._blocks)))
             yes, no = _draw_block(pool, k + pool.queries, rng)
-            self._blocks[finding, number] = *(np.concatenate([yes[:, part], no[:, part]], 1) for part in np.s_[:k, k:]), (rng.bit_generator.random_raw(BLOCK) >> np.uint64(2)).view(np.int64)
+            self._blocks[finding, number] = (
+                *(np.concatenate([yes[:, part], no[:, part]], 1) for part in np.s_[:k, k:]),
+                (rng.bit_generator.random_raw(BLOCK) >> np.uint64(2)).view(np.int64),
+            )
         return self._blocks[finding, number]
-    def episodes(self, numbers, finding: str=None) -> EpisodeBlock:
+
+    def episodes(self, numbers, finding: str = None) -> EpisodeBlock:
         "Many episodes of a finding at once; each is the one that `episode` gives for its number."
-        pool, k, numbers = self._pool(finding), self.shots, np.atleast_1d(np.asarray(numbers, np.int64))
-        if (numbers < 0).any(): raise DataError(f'episodes are numbered from 0, got {numbers.min()}')
-        support, query, seeds = (np.empty((len(numbers), *tail), np.int64) for tail in ((2*k,), (2*pool.queries,), ()))
+        pool, k, numbers = (
+            self._pool(finding),
+            self.shots,
+            np.atleast_1d(np.asarray(numbers, np.int64)),
+        )
+        if (numbers < 0).any():
+            raise DataError(f'episodes are numbered from 0, got {numbers.min()}')
+        support, query, seeds = (
+            np.empty((len(numbers), *tail), np.int64)
+            for tail in ((2 * k,), (2 * pool.queries,), ())
+        )
         block, place = np.divmod(numbers, BLOCK)
         for b in np.unique(block):
             at = block == b
-            for into, drawn in zip((support, query, seeds), self._block(pool.finding, int(b))): into[at] = drawn[place[at]]
-        return EpisodeBlock(pool.finding, seeds, support, np.repeat([1, 0], k), query, np.repeat([1, 0], pool.queries))
-    def episode(self, i: int, finding: str=None) -> Episode:
+            for into, drawn in zip((support, query, seeds), self._block(pool.finding, int(b))):
+                into[at] = drawn[place[at]]
+        return EpisodeBlock(
+            pool.finding,
+            seeds,
+            support,
+            np.repeat([1, 0], k),
+            query,
+            np.repeat([1, 0], pool.queries),
+        )
+
+    def episode(self, i: int, finding: str = None) -> Episode:
         "Episode i of a finding: always the same for the same table, rows, seed and settings."
         return self.episodes(i, finding)[0]
+
     def sample(self, i: int) -> Episode:
         "Episode i of a finding that is drawn too, each being equally likely."
-        return self.episode(i, self.findings[_rng(self.seed, 'which finding', i).integers(len(self.pools))])
+        return self.episode(
+            i, self.findings[_rng(self.seed, 'which finding', i).integers(len(self.pools))]
+        )
+
     def __repr__(self):
         numbers = pd.DataFrame({f: p.counts for f, p in self.pools.items()}).T
         return f'{self.shots} shots, matched on {self.match_on}, {self.negatives}\n{numbers}'
@@ -288,10 +447,20 @@ class EpisodeSampler:
 # %% ../nbs/50_episodes.ipynb #84cb7974
 def _classes(table: XrayTable, rows, findings: Sequence[str]) -> tuple[list[str], list[_Group]]:
     "Findings, and No Finding where there is one, that have positive images among the rows, with their patients."
-    rows = np.unique(np.arange(len(table))[np.asarray(rows)]); none = np.zeros(len(table), np.int64)
-    names = [canonical_finding(f, table.findings) for f in findings] + ['No Finding']*('No Finding' in table.findings)
-    groups = {f: _group(rows[table.positive(f)[rows]], table.patients, none, 1) for f in dict.fromkeys(names) if table.positive(f)[rows].any()}
-    if not groups: raise DataError(f"None of {', '.join(names)} has a positive image among the {len(rows)} rows; nothing can be balanced.")
+    rows = np.unique(np.arange(len(table))[np.asarray(rows)])
+    none = np.zeros(len(table), np.int64)
+    names = [canonical_finding(f, table.findings) for f in findings] + ['No Finding'] * (
+        'No Finding' in table.findings
+    )
+    groups = {
+        f: _group(rows[table.positive(f)[rows]], table.patients, none, 1)
+        for f in dict.fromkeys(names)
+        if table.positive(f)[rows].any()
+    }
+    if not groups:
+        raise DataError(
+            f"None of {', '.join(names)} has a positive image among the {len(rows)} rows; nothing can be balanced."
+        )
     return list(groups), list(groups.values())
 
 def _redrawn(draw, again, rounds: int, problem: str):
@@ -306,32 +475,49 @@ def _redrawn(draw, again, rounds: int, problem: str):
 # %% ../nbs/50_episodes.ipynb #b6b4a8c4
 def balanced_batches(
     table: XrayTable,
-    rows,                             # (R,) training rows, an index or a mask
-    findings: Sequence[str],          # to be drawn equally often, beside the normals (No Finding)
+    rows,                     # (R,) training rows, an index or a mask
+    findings: Sequence[str],  # to be drawn equally often, beside the normals (No Finding)
     batch_size: int,
     seed: int,
     epoch: int,
-    process: tuple[int, int] = (0, 1), # (index of this process, number of processes)
-) -> list[np.ndarray]:                # as many batches of `batch_size` rows as a shuffled epoch has
+    process: tuple[int, int] = (0, 1),  # (index of this process, number of processes)
+) -> list[np.ndarray]:  # as many batches of `batch_size` rows as a shuffled epoch has
     "Draw batches in which every finding has the same number of places and no patient two; the same in every process. Raises `DataError` for too few patients."
     names, groups = _classes(table, rows, findings)
-    count = max(len(np.arange(len(table))[np.asarray(rows)])//batch_size, 1)
+    count = max(len(np.arange(len(table))[np.asarray(rows)]) // batch_size, 1)
     rng = _rng(seed, 'balanced', epoch)
-    slot = (np.arange(count*batch_size) + rng.integers(len(groups))).reshape(count, batch_size) % len(groups)    # classes take turns
+    slot = (np.arange(count * batch_size) + rng.integers(len(groups))).reshape(
+        count, batch_size
+    ) % len(groups)  # classes take turns
     drawn = np.empty((count, batch_size), np.int64)
+
     def draw(which):
-        mask = np.zeros(drawn.shape, bool); mask[which] = True
+        mask = np.zeros(drawn.shape, bool)
+        mask[which] = True
         for c, g in enumerate(groups):
             at = mask & (slot == c)
-            drawn[at] = g.pick(rng.integers(len(g.patient), size=int(at.sum())), _bits(rng, int(at.sum())))
-    def again():                                                            # all but the first image of a patient in a batch
-        who = table.patients[drawn]; order = np.argsort(who, axis=1, kind='stable')
+            drawn[at] = g.pick(
+                rng.integers(len(g.patient), size=int(at.sum())), _bits(rng, int(at.sum()))
+            )
+
+    def again():  # all but the first image of a patient in a batch
+        who = table.patients[drawn]
+        order = np.argsort(who, axis=1, kind='stable')
         twice = np.zeros(drawn.shape, bool)
-        np.put_along_axis(twice, order[:, 1:], np.diff(np.take_along_axis(who, order, 1), axis=1) == 0, axis=1)
+        np.put_along_axis(
+            twice, order[:, 1:], np.diff(np.take_along_axis(who, order, 1), axis=1) == 0, axis=1
+        )
         return twice
-    _redrawn(draw, again, 200, f'A batch of {batch_size} needs more patients than {min(len(g.patient) for g in groups)} with {names[int(np.argmin([len(g.patient) for g in groups]))]!r}; take a smaller batch.')
-    for batch in drawn: rng.shuffle(batch)
-    return list(drawn)[process[0]::process[1]]
+
+    _redrawn(
+        draw,
+        again,
+        200,
+        f'A batch of {batch_size} needs more patients than {min(len(g.patient) for g in groups)} with {names[int(np.argmin([len(g.patient) for g in groups]))]!r}; take a smaller batch.',
+    )
+    for batch in drawn:
+        rng.shuffle(batch)
+    return list(drawn)[process[0] :: process[1]]
 
 # %% ../nbs/50_episodes.ipynb #58321be0
 def balanced_pairs(
@@ -341,24 +527,46 @@ def balanced_pairs(
     pairs: int,               # how many pairs; half of them, rounded up, are similar
     seed: int,
     epoch: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (P,) rows, (P,) partners, (P,) bool: do they share a finding?
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]:  # (P,) rows, (P,) partners, (P,) bool: do they share a finding?
     "Draw similar and dissimilar pairs of different patients, balanced over findings; raises `DataError` where none can be had."
     names, groups = _classes(table, rows, findings)
-    if len(groups) < 2: raise DataError(f'Dissimilar pairs need two findings with positive images; here is only {names[0]!r}.')
+    if len(groups) < 2:
+        raise DataError(
+            f'Dissimilar pairs need two findings with positive images; here is only {names[0]!r}.'
+        )
     rng, label = _rng(seed, 'pairs', epoch), np.stack([table.column(f) for f in names], 1)
-    has, may = label == 1, np.abs(label) == 1                  # a blank counts as negative, as in training; an uncertain label rules a dissimilar pair out
-    same = np.arange(pairs) < -(-pairs//2)
+    has, may = (
+        label == 1,
+        np.abs(label) == 1,
+    )  # a blank counts as negative, as in training; an uncertain label rules a dissimilar pair out
+    same = np.arange(pairs) < -(-pairs // 2)
     a = rng.integers(len(groups), size=pairs)
     b = np.where(same, a, (a + rng.integers(1, len(groups), size=pairs)) % len(groups))
     ends = np.empty((2, pairs), np.int64)
+
     def draw(which):
-        mask = np.zeros(pairs, bool); mask[which] = True
+        mask = np.zeros(pairs, bool)
+        mask[which] = True
         for side, kind in zip(ends, (a, b)):
             for c, g in enumerate(groups):
                 at = mask & (kind == c)
-                side[at] = g.pick(rng.integers(len(g.patient), size=int(at.sum())), _bits(rng, int(at.sum())))
-    def again(): return (table.patients[ends[0]] == table.patients[ends[1]]) | (~same & (has[ends[0]] & may[ends[1]] | may[ends[0]] & has[ends[1]]).any(1))
-    _redrawn(draw, again, 500, f"Among {', '.join(names)} some pair cannot be drawn: a finding has one patient only, or never stands without another.")
+                side[at] = g.pick(
+                    rng.integers(len(g.patient), size=int(at.sum())), _bits(rng, int(at.sum()))
+                )
+
+    def again():
+        return (table.patients[ends[0]] == table.patients[ends[1]]) | (
+            ~same & (has[ends[0]] & may[ends[1]] | may[ends[0]] & has[ends[1]]).any(1)
+        )
+
+    _redrawn(
+        draw,
+        again,
+        500,
+        f"Among {', '.join(names)} some pair cannot be drawn: a finding has one patient only, or never stands without another.",
+    )
     order = rng.permutation(pairs)
     return ends[0][order], ends[1][order], same[order]
 
@@ -366,25 +574,34 @@ def balanced_pairs(
 def known_labels(table: XrayTable, findings: Sequence[str]) -> np.ndarray:
     "What is certain of each image and finding (N, n): 1, 0 where the patient is free of it in all images, NaN where nobody can say."
     out = np.full((len(table), len(findings)), np.nan, np.float32)
-    for j, f in enumerate(findings): out[clean_negatives(table, f), j] = 0; out[table.positive(f), j] = 1
+    for j, f in enumerate(findings):
+        out[clean_negatives(table, f), j] = 0
+        out[table.positive(f), j] = 1
     return out
 
 # %% ../nbs/50_episodes.ipynb #602b6ac4
 @dataclass(frozen=True, eq=False)
 class WayEpisode:
     "One task over n findings; rows point into the table that the sampler was made from."
-    findings: tuple[str, ...]   # n of them, those that training has seen first
-    unseen: np.ndarray          # (n,) bool
+
+    findings: tuple[str, ...]  # n of them, those that training has seen first
+    unseen: np.ndarray         # (n,) bool
     seed: int
-    support: np.ndarray         # (S,) int64 rows, `shots` of each finding in turn, then of the normals
+    support: np.ndarray  # (S,) int64 rows, `shots` of each finding in turn, then of the normals
     support_labels: np.ndarray  # (S, n) float32 1, 0, NaN
-    query: np.ndarray           # (Q,) int64 rows, in the same order
-    query_labels: np.ndarray    # (Q, n) float32 1, 0, NaN
+    query: np.ndarray  # (Q,) int64 rows, in the same order
+    query_labels: np.ndarray  # (Q, n) float32 1, 0, NaN
+
     def task(self, finding: str) -> Episode:
         "The question about one of the findings alone: its positives against the others, images without a certain label left out."
         j = self.findings.index(canonical_finding(finding, self.findings))
-        sides = ((rows[k], y[k, j].astype(np.int64)) for rows, y in ((self.support, self.support_labels), (self.query, self.query_labels)) for k in [~np.isnan(y[:, j])])
+        sides = (
+            (rows[k], y[k, j].astype(np.int64))
+            for rows, y in ((self.support, self.support_labels), (self.query, self.query_labels))
+            for k in [~np.isnan(y[:, j])]
+        )
         return Episode(self.findings[j], self.seed, *(part for side in sides for part in side))
+
     def __repr__(self):
         return f"WayEpisode({', '.join(f + (' (unseen)' if u else '') for f, u in zip(self.findings, self.unseen))}: {len(self.support)} support, {len(self.query)} query)"
 
@@ -392,8 +609,12 @@ class WayEpisode:
 def _room(belongs: np.ndarray) -> int:
     "How many patients each group can have at once, nobody twice, given (G, P) bool who belongs where (Hall 1935)."
     if not belongs.any(1).all(): return 0
-    bits, times = np.unique((belongs*(1 << np.arange(len(belongs)))[:, None]).sum(0), return_counts=True)
-    return min(int(times[(bits & s) > 0].sum())//s.bit_count() for s in range(1, 1 << len(belongs)))
+    bits, times = np.unique(
+        (belongs * (1 << np.arange(len(belongs)))[:, None]).sum(0), return_counts=True
+    )
+    return min(
+        int(times[(bits & s) > 0].sum()) // s.bit_count() for s in range(1, 1 << len(belongs))
+    )
 
 def _distinct(belongs: np.ndarray, c: int, rng) -> np.ndarray:
     "Draw c patients for each group (G, c), nobody twice; by chance if that works, else by a matching of places and patients."
@@ -402,103 +623,196 @@ def _distinct(belongs: np.ndarray, c: int, rng) -> np.ndarray:
         for g in rng.permutation(len(belongs)):
             able = np.flatnonzero(belongs[g] & free)
             if len(able) < c: break
-            out[g] = rng.choice(able, c, replace=False); free[out[g]] = False
-        else: return out
+            out[g] = rng.choice(able, c, replace=False)
+            free[out[g]] = False
+        else:
+            return out
     order = rng.permutation(belongs.shape[1])
-    return order[maximum_bipartite_matching(csr_matrix(np.repeat(belongs[:, order], c, 0)), perm_type='column')].reshape(len(belongs), c)
+    return order[
+        maximum_bipartite_matching(
+            csr_matrix(np.repeat(belongs[:, order], c, 0)), perm_type='column'
+        )
+    ].reshape(len(belongs), c)
 
 # %% ../nbs/50_episodes.ipynb #b0e48c65
 class WaySampler:
     "Draw patient-disjoint episodes over n findings, u of them unseen; raises `DataError` with the numbers where that cannot be."
-    def __init__(self, table: XrayTable,
-                 rows,                      # (R,) rows to draw from, an index or a mask
-                 seen: Sequence[str],       # findings of training
-                 unseen: Sequence[str],     # findings that training never saw
-                 ways=5,                    # n, findings an episode
-                 novel=2,                   # u, how many of them are unseen
-                 shots=7,                   # patients of each finding in the support
-                 queries=15,                # the same for the query; fewer if there are fewer patients
-                 match_on: Sequence[str]=(), # columns in which all patients of a place agree
-                 negatives='normals',       # normals take places too; 'others': only findings do
-                 seed=0):
-        seen, unseen = ([canonical_finding(f, table.findings) for f in side] for side in (seen, unseen))
+
+    def __init__(
+        self,
+        table: XrayTable,
+        rows,                          # (R,) rows to draw from, an index or a mask
+        seen: Sequence[str],           # findings of training
+        unseen: Sequence[str],         # findings that training never saw
+        ways=5,                        # n, findings an episode
+        novel=2,                       # u, how many of them are unseen
+        shots=7,                       # patients of each finding in the support
+        queries=15,                    # the same for the query; fewer if there are fewer patients
+        match_on: Sequence[str] = (),  # columns in which all patients of a place agree
+        negatives='normals',           # normals take places too; 'others': only findings do
+        seed=0,
+    ):
+        seen, unseen = (
+            [canonical_finding(f, table.findings) for f in side] for side in (seen, unseen)
+        )
         _check_ways(seen, unseen, ways, novel, shots, queries, negatives)
-        self.table, self.ways, self.novel, self.shots, self.seed, self.unseen = table, ways, novel, shots, seed, set(unseen)
-        self.names, self.match_on = [*seen, *unseen], [match_on] if isinstance(match_on, str) else list(match_on)
+        self.table, self.ways, self.novel, self.shots, self.seed, self.unseen = (
+            table,
+            ways,
+            novel,
+            shots,
+            seed,
+            set(unseen),
+        )
+        self.names, self.match_on = (
+            [*seen, *unseen],
+            [match_on] if isinstance(match_on, str) else list(match_on),
+        )
         self.labels, self.normals = known_labels(table, self.names), negatives == 'normals'
-        self._index(np.unique(np.arange(len(table))[np.asarray(rows)]), *_strata(table, self.match_on))
-        self.sets = {s: q for s in _finding_sets(seen, unseen, ways, novel) if (q := self._queries(s, queries)) >= min(queries, MIN_QUERIES)}
+        self._index(
+            np.unique(np.arange(len(table))[np.asarray(rows)]), *_strata(table, self.match_on)
+        )
+        self.sets = {
+            s: q
+            for s in _finding_sets(seen, unseen, ways, novel)
+            if (q := self._queries(s, queries)) >= min(queries, MIN_QUERIES)
+        }
         if not self.sets: raise DataError(self._too_few(seen, unseen, queries))
+
     def _index(self, rows, strata, n):
         "Who belongs to which finding (F, P), in which stratum a patient stands (P,), and each finding's groups of rows."
         eligible = self.labels == 1
-        if self.normals: eligible = np.c_[eligible, _negatives_of_all(self.table, self.names)]
+        if self.normals:
+            eligible = np.c_[eligible, _negatives_of_all(self.table, self.names)]
         home = _group(rows[eligible[rows].any(1)], self.table.patients, strata, n)
         self.patient, self.stratum, kept = home.patient, home.stratum, np.sort(home.rows)
-        place = np.full(self.table.patients.max(initial=0) + 1, -1); place[home.patient] = np.arange(len(home.patient))
+        place = np.full(self.table.patients.max(initial=0) + 1, -1)
+        place[home.patient] = np.arange(len(home.patient))
         self._rows = [[[] for _ in self.patient] for _ in eligible.T]
         for g, column in enumerate(eligible.T):
-            for r in kept[column[kept]]: self._rows[g][place[self.table.patients[r]]].append(r)
+            for r in kept[column[kept]]:
+                self._rows[g][place[self.table.patients[r]]].append(r)
         self.belongs = np.array([[bool(r) for r in g] for g in self._rows])
-        self._strata = [np.flatnonzero(self.stratum == t) for t in range(self.stratum.max(initial=0) + 1)]
-    def _groups(self, findings) -> list[int]: return [self.names.index(f) for f in findings] + [len(self.names)]*self.normals
+        self._strata = [
+            np.flatnonzero(self.stratum == t) for t in range(self.stratum.max(initial=0) + 1)
+        ]
+
+    def _groups(self, findings) -> list[int]:
+        return [self.names.index(f) for f in findings] + [len(self.names)] * self.normals
+
     def _rooms(self, findings) -> np.ndarray:
         "How many places each stratum can fill (T,)."
         mine = self.belongs[self._groups(findings)]
         return np.array([_room(mine[:, here]) for here in self._strata])
-    def _queries(self, findings, wanted: int) -> int: return min(wanted, int(self._rooms(findings).sum()) - self.shots)
-    def counts(self) -> dict: return dict(zip(self.names + ['No Finding']*self.normals, self.belongs.sum(1).tolist()))
+
+    def _queries(self, findings, wanted: int) -> int:
+        return min(wanted, int(self._rooms(findings).sum()) - self.shots)
+
+    def counts(self) -> dict:
+        return dict(zip(self.names + ['No Finding'] * self.normals, self.belongs.sum(1).tolist()))
+
     def _too_few(self, seen, unseen, queries) -> str:
-        least, (best, room) = self.shots + min(queries, MIN_QUERIES), max(((s, int(self._rooms(s).sum())) for s in _finding_sets(seen, unseen, self.ways, self.novel)), key=lambda x: x[1])
-        return (f"No set of {self.ways} findings has {least} patients each, matched on {' and '.join(self.match_on) or 'nothing'}: {', '.join(best)} come nearest with {room} "
-                f"(patients: {', '.join(f'{f} {c}' for f, c in self.counts().items())}); take fewer shots or ways, or match on less")
+        least, (best, room) = (
+            self.shots + min(queries, MIN_QUERIES),
+            max(
+                (
+                    (s, int(self._rooms(s).sum()))
+                    for s in _finding_sets(seen, unseen, self.ways, self.novel)
+                ),
+                key=lambda x: x[1],
+            ),
+        )
+        return (
+            f"No set of {self.ways} findings has {least} patients each, matched on {' and '.join(self.match_on) or 'nothing'}: {', '.join(best)} come nearest with {room} "
+            f"(patients: {', '.join(f'{f} {c}' for f, c in self.counts().items())}); take fewer shots or ways, or match on less"
+        )
+
     def episode(self, i: int) -> WayEpisode:
         "Episode i: always the same for the same table, rows, seed and settings."
         if i < 0: raise DataError(f'episodes are numbered from 0, got {i}')
-        rng = _rng(self.seed, 'ways', i); findings = list(self.sets)[rng.integers(len(self.sets))]
+        rng = _rng(self.seed, 'ways', i)
+        findings = list(self.sets)[rng.integers(len(self.sets))]
         for _ in range(1000):
             support, query = self._draw(findings, self.sets[findings], rng)
-            s, q = (self.labels[rows][:, [self.names.index(f) for f in findings]] for rows in (support, query))
+            s, q = (
+                self.labels[rows][:, [self.names.index(f) for f in findings]]
+                for rows in (support, query)
+            )
             if all((y == 0).any(0).all() for y in (s, q)): break
-        else: raise DataError(f"In {', '.join(findings)} 1,000 draws found no episode in which every finding has an image that is certainly free of it: use negatives='normals', or findings that are labelled 0")
-        return WayEpisode(findings, np.array([f in self.unseen for f in findings]), int(rng.integers(2**62)), support, s, query, q)
+        else:
+            raise DataError(
+                f"In {', '.join(findings)} 1,000 draws found no episode in which every finding has an image that is certainly free of it: use negatives='normals', or findings that are labelled 0"
+            )
+        return WayEpisode(
+            findings,
+            np.array([f in self.unseen for f in findings]),
+            int(rng.integers(2**62)),
+            support,
+            s,
+            query,
+            q,
+        )
+
     def _draw(self, findings, queries, rng) -> tuple[np.ndarray, np.ndarray]:
         "Rows of support and query, group by group."
         groups, k = self._groups(findings), self.shots
-        strata = rng.permutation(np.repeat(np.arange(len(self._strata)), self._rooms(findings)))[:k + queries]
+        strata = rng.permutation(np.repeat(np.arange(len(self._strata)), self._rooms(findings)))[
+            : k + queries
+        ]
         who = np.empty((len(groups), k + queries), np.int64)
         for t in np.unique(strata):
             able = self._strata[t]
-            who[:, strata == t] = able[_distinct(self.belongs[groups][:, able], int((strata == t).sum()), rng)]
-        rows = np.array([[(r := self._rows[g][p])[rng.integers(len(r))] for p in line] for g, line in zip(groups, who)])
+            who[:, strata == t] = able[
+                _distinct(self.belongs[groups][:, able], int((strata == t).sum()), rng)
+            ]
+        rows = np.array(
+            [
+                [(r := self._rows[g][p])[rng.integers(len(r))] for p in line]
+                for g, line in zip(groups, who)
+            ]
+        )
         return rows[:, :k].ravel(), rows[:, k:].ravel()
-    def __repr__(self): return f'{self.ways} ways, {self.novel} unseen, {self.shots} shots, matched on {self.match_on}, {len(self.sets)} sets of findings; patients {self.counts()}'
+
+    def __repr__(self):
+        return f'{self.ways} ways, {self.novel} unseen, {self.shots} shots, matched on {self.match_on}, {len(self.sets)} sets of findings; patients {self.counts()}'
 
 # %% ../nbs/50_episodes.ipynb #80757533
 def _finding_sets(seen, unseen, ways, novel):
     "All choices of findings for an episode, seen ones first."
     for old in combinations(seen, ways - novel):
-        for new in combinations(unseen, novel): yield (*old, *new)
+        for new in combinations(unseen, novel):
+            yield (*old, *new)
 
 def _negatives_of_all(table, findings) -> np.ndarray:
     "Mark the normals (N,) who are free of each of the findings."
     out = _negatives(table, findings[0], 'normals')
-    for f in findings[1:]: out &= _negatives(table, f, 'normals')
+    for f in findings[1:]:
+        out &= _negatives(table, f, 'normals')
     return out
 
 def _check_ways(seen, unseen, ways, novel, shots, queries, negatives):
     "Raise `DataError` for a question that no table could answer."
-    if negatives not in ('normals', 'others'): raise DataError(f"negatives must be 'normals' or 'others', got {negatives!r}")
-    if min(shots, queries) < 1: raise DataError(f'shots and queries must be at least 1, got {shots} and {queries}')
-    if both := sorted(set(seen) & set(unseen)): raise DataError(f"{', '.join(both)} cannot be seen and unseen at once")
+    if negatives not in ('normals', 'others'):
+        raise DataError(f"negatives must be 'normals' or 'others', got {negatives!r}")
+    if min(shots, queries) < 1:
+        raise DataError(f'shots and queries must be at least 1, got {shots} and {queries}')
+    if both := sorted(set(seen) & set(unseen)):
+        raise DataError(f"{', '.join(both)} cannot be seen and unseen at once")
     if not 2 <= ways <= 10: raise DataError(f'ways must be from 2 to 10, got {ways}')
-    if not 0 <= novel <= min(ways, len(unseen)): raise DataError(f'{novel} of {ways} findings were to be unseen, but there are {len(unseen)} unseen findings')
-    if ways - novel > len(seen): raise DataError(f'{ways - novel} of {ways} findings were to be seen, but there are {len(seen)} seen findings')
+    if not 0 <= novel <= min(ways, len(unseen)):
+        raise DataError(
+            f'{novel} of {ways} findings were to be unseen, but there are {len(unseen)} unseen findings'
+        )
+    if ways - novel > len(seen):
+        raise DataError(
+            f'{ways - novel} of {ways} findings were to be seen, but there are {len(seen)} seen findings'
+        )
 
 # %% ../nbs/50_episodes.ipynb #e444664a
 @dataclass(frozen=True, eq=False)
 class OneShotTrials:
     "T trials of one X-ray beside n candidates; the finding of a candidate is `findings[asked]`."
+
     findings: list[str]
     query: np.ndarray       # (T,) int64 rows
     candidates: np.ndarray  # (T, n) int64 rows
@@ -507,27 +821,39 @@ class OneShotTrials:
 
 def one_shot_trials(
     table: XrayTable,
-    rows,                           # (R,) rows to draw from
-    findings: Sequence[str],        # what may be asked for
-    ways: int = 2,                  # candidates a trial
+    rows,                     # (R,) rows to draw from
+    findings: Sequence[str],  # what may be asked for
+    ways: int = 2,            # candidates a trial
     trials: int = 400,
-    match_on: Sequence[str] = (),   # columns in which all n + 1 images agree
+    match_on: Sequence[str] = (),  # columns in which all n + 1 images agree
     seed: int = 0,
 ) -> OneShotTrials:
     "Draw one-shot trials over patients who carry exactly one of the findings; raises `DataError` with the numbers where there are too few."
     findings = [canonical_finding(f, table.findings) for f in findings]
-    if not 2 <= ways <= len(findings): raise DataError(f'{ways} candidates were asked for, but there are {len(findings)} findings to stand for; ways must be from 2 to that')
+    if not 2 <= ways <= len(findings):
+        raise DataError(
+            f'{ways} candidates were asked for, but there are {len(findings)} findings to stand for; ways must be from 2 to that'
+        )
     groups, (strata, n) = _exclusive(table, rows, findings, match_on), _strata(table, match_on)
-    sizes = np.stack([g.sizes for g in groups])                                      # (F, T)
+    sizes = np.stack([g.sizes for g in groups])  # (F, T)
     rng, out = _rng(seed, 'one shot', ways), []
     for _ in range(trials):
         for _ in range(100):
-            asked = rng.permutation(len(findings))[:ways]; k = int(rng.integers(ways))
+            asked = rng.permutation(len(findings))[:ways]
+            k = int(rng.integers(ways))
             able = np.minimum(sizes[asked].min(0), sizes[asked[k]] - 1).clip(0)
             if able.sum(): break
-        else: raise DataError(f"No {ways} findings have patients in one stratum: of {', '.join(f'{f} {len(g.patient)}' for f, g in zip(findings, groups))} patients carry that finding alone; match on less or take fewer ways")
-        t = rng.choice(n, p=able/able.sum())
-        who = [rng.choice(np.flatnonzero(groups[f].stratum == t), 2, replace=False) if i == k else [rng.choice(np.flatnonzero(groups[f].stratum == t))] for i, f in enumerate(asked)]
+        else:
+            raise DataError(
+                f"No {ways} findings have patients in one stratum: of {', '.join(f'{f} {len(g.patient)}' for f, g in zip(findings, groups))} patients carry that finding alone; match on less or take fewer ways"
+            )
+        t = rng.choice(n, p=able / able.sum())
+        who = [
+            rng.choice(np.flatnonzero(groups[f].stratum == t), 2, replace=False)
+            if i == k
+            else [rng.choice(np.flatnonzero(groups[f].stratum == t))]
+            for i, f in enumerate(asked)
+        ]
         drawn = [groups[f].draw(np.asarray(w), rng) for f, w in zip(asked, who)]
         out.append((drawn[k][1], [d[0] for d in drawn], asked, k))
     return OneShotTrials(findings, *(np.array(x) for x in zip(*out)))
@@ -536,37 +862,60 @@ def _exclusive(table, rows, findings, match_on) -> list[_Group]:
     "Patients who carry one of the findings and, as far as anybody said, none of the others."
     rows, (strata, n) = np.unique(np.arange(len(table))[np.asarray(rows)]), _strata(table, match_on)
     carried = np.zeros((len(findings), table.patients.max(initial=0) + 1), bool)
-    for g, f in zip(carried, findings): g[table.patients[np.abs(table.column(f)) == 1]] = True
+    for g, f in zip(carried, findings):
+        g[table.patients[np.abs(table.column(f)) == 1]] = True
     alone = carried.sum(0)[table.patients] == 1
-    return [_group(rows[(table.positive(f) & alone)[rows]], table.patients, strata, n) for f in findings]
+    return [
+        _group(rows[(table.positive(f) & alone)[rows]], table.patients, strata, n) for f in findings
+    ]
 
 # %% ../nbs/50_episodes.ipynb #4403f8f2
 _COLOURS = ('#3a6ea5', '#c8553d')  # negative, positive
 
 def _show_image(ax, image, label, note):
     "One X-ray in a frame of its label's colour, with a short note on top."
-    ax.set_frame_on(True); ax.imshow(image, cmap='gray', vmin=0, vmax=255)
-    for side in ax.spines.values(): side.set(color=_COLOURS[int(label)], linewidth=2)
+    ax.set_frame_on(True)
+    ax.imshow(image, cmap='gray', vmin=0, vmax=255)
+    for side in ax.spines.values():
+        side.set(color=_COLOURS[int(label)], linewidth=2)
     ax.set_title(note, fontsize=7, pad=2)
 
 # %% ../nbs/50_episodes.ipynb #067ddb9c
-def show_episode(episode: Episode,
-                 pixels,                # has `.gather(rows) -> (B, 1, H, W) uint8`
-                 table: XrayTable=None, # names the projection of each image, if given
-                 most=4                 # images a class and side
-                ) -> plt.Figure:
+def show_episode(
+    episode: Episode,
+    pixels,                   # has `.gather(rows) -> (B, 1, H, W) uint8`
+    table: XrayTable = None,  # names the projection of each image, if given
+    most=4,                   # images a class and side
+) -> plt.Figure:
     "Draw an episode, support over query, positives left and negatives right."
-    sides = [('support', episode.support, episode.support_labels), ('query', episode.query, episode.query_labels)]
+    sides = [
+        ('support', episode.support, episode.support_labels),
+        ('query', episode.query, episode.query_labels),
+    ]
     wide = min(most, max(int((y == 1).sum()) for _, _, y in sides))
-    layout = dict(width_ratios=[1]*wide + [.2] + [1]*wide, wspace=.06, hspace=.22)
-    fig, axes = plt.subplots(2, 2*wide + 1, figsize=(.85*(2*wide + .5), 2.3), gridspec_kw=layout)
-    for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.set_frame_on(False)
+    layout = dict(width_ratios=[1] * wide + [0.2] + [1] * wide, wspace=0.06, hspace=0.22)
+    fig, axes = plt.subplots(
+        2, 2 * wide + 1, figsize=(0.85 * (2 * wide + 0.5), 2.3), gridspec_kw=layout
+    )
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.set_frame_on(False)
     for (name, rows, y), line in zip(sides, axes):
-        shown = [(r, k + (0 if v else wide + 1), v) for v in (1, 0) for k, r in enumerate(rows[y == v][:wide])]
+        shown = [
+            (r, k + (0 if v else wide + 1), v)
+            for v in (1, 0)
+            for k, r in enumerate(rows[y == v][:wide])
+        ]
         images = np.asarray(pixels.gather(np.array([r for r, _, _ in shown])))[:, 0]
         for (r, column, v), image in zip(shown, images):
-            _show_image(line[column], image, v, table.frame['projection'].iloc[r] if table is not None else '')
+            _show_image(
+                line[column],
+                image,
+                v,
+                table.frame['projection'].iloc[r] if table is not None else '',
+            )
         line[0].set_ylabel(name, fontsize=9)
     for column, word in ((0, episode.finding), (wide + 1, f'no {episode.finding}')):
-        ax = axes[0, column]; ax.text(0, 1.22, word, transform=ax.transAxes, fontsize=9, color=_COLOURS[column == 0])
+        ax = axes[0, column]
+        ax.text(0, 1.22, word, transform=ax.transAxes, fontsize=9, color=_COLOURS[column == 0])
     return fig

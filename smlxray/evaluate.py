@@ -24,39 +24,69 @@ from .config import DataError, SmlxrayError, repo_root, resolve_path, set_seed, 
 from .siamese import SiameseNet, norm_mode
 from .losses import query_scores
 from .episodes import Episode
-from .metrics import EpisodeScores, bootstrap_patients, bootstrap_paired, mean_episode_auc, mean_episode_ap, confusion_matrix
+from smlxray.metrics import (
+    EpisodeScores,
+    bootstrap_patients,
+    bootstrap_paired,
+    mean_episode_auc,
+    mean_episode_ap,
+    confusion_matrix,
+)
 from .maml import adapt, use
-from .train import table_digest, Lab, TaskModel, task_inputs, inner_rates, embed_rows, episode_batch, rows_to_batch, pair_similarities, similarity_report
+from smlxray.train import (
+    table_digest,
+    Lab,
+    TaskModel,
+    task_inputs,
+    inner_rates,
+    embed_rows,
+    episode_batch,
+    rows_to_batch,
+    pair_similarities,
+    similarity_report,
+)
 
 # %% ../nbs/70_evaluate.ipynb #16b52869
 def evaluation_episodes(lab: Lab, finding: str) -> list[Episode]:
     "Draw the evaluation episodes of one novel finding from the test patients; the same ones for every method."
     m, s = lab.settings.meta, lab.settings
     sampler = lab.sampler(lab.test, finding)
-    if sampler.queries < m.queries: print(f'{finding}: {sampler.queries} queries a class instead of {m.queries}; there are not more patients.')
+    if sampler.queries < m.queries:
+        print(
+            f'{finding}: {sampler.queries} queries a class instead of {m.queries}; there are not more patients.'
+        )
     return [sampler.episode(i) for i in range(s.evaluation.episodes)]
 
 # %% ../nbs/70_evaluate.ipynb #51427fe1
 @dataclass
 class FrozenMethod:
     "Answer episodes by comparing fixed vectors: logit = mean similarity to positives - mean similarity to negatives."
+
     name: str
-    rows: np.ndarray  # (M,) table rows that have a vector
+    rows: np.ndarray       # (M,) table rows that have a vector
     vectors: torch.Tensor  # (M, D) float32, L2-normalised
     batch_norm: str = 'none'
     steps: int = 0
 
-    def __post_init__(self): self.place = {int(r): k for k, r in enumerate(self.rows)}
-    def places(self, rows) -> list[int]: return [self.place[int(r)] for r in rows]
-    def __getitem__(self, rows): return self.vectors[self.places(rows)]
+    def __post_init__(self):
+        self.place = {int(r): k for k, r in enumerate(self.rows)}
+
+    def places(self, rows) -> list[int]:
+        return [self.place[int(r)] for r in rows]
+
+    def __getitem__(self, rows):
+        return self.vectors[self.places(rows)]
+
     def logits(self, episode: Episode) -> np.ndarray:  # (Q,)
         labels = torch.as_tensor(episode.support_labels, dtype=torch.float32)
-        return query_scores(self[episode.query], self[episode.support], labels, 1.).numpy()
+        return query_scores(self[episode.query], self[episode.support], labels, 1.0).numpy()
 
 # %% ../nbs/70_evaluate.ipynb #67f270db
 def pixel_method(lab: Lab, size: int = 32) -> FrozenMethod:
     "Compare raw pixels: each test X-ray shrunk to `size` x `size`, centred and normalised by itself."
-    x = torch.cat([lab.pixels.gather(lab.test[i:i + 256]).float() for i in range(0, len(lab.test), 256)])
+    x = torch.cat(
+        [lab.pixels.gather(lab.test[i : i + 256]).float() for i in range(0, len(lab.test), 256)]
+    )
     x = torch.nn.functional.interpolate(x, (size, size), mode='bilinear', antialias=True).flatten(1)
     x = x - x.mean(1, keepdim=True)
     return FrozenMethod('pixels', lab.test, torch.nn.functional.normalize(x, dim=1))
@@ -79,37 +109,52 @@ def untrained_method(lab: Lab) -> FrozenMethod:
 def calibrate_batch_norm(lab: Lab, net: SiameseNet, batches: int = 4) -> SiameseNet:
     "Set batch-norm statistics from training X-rays; no weight changes."
     norms = [m for m in net.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    for m in norms: m.reset_running_stats(); m.momentum = None
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None
     net.train()
-    for rows in np.array_split(lab.train[:128 * batches], batches): net(rows_to_batch(lab, rows))
-    for m in norms: m.momentum = 0.1
+    for rows in np.array_split(lab.train[: 128 * batches], batches):
+        net(rows_to_batch(lab, rows))
+    for m in norms:
+        m.momentum = 0.1
     return net.eval()
 
 # %% ../nbs/70_evaluate.ipynb #a70prior1
 @dataclass
 class PriorMethod(FrozenMethod):
     "Add what was known before the task to the comparison with the support: how abnormal each X-ray looks."
+
     prior: torch.Tensor = None  # (M,) in standard deviations of the training images
-    weight: float = .15  # of the prior beside the comparison, which lies in [-2, 2]
+    weight: float = 0.15        # of the prior beside the comparison, which lies in [-2, 2]
 
     def logits(self, episode: Episode) -> np.ndarray:  # (Q,)
-        return super().logits(episode) + self.weight*self.prior[self.places(episode.query)].numpy()
+        return (
+            super().logits(episode) + self.weight * self.prior[self.places(episode.query)].numpy()
+        )
 
 # %% ../nbs/70_evaluate.ipynb #a70prior2
-def prior_method(lab: Lab, net: SiameseNet, name: str, weight: float = .15, limit: int = 4000) -> PriorMethod:
+def prior_method(
+    lab: Lab, net: SiameseNet, name: str, weight: float = 0.15, limit: int = 4000
+) -> PriorMethod:
     "Compare a network's embeddings, beside a prior from at most `limit` training X-rays; raises `DataError` if these are all normal, or none is."
-    rows = lab.train[::max(len(lab.train)//limit, 1)]
+    rows = lab.train[:: max(len(lab.train) // limit, 1)]
     abnormal = ~lab.table.positive('No Finding')[rows]
-    if abnormal.all() or not abnormal.any(): raise DataError(f'{lab.table.name} has {"no" if abnormal.all() else "only"} normal X-rays among those of training, so nothing can be learned about how abnormal one looks.')
+    if abnormal.all() or not abnormal.any():
+        raise DataError(
+            f'{lab.table.name} has {"no" if abnormal.all() else "only"} normal X-rays among those of training, so nothing can be learned about how abnormal one looks.'
+        )
     known, asked = embed_rows(lab, net, rows), embed_rows(lab, net, lab.test)
     judge = LogisticRegression(max_iter=1000).fit(known, abnormal)
     before, prior = (torch.from_numpy(judge.decision_function(z)).float() for z in (known, asked))
-    return PriorMethod(name, lab.test, asked, 'frozen', prior=(prior - before.mean())/before.std(), weight=weight)
+    return PriorMethod(
+        name, lab.test, asked, 'frozen', prior=(prior - before.mean()) / before.std(), weight=weight
+    )
 
 # %% ../nbs/70_evaluate.ipynb #b2616c7d
 @dataclass
 class AdaptedMethod:
     "Answer episodes with fast weights: some gradient steps on the support, then the same comparison."
+
     name: str
     lab: Lab
     net: SiameseNet
@@ -117,20 +162,32 @@ class AdaptedMethod:
     steps: int
 
     @property
-    def batch_norm(self): return self.lab.settings.meta.batch_norm
+    def batch_norm(self):
+        return self.lab.settings.meta.batch_norm
+
     def logits(self, episode: Episode) -> np.ndarray:  # (Q,)
         model, m = TaskModel(self.net).eval(), self.lab.settings.meta
         support, labels, query, _ = episode_batch(self.lab, episode)
         with torch.no_grad(), norm_mode(self.net, m.batch_norm, support):
-            support, query, features = task_inputs(model, support, query, self.algorithm, m.batch_norm)
-            fast = adapt(model, lambda call: call(support, labels, None, features), steps=self.steps,
-                         lr=inner_rates(model, self.lab.settings, self.algorithm), params=model.adaptable(self.algorithm))
+            support, query, features = task_inputs(
+                model, support, query, self.algorithm, m.batch_norm
+            )
+            fast = adapt(
+                model,
+                lambda call: call(support, labels, None, features),
+                steps=self.steps,
+                lr=inner_rates(model, self.lab.settings, self.algorithm),
+                params=model.adaptable(self.algorithm),
+            )
             return use(model, fast)(support, labels, query, features).float().cpu().numpy()
 
 # %% ../nbs/70_evaluate.ipynb #bc3518b1
 def answer(method, episodes: list[Episode], lab: Lab) -> list[EpisodeScores]:
     "Let a method answer episodes; keep scores, labels and the patients behind them."
-    return [EpisodeScores(method.logits(e), e.query_labels, lab.table.patients[e.query], e.finding) for e in episodes]
+    return [
+        EpisodeScores(method.logits(e), e.query_labels, lab.table.patients[e.query], e.finding)
+        for e in episodes
+    ]
 
 # %% ../nbs/70_evaluate.ipynb #694012fa
 def make_row(lab: Lab, method, finding: str, answers: list[EpisodeScores]) -> dict:
@@ -138,44 +195,76 @@ def make_row(lab: Lab, method, finding: str, answers: list[EpisodeScores]) -> di
     s = lab.settings
     auc = bootstrap_patients(answers, n=s.evaluation.bootstrap, seed=s.training.seed)
     hit = [((a.scores > 0) == (a.labels > 0)).mean() for a in answers]
-    return dict(method=method.name, protocol=protocol_name(s), finding=finding, shots=s.meta.shots,
-                queries=int(min(len(a.labels) for a in answers) // 2), episodes=len(answers), patients=len(np.unique(np.concatenate([a.patients for a in answers]))),
-                adapted_steps=method.steps, auc=auc.value, auc_low=auc.low, auc_high=auc.high, interval='95% patient bootstrap',
-                ap=mean_episode_ap(answers), accuracy=float(np.mean(hit)), batch_norm=method.batch_norm, seed=s.training.seed)
+    return dict(
+        method=method.name,
+        protocol=protocol_name(s),
+        finding=finding,
+        shots=s.meta.shots,
+        queries=int(min(len(a.labels) for a in answers) // 2),
+        episodes=len(answers),
+        patients=len(np.unique(np.concatenate([a.patients for a in answers]))),
+        adapted_steps=method.steps,
+        auc=auc.value,
+        auc_low=auc.low,
+        auc_high=auc.high,
+        interval='95% patient bootstrap',
+        ap=mean_episode_ap(answers),
+        accuracy=float(np.mean(hit)),
+        batch_norm=method.batch_norm,
+        seed=s.training.seed,
+    )
 
 def protocol_name(settings) -> str:
     "Say in words what is told from what."
     d = settings.data
-    return f"finding vs {'other findings' if d.negatives == 'others' else 'normals'}, " + (f"matched on {' and '.join(d.match_on)}" if d.match_on else 'not matched')
+    return f"finding vs {'other findings' if d.negatives == 'others' else 'normals'}, " + (
+        f"matched on {' and '.join(d.match_on)}" if d.match_on else 'not matched'
+    )
 
 # %% ../nbs/70_evaluate.ipynb #36dd27cc
-def add_gain(lab: Lab, row: dict, answers: list[EpisodeScores], before: list[EpisodeScores], over: str) -> dict:
+def add_gain(
+    lab: Lab, row: dict, answers: list[EpisodeScores], before: list[EpisodeScores], over: str
+) -> dict:
     "Extend an adapted method's row by its paired AUC gain over the same weights without adaptation."
     s = lab.settings
     gain = bootstrap_paired(answers, before, n=s.evaluation.bootstrap, seed=s.training.seed)
-    return {**row, 'gain_over': over, 'gain': gain.value, 'gain_low': gain.low, 'gain_high': gain.high}
+    return {
+        **row,
+        'gain_over': over,
+        'gain': gain.value,
+        'gain_low': gain.low,
+        'gain_high': gain.high,
+    }
 
 # %% ../nbs/70_evaluate.ipynb #3ba12fb7
 def standard_methods(lab: Lab, siamese: SiameseNet, learned: dict[str, SiameseNet]) -> list:
     "List the methods of the standard table, each adapted one right after its own zero-step row."
     methods = [pixel_method(lab), untrained_method(lab), network_method(lab, siamese, 'siamese')]
-    try: methods.append(prior_method(lab, siamese, 'siamese + prior'))
-    except DataError as error: print(f'siamese + prior is left out: {error}')
+    try:
+        methods.append(prior_method(lab, siamese, 'siamese + prior'))
+    except DataError as error:
+        print(f'siamese + prior is left out: {error}')
     for algorithm, net in learned.items():
-        methods += [network_method(lab, net, f'{algorithm}, 0 steps'), AdaptedMethod(algorithm, lab, net, algorithm, lab.settings.meta.adapt_steps)]
+        methods += [
+            network_method(lab, net, f'{algorithm}, 0 steps'),
+            AdaptedMethod(algorithm, lab, net, algorithm, lab.settings.meta.adapt_steps),
+        ]
     return methods
 
 # %% ../nbs/70_evaluate.ipynb #65b31ae2
 @dataclass
 class Results:
     "Hold rows, and the answers behind them for figures and paired tests."
+
     lab: Lab
     rows: list[dict] = field(default_factory=list)
     answers: dict = field(default_factory=dict)  # (method, finding) -> list[EpisodeScores]
     similarity: list[dict] = field(default_factory=list)
     episodes: dict = field(default_factory=dict)  # finding -> list[Episode]
-    default: str = ''  # name of the method that the run is about
-    tables: dict = field(default_factory=dict)  # name -> list[dict]: other examinations, curves, comparisons
+    default: str = ''                             # name of the method that the run is about
+    tables: dict = field(
+        default_factory=dict
+    )  # name -> list[dict]: other examinations, curves, comparisons
 
     def frame(self) -> pd.DataFrame:
         "Give the rows as a table."
@@ -186,12 +275,21 @@ def evaluate_methods(lab: Lab, methods: list) -> Results:
     "Let every method answer the same episodes of every novel finding, and summarise."
     out = Results(lab)
     episodes = out.episodes = {f: evaluation_episodes(lab, f) for f in lab.findings.novel}
-    for method in tqdm(methods, desc='answer episodes', unit='method', disable=not lab.settings.training.progress):
-        for f, es in episodes.items(): out.answers[method.name, f] = answer(method, es, lab)
-        out.answers[method.name, 'mean'] = [a for f in episodes for a in out.answers[method.name, f]]
+    for method in tqdm(
+        methods, desc='answer episodes', unit='method', disable=not lab.settings.training.progress
+    ):
+        for f, es in episodes.items():
+            out.answers[method.name, f] = answer(method, es, lab)
+        out.answers[method.name, 'mean'] = [
+            a for f in episodes for a in out.answers[method.name, f]
+        ]
         for f in [*episodes, 'mean']:
-            row, over = make_row(lab, method, f, out.answers[method.name, f]), f'{method.name}, 0 steps'
-            if (over, f) in out.answers: row = add_gain(lab, row, out.answers[method.name, f], out.answers[over, f], over)
+            row, over = (
+                make_row(lab, method, f, out.answers[method.name, f]),
+                f'{method.name}, 0 steps',
+            )
+            if (over, f) in out.answers:
+                row = add_gain(lab, row, out.answers[method.name, f], out.answers[over, f], over)
             out.rows.append(row)
     return out
 
@@ -207,157 +305,318 @@ def similarity_rows(lab: Lab, net: SiameseNet, method: str) -> list[dict]:
     "Report similarity AUC and accuracy of pairs; the threshold is chosen on validation pairs and kept."
     chosen = similarity_report(lab, net, lab.valid)
     out = [dict(method=method, pairs_of='validation, base findings', **chosen)]
-    for name, findings in (('test, base findings', lab.findings.base), ('test, novel findings', lab.findings.novel)):
-        out.append(dict(method=method, pairs_of=name, **similarity_report(lab, net, lab.test, chosen['threshold'], findings)))
+    for name, findings in (
+        ('test, base findings', lab.findings.base),
+        ('test, novel findings', lab.findings.novel),
+    ):
+        out.append(
+            dict(
+                method=method,
+                pairs_of=name,
+                **similarity_report(lab, net, lab.test, chosen['threshold'], findings),
+            )
+        )
     return out
 
 # %% ../nbs/70_evaluate.ipynb #71aa8797
 def save_answers(path: Path, answers: dict, episodes: dict, patients: np.ndarray) -> Path:
     "Write episodes and scores as plain arrays; a method that did not answer an episode has NaN there."
-    every, methods = [e for f in episodes for e in episodes[f]], list(dict.fromkeys(m for m, f in answers if f in episodes))
-    start, support = (np.cumsum([0] + [len(getattr(e, k)) for e in every]) for k in ('query', 'support'))
-    scores, places = np.full((len(methods), start[-1]), np.nan), dict(zip(episodes, np.cumsum([0] + [len(v) for v in episodes.values()])))
+    every, methods = (
+        [e for f in episodes for e in episodes[f]],
+        list(dict.fromkeys(m for m, f in answers if f in episodes)),
+    )
+    start, support = (
+        np.cumsum([0] + [len(getattr(e, k)) for e in every]) for k in ('query', 'support')
+    )
+    scores, places = (
+        np.full((len(methods), start[-1]), np.nan),
+        dict(zip(episodes, np.cumsum([0] + [len(v) for v in episodes.values()]))),
+    )
     for (m, f), given in answers.items():
-        for k, a in enumerate(given if f in episodes else []): scores[methods.index(m), start[places[f] + k]:start[places[f] + k + 1]] = a.scores
-    if np.array_equal(scores, scores.astype(np.float32), equal_nan=True): scores = scores.astype(np.float32)
+        for k, a in enumerate(given if f in episodes else []):
+            scores[methods.index(m), start[places[f] + k] : start[places[f] + k + 1]] = a.scores
+    if np.array_equal(scores, scores.astype(np.float32), equal_nan=True):
+        scores = scores.astype(np.float32)
     join = lambda key, kind: np.concatenate([getattr(e, key) for e in every]).astype(kind)
     draft = Path(path).with_name(f'.{uuid.uuid4().hex[:8]}.npz')
-    np.savez_compressed(draft, methods=np.array(methods), findings=np.array(list(episodes)), finding=np.repeat(np.arange(len(episodes)), [len(v) for v in episodes.values()]).astype('i2'),
-        seed=np.array([e.seed for e in every]), start=start, query=join('query', 'i4'), labels=join('query_labels', 'i1'), patients=patients[join('query', 'i4')].astype('i4'),
-        support_start=support, support=join('support', 'i4'), support_labels=join('support_labels', 'i1'), scores=scores)
+    np.savez_compressed(
+        draft,
+        methods=np.array(methods),
+        findings=np.array(list(episodes)),
+        finding=np.repeat(np.arange(len(episodes)), [len(v) for v in episodes.values()]).astype(
+            'i2'
+        ),
+        seed=np.array([e.seed for e in every]),
+        start=start,
+        query=join('query', 'i4'),
+        labels=join('query_labels', 'i1'),
+        patients=patients[join('query', 'i4')].astype('i4'),
+        support_start=support,
+        support=join('support', 'i4'),
+        support_labels=join('support_labels', 'i1'),
+        scores=scores,
+    )
     os.replace(draft, path)
     return Path(path)
 
 # %% ../nbs/70_evaluate.ipynb #99002aec
 class Answers(NamedTuple):
     "What `read_answers` returns."
-    answers: dict    # (method, finding) -> list[EpisodeScores]; the finding 'mean' holds those of all
-    episodes: dict   # finding -> list[Episode]
+
+    answers: dict  # (method, finding) -> list[EpisodeScores]; the finding 'mean' holds those of all
+    episodes: dict  # finding -> list[Episode]
 
 def read_answers(folder: Path) -> Answers:
     "Read a run's `answers.npz`; raise `SmlxrayError` if the run has none."
-    path = resolve_path(folder)/'answers.npz'
-    if not path.exists(): raise SmlxrayError(f'There is no answers.npz in {Path(folder).name}/; run the notebook evaluate_meta first.')
-    with np.load(path, allow_pickle=False) as z: z = {k: z[k] for k in z.files}
+    path = resolve_path(folder) / 'answers.npz'
+    if not path.exists():
+        raise SmlxrayError(
+            f'There is no answers.npz in {Path(folder).name}/; run the notebook evaluate_meta first.'
+        )
+    with np.load(path, allow_pickle=False) as z:
+        z = {k: z[k] for k in z.files}
     findings, out = [str(f) for f in z['findings']], Answers({}, {})
     for i, f in enumerate(z['finding']):
-        q, s = (slice(*z[k][i:i + 2]) for k in ('start', 'support_start'))
-        out.episodes.setdefault(name := findings[f], []).append(Episode(name, int(z['seed'][i]), *(z[k][part].astype(np.int64) for k, part in (('support', s), ('support_labels', s), ('query', q), ('labels', q)))))
+        q, s = (slice(*z[k][i : i + 2]) for k in ('start', 'support_start'))
+        out.episodes.setdefault(name := findings[f], []).append(
+            Episode(
+                name,
+                int(z['seed'][i]),
+                *(
+                    z[k][part].astype(np.int64)
+                    for k, part in (
+                        ('support', s),
+                        ('support_labels', s),
+                        ('query', q),
+                        ('labels', q),
+                    )
+                ),
+            )
+        )
         for m, scores in zip(z['methods'], z['scores'][:, q]):
-            if not np.isnan(scores).all(): out.answers.setdefault((str(m), name), []).append(EpisodeScores(scores, z['labels'][q], z['patients'][q], name))
-    for m in z['methods']: out.answers[str(m), 'mean'] = [a for f in findings for a in out.answers.get((str(m), f), [])]
+            if not np.isnan(scores).all():
+                out.answers.setdefault((str(m), name), []).append(
+                    EpisodeScores(scores, z['labels'][q], z['patients'][q], name)
+                )
+    for m in z['methods']:
+        out.answers[str(m), 'mean'] = [
+            a for f in findings for a in out.answers.get((str(m), f), [])
+        ]
     return out
 
 # %% ../nbs/70_evaluate.ipynb #d0940af7
 def repeat_facts() -> dict:
     "Name the versions and the commit that a result was made with; the commit is empty outside a checkout."
-    versions = dict(python=platform.python_version(), torch=torch.__version__.split('+')[0], numpy=np.__version__)
+    versions = dict(
+        python=platform.python_version(),
+        torch=torch.__version__.split('+')[0],
+        numpy=np.__version__,
+    )
     root = repo_root(Path(find_spec('smlxray').origin).parent)
-    git = lambda *words: subprocess.run(['git', '-C', str(root), *words], capture_output=True, text=True)
-    try: head, changed = git('rev-parse', 'HEAD'), git('status', '--porcelain', '--untracked-files=no', '--', 'smlxray')
-    except OSError: head = None
-    if root is None or head is None or head.returncode: return dict(versions=versions, commit='', changed=None)
+    git = lambda *words: subprocess.run(
+        ['git', '-C', str(root), *words], capture_output=True, text=True
+    )
+    try:
+        head, changed = (
+            git('rev-parse', 'HEAD'),
+            git('status', '--porcelain', '--untracked-files=no', '--', 'smlxray'),
+        )
+    except OSError:
+        head = None
+    if root is None or head is None or head.returncode:
+        return dict(versions=versions, commit='', changed=None)
     return dict(versions=versions, commit=head.stdout.strip(), changed=bool(changed.stdout.strip()))
 
-def _plain(value): return value.item() if isinstance(value, np.generic) else np.asarray(value).tolist()
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else np.asarray(value).tolist()
 
 # %% ../nbs/70_evaluate.ipynb #1cfa15ee
 def save_results(results: Results) -> Path:
     "Write `results.json`, `results.csv` and `answers.npz` into the run folder."
     lab, folder = results.lab, results.lab.folder
     plain = json.loads(results.frame().to_json(orient='records', double_precision=10))
-    rows = [{k: v for k, v in r.items() if v is not None or not k.startswith(('gain', 'control', 'holds'))} for r in plain]
-    data = dict(name=lab.table.name, rows=len(lab.table), patients=int(len(np.unique(lab.table.patients))), digest=table_digest(lab.table),
-                base=list(lab.findings.base), novel=list(lab.findings.novel), related=list(lab.findings.related))
-    write_atomic(folder/'results.json', json.dumps(dict(settings=lab.settings.model_dump(mode='json'), data=data, **repeat_facts(), default=results.default, rows=rows,
-                                                        similarity=results.similarity, tables=results.tables), indent=1, default=_plain))
-    write_atomic(folder/'results.csv', results.frame().to_csv(index=False))
-    lab.settings.to_yaml(folder/'config.yaml')
-    if results.episodes: save_answers(folder/'answers.npz', results.answers, results.episodes, lab.table.patients)
-    return folder/'results.json'
+    rows = [
+        {
+            k: v
+            for k, v in r.items()
+            if v is not None or not k.startswith(('gain', 'control', 'holds'))
+        }
+        for r in plain
+    ]
+    data = dict(
+        name=lab.table.name,
+        rows=len(lab.table),
+        patients=int(len(np.unique(lab.table.patients))),
+        digest=table_digest(lab.table),
+        base=list(lab.findings.base),
+        novel=list(lab.findings.novel),
+        related=list(lab.findings.related),
+    )
+    write_atomic(
+        folder / 'results.json',
+        json.dumps(
+            dict(
+                settings=lab.settings.model_dump(mode='json'),
+                data=data,
+                **repeat_facts(),
+                default=results.default,
+                rows=rows,
+                similarity=results.similarity,
+                tables=results.tables,
+            ),
+            indent=1,
+            default=_plain,
+        ),
+    )
+    write_atomic(folder / 'results.csv', results.frame().to_csv(index=False))
+    lab.settings.to_yaml(folder / 'config.yaml')
+    if results.episodes:
+        save_answers(folder / 'answers.npz', results.answers, results.episodes, lab.table.patients)
+    return folder / 'results.json'
 
 # %% ../nbs/70_evaluate.ipynb #efcaf3e6
 def read_results(folder: Path) -> dict:
     "Read a run's `results.json`; raise `SmlxrayError` if the run has none."
-    path = resolve_path(folder)/'results.json'
-    if not path.exists(): raise SmlxrayError(f'There is no results.json in {Path(folder).name}/; run the notebook evaluate_meta first.')
+    path = resolve_path(folder) / 'results.json'
+    if not path.exists():
+        raise SmlxrayError(
+            f'There is no results.json in {Path(folder).name}/; run the notebook evaluate_meta first.'
+        )
     return json.loads(path.read_text())
 
 def span(row, key: str, sign: str = '') -> str:
     "Write a value of a row with its interval (with `sign='+'`, gains as such), or nothing if the row has none."
-    return '' if pd.isna(row.get(key)) else f"{row[key]:{sign}.3f}  [{row[key + '_low']:{sign}.3f}, {row[key + '_high']:{sign}.3f}]"
+    return (
+        ''
+        if pd.isna(row.get(key))
+        else f"{row[key]:{sign}.3f}  [{row[key + '_low']:{sign}.3f}, {row[key + '_high']:{sign}.3f}]"
+    )
 
 def results_table(folder: Path, finding: str = 'mean') -> pd.DataFrame:
     "Read a run's results and lay out one finding as a table for people."
-    t = pd.DataFrame(read_results(folder)['rows']).query('finding == @finding').pipe(_no_controls).reindex(columns=_COLUMNS).reset_index(drop=True)
-    return pd.DataFrame({'method': t.method, 'AUC [95 % interval]': [span(r, 'auc') for _, r in t.iterrows()], 'AP': t.ap.map('{:.3f}'.format),
-                         'accuracy': t.accuracy.map('{:.3f}'.format), 'steps': t.adapted_steps,
-                         'gain by adaptation [95 %]': [span(r, 'gain') for _, r in t.iterrows()]})
+    t = (
+        pd.DataFrame(read_results(folder)['rows'])
+        .query('finding == @finding')
+        .pipe(_no_controls)
+        .reindex(columns=_COLUMNS)
+        .reset_index(drop=True)
+    )
+    return pd.DataFrame(
+        {
+            'method': t.method,
+            'AUC [95 % interval]': [span(r, 'auc') for _, r in t.iterrows()],
+            'AP': t.ap.map('{:.3f}'.format),
+            'accuracy': t.accuracy.map('{:.3f}'.format),
+            'steps': t.adapted_steps,
+            'gain by adaptation [95 %]': [span(r, 'gain') for _, r in t.iterrows()],
+        }
+    )
 
 _COLUMNS = 'method auc auc_low auc_high ap accuracy adapted_steps gain gain_low gain_high'.split()
 
-def _no_controls(t): return t[t.control.isna()] if 'control' in t else t
+def _no_controls(t):
+    return t[t.control.isna()] if 'control' in t else t
 
 # %% ../nbs/70_evaluate.ipynb #c09341a5
 def print_results(folder: Path):
     "Print a run's summary table, and say how to read it."
     r = read_results(folder)
     first = r['rows'][0]
-    print(f"\nNovel findings: {', '.join(r['data']['novel'])}; {first['shots']}-shot, {first['queries']} queries a class, "
-          f"{first['episodes']} episodes a finding, the same for every row; mean over findings.\n")
+    print(
+        f"\nNovel findings: {', '.join(r['data']['novel'])}; {first['shots']}-shot, {first['queries']} queries a class, "
+        f"{first['episodes']} episodes a finding, the same for every row; mean over findings.\n"
+    )
     print(results_table(folder).to_string(index=False))
-    print(f"\nIntervals resample test patients. Nothing here was trained on a test patient or a novel finding.\nFiles: {Path(folder)}/")
+    print(
+        f"\nIntervals resample test patients. Nothing here was trained on a test patient or a novel finding.\nFiles: {Path(folder)}/"
+    )
 
 # %% ../nbs/70_evaluate.ipynb #44f64361
 def plot_overall(results: Results, path: Path = None):
     "Draw mean AUC and interval of every method, findings as small dots."
-    t = _no_controls(results.frame()); fig, ax = plt.subplots(figsize=(7, 0.34 * t.method.nunique() + 1.1))
+    t = _no_controls(results.frame())
+    fig, ax = plt.subplots(figsize=(7, 0.34 * t.method.nunique() + 1.1))
     for y, (name, rows) in enumerate(t.groupby('method', sort=False)):
         mean, single = rows[rows.finding == 'mean'].iloc[0], rows[rows.finding != 'mean']
         ax.plot(single.auc, [y] * len(single), 'o', ms=4, color='0.75', zorder=1)
-        ax.plot([mean.auc_low, mean.auc_high], [y, y], color='C0', lw=2); ax.plot(mean.auc, y, 'o', color='C0', zorder=3)
+        ax.plot([mean.auc_low, mean.auc_high], [y, y], color='C0', lw=2)
+        ax.plot(mean.auc, y, 'o', color='C0', zorder=3)
     lowest = min(t.auc.min(), t[t.finding == 'mean'].auc_low.min())
-    ax.set_yticks(range(t.method.nunique()), t.method.unique()); ax.invert_yaxis(); ax.axvline(.5, color='0.6', ls=':')
-    ax.set(xlabel='AUC on novel findings (95 % patient bootstrap; grey: single findings)', xlim=(min(.4, lowest - .02), 1)); ax.spines[['top', 'right']].set_visible(False)
+    ax.set_yticks(range(t.method.nunique()), t.method.unique())
+    ax.invert_yaxis()
+    ax.axvline(0.5, color='0.6', ls=':')
+    ax.set(
+        xlabel='AUC on novel findings (95 % patient bootstrap; grey: single findings)',
+        xlim=(min(0.4, lowest - 0.02), 1),
+    )
+    ax.spines[['top', 'right']].set_visible(False)
     fig.tight_layout()
-    if path: fig.savefig(path, dpi=150)
+    if path:
+        fig.savefig(path, dpi=150)
     return fig
 
 # %% ../nbs/70_evaluate.ipynb #7c8b6b94
 def plot_confusion(results: Results, method: str, finding: str, path: Path = None, ax=None):
     "Draw a method's decisions on one finding as a confusion matrix."
     answers = results.answers[method, finding]
-    scores, labels = (np.concatenate([getattr(a, k) for a in answers]) for k in ('scores', 'labels'))
+    scores, labels = (
+        np.concatenate([getattr(a, k) for a in answers]) for k in ('scores', 'labels')
+    )
     m = confusion_matrix(labels > 0, scores > 0)
     ax = ax or plt.subplots(figsize=(2.6, 2.6))[1]
     ax.imshow(m / m.sum(1, keepdims=True), cmap='Blues', vmin=0, vmax=1)
     for i in (0, 1):
-        for j in (0, 1): ax.text(j, i, f'{m[i, j]}\n{m[i, j] / m[i].sum():.0%}', ha='center', va='center', color='white' if m[i, j] > .6 * m[i].sum() else 'black')
-    ax.set(xticks=[0, 1], yticks=[0, 1], xticklabels=['absent', 'present'], yticklabels=['absent', 'present'], xlabel='said', ylabel='is', title=finding)
+        for j in (0, 1):
+            ax.text(
+                j,
+                i,
+                f'{m[i, j]}\n{m[i, j] / m[i].sum():.0%}',
+                ha='center',
+                va='center',
+                color='white' if m[i, j] > 0.6 * m[i].sum() else 'black',
+            )
+    ax.set(
+        xticks=[0, 1],
+        yticks=[0, 1],
+        xticklabels=['absent', 'present'],
+        yticklabels=['absent', 'present'],
+        xlabel='said',
+        ylabel='is',
+        title=finding,
+    )
     ax.figure.tight_layout()
-    if path: ax.figure.savefig(path, dpi=150)
+    if path:
+        ax.figure.savefig(path, dpi=150)
     return ax
 
 # %% ../nbs/70_evaluate.ipynb #8dbff44f
 def plot_metrics(rows: list[dict], keys: list[str], ax=None, x: str = None):
     "Draw curves of a phase from `metrics.jsonl`, each key as a line."
     ax = ax or plt.subplots(figsize=(6, 2.4))[1]
-    t = pd.DataFrame(rows); x = x or ('epoch' if 'epoch' in t else 'episodes')
-    for k in keys: ax.plot(t[x], t[k].astype(float), marker='.' if len(t) < 30 else None, label=k)
-    ax.set(xlabel=x); ax.legend(frameon=False); ax.spines[['top', 'right']].set_visible(False)
+    t = pd.DataFrame(rows)
+    x = x or ('epoch' if 'epoch' in t else 'episodes')
+    for k in keys:
+        ax.plot(t[x], t[k].astype(float), marker='.' if len(t) < 30 else None, label=k)
+    ax.set(xlabel=x)
+    ax.legend(frameon=False)
+    ax.spines[['top', 'right']].set_visible(False)
     return ax
 
 # %% ../nbs/70_evaluate.ipynb #2e4c6b46
 def show_xrays(lab: Lab, rows: np.ndarray, generator: torch.Generator = None, titles: bool = True):
     "Show X-rays as the network gets them, five in a row, with their positive findings."
     x = rows_to_batch(lab, rows, generator, device='cpu')[:, 0]
-    fig, axes = plt.subplots(-(-len(rows) // 5), 5, figsize=(7.5, 1.7 * -(-len(rows) // 5)), squeeze=False)
-    for ax in axes.flat: ax.axis('off')
+    fig, axes = plt.subplots(
+        -(-len(rows) // 5), 5, figsize=(7.5, 1.7 * -(-len(rows) // 5)), squeeze=False
+    )
+    for ax in axes.flat:
+        ax.axis('off')
     for ax, image, row in zip(axes.flat, x, rows):
         ax.imshow(image, cmap='gray')
         positive = [f for f, v in zip(lab.table.findings, lab.table.labels[row]) if v == 1]
-        if titles: ax.set_title('\n'.join(positive[:2]) or '-', fontsize=6)
-    fig.tight_layout(pad=.3)
+        if titles:
+            ax.set_title('\n'.join(positive[:2]) or '-', fontsize=6)
+    fig.tight_layout(pad=0.3)
 
 # %% ../nbs/70_evaluate.ipynb #7463ce15
 def plot_similarity(lab: Lab, net: SiameseNet, rows: np.ndarray = None):
@@ -365,30 +624,52 @@ def plot_similarity(lab: Lab, net: SiameseNet, rows: np.ndarray = None):
     rows = lab.valid[:600] if rows is None else rows
     s, same = pair_similarities(lab, net, rows, lab.findings.base)
     ax = plt.subplots(figsize=(6, 2.2))[1]
-    for alike, name in ((True, 'same findings'), (False, 'different findings')): ax.hist(s[same == alike], 60, range=(-1, 1), density=True, alpha=.6, label=name)
-    ax.set(xlabel='cosine similarity', yticks=[]); ax.legend(frameon=False); ax.spines[['top', 'right', 'left']].set_visible(False)
+    for alike, name in ((True, 'same findings'), (False, 'different findings')):
+        ax.hist(s[same == alike], 60, range=(-1, 1), density=True, alpha=0.6, label=name)
+    ax.set(xlabel='cosine similarity', yticks=[])
+    ax.legend(frameon=False)
+    ax.spines[['top', 'right', 'left']].set_visible(False)
 
 # %% ../nbs/70_evaluate.ipynb #290af952
 def plot_embeddings(lab: Lab, net: SiameseNet, limit: int = 800):
     "Draw test X-rays in the plane of their two main components, coloured by novel finding."
-    rows = lab.test[:limit]; z = embed_rows(lab, net, rows); z = z - z.mean(0)
-    u, s, _ = torch.linalg.svd(z, full_matrices=False); xy = (u[:, :2] * s[:2]).numpy()
+    rows = lab.test[:limit]
+    z = embed_rows(lab, net, rows)
+    z = z - z.mean(0)
+    u, s, _ = torch.linalg.svd(z, full_matrices=False)
+    xy = (u[:, :2] * s[:2]).numpy()
     ax = plt.subplots(figsize=(5, 3.6))[1]
     normal = lab.table.positive('No Finding')[rows]
-    ax.scatter(*xy.T, s=6, color='0.85', label='other'); ax.scatter(*xy[normal].T, s=6, color='0.55', label='No Finding')
+    ax.scatter(*xy.T, s=6, color='0.85', label='other')
+    ax.scatter(*xy[normal].T, s=6, color='0.55', label='No Finding')
     for k, f in enumerate(lab.findings.novel):
         ax.scatter(*xy[lab.table.positive(f)[rows]].T, s=9, color=f'C{k}', label=f)
-    ax.set(xticks=[], yticks=[]); ax.legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, .5)); ax.figure.tight_layout()
+    ax.set(xticks=[], yticks=[])
+    ax.legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+    ax.figure.tight_layout()
 
 # %% ../nbs/70_evaluate.ipynb #5ac3b863
-def adaptation_curve(lab: Lab, net: SiameseNet, algorithm: str, steps=(0, 1, 3, 5), episodes: int = 2, findings: int = 4) -> pd.DataFrame:
+def adaptation_curve(
+    lab: Lab,
+    net: SiameseNet,
+    algorithm: str,
+    steps=(0, 1, 3, 5),
+    episodes: int = 2,
+    findings: int = 4,
+) -> pd.DataFrame:
     "Measure mean AUC after each number of inner steps, on base findings of test patients, to be looked at and not chosen by; columns steps, finding, auc."
     rows = []
     for f in lab.findings.base:
-        try: sampler = lab.sampler(lab.test, f)
-        except SmlxrayError: continue
+        try:
+            sampler = lab.sampler(lab.test, f)
+        except SmlxrayError:
+            continue
         for n in steps:
-            answers = answer(AdaptedMethod(algorithm, lab, net, algorithm, n), [sampler.episode(i) for i in range(episodes)], lab)
+            answers = answer(
+                AdaptedMethod(algorithm, lab, net, algorithm, n),
+                [sampler.episode(i) for i in range(episodes)],
+                lab,
+            )
             rows.append(dict(steps=n, finding=f, auc=mean_episode_auc(answers)))
         if len(rows) == findings * len(steps): break
     return pd.DataFrame(rows)
@@ -397,6 +678,10 @@ def adaptation_curve(lab: Lab, net: SiameseNet, algorithm: str, steps=(0, 1, 3, 
 def plot_adaptation(curve: pd.DataFrame):
     "Draw AUC against inner steps, one thin line a finding and their mean."
     ax = plt.subplots(figsize=(5, 2.4))[1]
-    for f, t in curve.groupby('finding'): ax.plot(t.steps, t.auc, color='0.75', lw=1)
-    mean = curve.groupby('steps').auc.mean(); ax.plot(mean.index, mean, 'o-', color='C0', label='mean over findings')
-    ax.set(xlabel='inner steps', ylabel='AUC', xticks=list(mean.index)); ax.legend(frameon=False); ax.spines[['top', 'right']].set_visible(False)
+    for f, t in curve.groupby('finding'):
+        ax.plot(t.steps, t.auc, color='0.75', lw=1)
+    mean = curve.groupby('steps').auc.mean()
+    ax.plot(mean.index, mean, 'o-', color='C0', label='mean over findings')
+    ax.set(xlabel='inner steps', ylabel='AUC', xticks=list(mean.index))
+    ax.legend(frameon=False)
+    ax.spines[['top', 'right']].set_visible(False)

@@ -17,28 +17,44 @@ from PIL import Image, ImageOps
 from .config import ImageError
 
 # %% ../nbs/15_images.ipynb #c9a2063f
-_MAGIC = (('JPEG', 0, b'\xff\xd8\xff'), ('PNG', 0, b'\x89PNG\r\n\x1a\n'), ('DICOM', 128, b'DICM'), ('TIFF', 0, b'II*\0'),
-          ('TIFF', 0, b'MM\0*'), ('GIF', 0, b'GIF8'), ('BMP', 0, b'BM'), ('WebP', 8, b'WEBP'), ('PDF', 0, b'%PDF'),
-          ('zip', 0, b'PK\3\4'), ('gzip', 0, b'\x1f\x8b'))
+_MAGIC = (
+    ('JPEG', 0, b'\xff\xd8\xff'),
+    ('PNG', 0, b'\x89PNG\r\n\x1a\n'),
+    ('DICOM', 128, b'DICM'),
+    ('TIFF', 0, b'II*\0'),
+    ('TIFF', 0, b'MM\0*'),
+    ('GIF', 0, b'GIF8'),
+    ('BMP', 0, b'BM'),
+    ('WebP', 8, b'WEBP'),
+    ('PDF', 0, b'%PDF'),
+    ('zip', 0, b'PK\3\4'),
+    ('gzip', 0, b'\x1f\x8b'),
+)
 
 def _kind(data: bytes, name: str) -> str:
     "Return 'JPEG', 'PNG' or 'DICOM'; raise `ImageError` with advice for everything else."
-    kind = next((kind for kind, at, magic in _MAGIC if data[at:at + len(magic)] == magic), '')
+    kind = next((kind for kind, at, magic in _MAGIC if data[at : at + len(magic)] == magic), '')
     if kind in ('JPEG', 'PNG', 'DICOM'): return kind
     if not data: raise ImageError(f'{name} is empty (0 bytes); copy the file again.')
-    if kind: raise ImageError(f'{name} is a {kind} file, not a JPEG, PNG or DICOM image; convert it to PNG.')
-    raise ImageError(f'{name} is not an image (it begins with {data[:8]!r}); only JPEG, PNG and DICOM are read.')
+    if kind:
+        raise ImageError(
+            f'{name} is a {kind} file, not a JPEG, PNG or DICOM image; convert it to PNG.'
+        )
+    raise ImageError(
+        f'{name} is not an image (it begins with {data[:8]!r}); only JPEG, PNG and DICOM are read.'
+    )
 
 # %% ../nbs/15_images.ipynb #19f2691c
 class ImageHeader(NamedTuple):
     "What a file says about itself before it is decoded."
+
     kind: str  # 'JPEG', 'PNG' or 'DICOM'
     height: int  # pixels
     width: int  # pixels
     colours: str  # of a JPEG: 'Gray', 'YCbCr', 'RGB', 'CMYK' or 'YCCK'; of a DICOM: its photometric interpretation; of a PNG: ''
 
 def image_header(
-    data: bytes,  # the file's content, or its beginning
+    data: bytes,              # the file's content, or its beginning
     name: str = 'the image',  # what to call it in an error
 ) -> ImageHeader:
     "Read kind and size without decoding; raises `ImageError` where there is no readable header."
@@ -46,24 +62,34 @@ def image_header(
     try:
         if kind == 'JPEG':
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-        elif kind == 'PNG': (width, height), colours = struct.unpack('>II', data[16:24]), ''
-        else: height, width, colours = _dicom_size(_dicom_dataset(data, name))
-    except ImageError: raise
+        elif kind == 'PNG':
+            (width, height), colours = struct.unpack('>II', data[16:24]), ''
+        else:
+            height, width, colours = _dicom_size(_dicom_dataset(data, name))
+    except ImageError:
+        raise
     except Exception:
         raise ImageError(f'{name} has a damaged {kind} header; copy the file again.') from None
-    if not height or not width: raise ImageError(f'{name} has a damaged {kind} header (no width or no height); copy the file again.')
+    if not height or not width:
+        raise ImageError(
+            f'{name} has a damaged {kind} header (no width or no height); copy the file again.'
+        )
     return ImageHeader(kind, height, width, colours)
 
 # %% ../nbs/15_images.ipynb #c7ecc14e
 def _grey(image: Image.Image) -> np.ndarray:
     "Reduce an opened PIL image to (H, W) uint8."
-    image.draft('L', image.size)  # a JPEG then yields its luma channel as stored, as simplejpeg does
+    image.draft(
+        'L', image.size
+    )  # a JPEG then yields its luma channel as stored, as simplejpeg does
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'): return ((np.array(image, dtype=np.uint32) + 128) // 257).astype(np.uint8)
+    if image.mode.startswith('I'):
+        return ((np.array(image, dtype=np.uint32) + 128) // 257).astype(np.uint8)
     if 'A' in image.getbands() or 'transparency' in image.info:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'black'), image)
-    if image.mode == 'CMYK': image = image.convert('RGB')
+    if image.mode == 'CMYK':
+        image = image.convert('RGB')
     return np.array(image if image.mode == 'L' else image.convert('L'))
 
 # %% ../nbs/15_images.ipynb #2ba2b047
@@ -84,67 +110,121 @@ _DEFLATED = b'1.2.840.10008.1.2.1.99'
 @contextmanager
 def _quiet():
     "Keep pydicom's warnings and log lines from the user, who gets one sentence instead."
-    log = logging.getLogger('pydicom'); before, log.disabled = log.disabled, True
+    log = logging.getLogger('pydicom')
+    before, log.disabled = log.disabled, True
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try: yield
-        finally: log.disabled = before
+        try:
+            yield
+        finally:
+            log.disabled = before
 
 def _dicom_dataset(data: bytes, name: str):
     "Parse a DICOM file, pixels still packed; raise `ImageError` unless it is one image with a size."
     import pydicom
-    if _DEFLATED in data[:4096]: raise ImageError(f'{name} is a deflated DICOM file, whose size cannot be known beforehand; convert it to explicit little endian.')
+
+    if _DEFLATED in data[:4096]:
+        raise ImageError(
+            f'{name} is a deflated DICOM file, whose size cannot be known beforehand; convert it to explicit little endian.'
+        )
     try:
         with _quiet():
             ds = pydicom.dcmread(io.BytesIO(data))
-            directory = str(ds.file_meta.get('MediaStorageSOPClassUID', '')) == '1.2.840.10008.1.3.10' or 'DirectoryRecordSequence' in ds
-            frames, complete = int(ds.get('NumberOfFrames') or 1), all(k in ds for k in ('Rows', 'Columns', 'PhotometricInterpretation', 'BitsStored'))
-    except Exception as error: raise ImageError(f'{name} is a damaged DICOM file ({_short(error)}); export it again.') from None
-    if directory: raise ImageError(f'{name} is a DICOMDIR, a table of contents; name the image files that it lists.')
-    if 'PixelData' not in ds: raise ImageError(f'{name} is a DICOM file without pixels: a report, which can be left out, or a file cut short, to be exported again.')
-    if int(ds.get('BitsAllocated') or 0) not in (8, 16): raise ImageError(f'{name} is a DICOM file of {ds.get("BitsAllocated")} bits a pixel; 8 and 16 are read.')
-    if frames != 1: raise ImageError(f'{name} is a DICOM file with {frames} frames; export the one frame that is the X-ray.')
-    if not complete: raise ImageError(f'{name} is a DICOM file that does not say how large its image is; export it again.')
+            directory = (
+                str(ds.file_meta.get('MediaStorageSOPClassUID', '')) == '1.2.840.10008.1.3.10'
+                or 'DirectoryRecordSequence' in ds
+            )
+            frames, complete = (
+                int(ds.get('NumberOfFrames') or 1),
+                all(
+                    k in ds for k in ('Rows', 'Columns', 'PhotometricInterpretation', 'BitsStored')
+                ),
+            )
+    except Exception as error:
+        raise ImageError(
+            f'{name} is a damaged DICOM file ({_short(error)}); export it again.'
+        ) from None
+    if directory:
+        raise ImageError(
+            f'{name} is a DICOMDIR, a table of contents; name the image files that it lists.'
+        )
+    if 'PixelData' not in ds:
+        raise ImageError(
+            f'{name} is a DICOM file without pixels: a report, which can be left out, or a file cut short, to be exported again.'
+        )
+    if int(ds.get('BitsAllocated') or 0) not in (8, 16):
+        raise ImageError(
+            f'{name} is a DICOM file of {ds.get("BitsAllocated")} bits a pixel; 8 and 16 are read.'
+        )
+    if frames != 1:
+        raise ImageError(
+            f'{name} is a DICOM file with {frames} frames; export the one frame that is the X-ray.'
+        )
+    if not complete:
+        raise ImageError(
+            f'{name} is a DICOM file that does not say how large its image is; export it again.'
+        )
     return ds
 
-def _dicom_size(ds) -> tuple[int, int, str]: return int(ds.Rows), int(ds.Columns), str(ds.PhotometricInterpretation)
-def _short(error: Exception) -> str: return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip('.')
+def _dicom_size(ds) -> tuple[int, int, str]:
+    return int(ds.Rows), int(ds.Columns), str(ds.PhotometricInterpretation)
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120].rstrip('.')
 
 # %% ../nbs/15_images.ipynb #3b9d00c7
 def _inner_size(frame: bytes) -> tuple[int, int]:
     "Height and width that a JPEG, JPEG-LS or JPEG 2000 frame claims, or (0, 0) if it makes no claim."
-    at = frame.find(b'\xff\x4f\xff\x51', 0, 4096)                                   # JPEG 2000: SIZ follows the start of the codestream
+    at = frame.find(
+        b'\xff\x4f\xff\x51', 0, 4096
+    )  # JPEG 2000: SIZ follows the start of the codestream
     if at >= 0 and len(frame) >= at + 24:
-        right, bottom, left, top = struct.unpack('>IIII', frame[at + 8:at + 24])
+        right, bottom, left, top = struct.unpack('>IIII', frame[at + 8 : at + 24])
         return max(bottom - top, 0), max(right - left, 0)
     at = 2 if frame[:2] == b'\xff\xd8' else len(frame)
-    while at + 9 <= len(frame) and frame[at] == 0xff:
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
         mark = frame[at + 1]
-        if mark == 0xf7 or 0xc0 <= mark <= 0xcf and mark not in (0xc4, 0xc8, 0xcc): return struct.unpack('>HH', frame[at + 5:at + 9])
-        at += 1 if mark == 0xff else 2 + int.from_bytes(frame[at + 2:at + 4], 'big')
+        if mark == 0xF7 or 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
+            return struct.unpack('>HH', frame[at + 5 : at + 9])
+        at += 1 if mark == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], 'big')
     return 0, 0
 
 # %% ../nbs/15_images.ipynb #b9e832b1
 def _window(x: np.ndarray, centre: float, width: float, function: str = 'LINEAR') -> np.ndarray:
     "Map detector units (n,) to [0, 1] by a window (PS3.3 C.11.2.1.2)."
-    if function == 'SIGMOID': return 1/(1 + np.exp(-4*(x - centre)/width))
-    if function == 'LINEAR_EXACT': return np.clip((x - centre)/width + .5, 0, 1)
-    return np.clip((x - centre + .5)/(width - 1) + .5, 0, 1) if width > 1 else (x > centre - .5).astype(float)
+    if function == 'SIGMOID': return 1 / (1 + np.exp(-4 * (x - centre) / width))
+    if function == 'LINEAR_EXACT': return np.clip((x - centre) / width + 0.5, 0, 1)
+    return (
+        np.clip((x - centre + 0.5) / (width - 1) + 0.5, 0, 1)
+        if width > 1
+        else (x > centre - 0.5).astype(float)
+    )
 
-def _first(value): return float(value[0] if isinstance(value, (list, tuple)) or hasattr(value, 'insert') else value)
+def _first(value):
+    return float(
+        value[0] if isinstance(value, (list, tuple)) or hasattr(value, 'insert') else value
+    )
 
 def _grey_levels(ds, stored: np.ndarray) -> np.ndarray:
     "Turn stored values (n,), ascending, into uint8 as the record demands."
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
     x = np.asarray(apply_modality_lut(stored, ds), float)
     if ds.get('VOILUTSequence'):
         x = np.asarray(apply_voi_lut(x.astype(np.int64), ds), float)
-        unit = x/(2**int(ds.VOILUTSequence[0].LUTDescriptor[2]) - 1)
+        unit = x / (2 ** int(ds.VOILUTSequence[0].LUTDescriptor[2]) - 1)
     elif ds.get('WindowCenter') is not None and ds.get('WindowWidth') is not None:
-        unit = _window(x, _first(ds.WindowCenter), _first(ds.WindowWidth), str(ds.get('VOILUTFunction') or 'LINEAR'))
-    else: unit = (x - x.min())/max(float(np.ptp(x)), 1e-9)
-    if ds.PhotometricInterpretation == 'MONOCHROME1': unit = 1 - unit
-    return (np.clip(np.nan_to_num(unit), 0, 1)*255 + .5).astype(np.uint8)
+        unit = _window(
+            x,
+            _first(ds.WindowCenter),
+            _first(ds.WindowWidth),
+            str(ds.get('VOILUTFunction') or 'LINEAR'),
+        )
+    else:
+        unit = (x - x.min()) / max(float(np.ptp(x)), 1e-9)
+    if ds.PhotometricInterpretation == 'MONOCHROME1':
+        unit = 1 - unit
+    return (np.clip(np.nan_to_num(unit), 0, 1) * 255 + 0.5).astype(np.uint8)
 
 # %% ../nbs/15_images.ipynb #4cd68aef
 _CHILD = """
@@ -158,18 +238,33 @@ while len(head := read.read(8)) == 8:
     except Exception as error: out = io.BytesIO(b'!' + (str(error).strip() or type(error).__name__).encode())
     write.write(len(out.getvalue()).to_bytes(8, 'little') + out.getvalue()); write.flush()
 """
-_own = threading.local()   # .child and .pid: each thread of each process has a child of its own
+_own = threading.local()  # .child and .pid: each thread of each process has a child of its own
 
 def _in_child(data: bytes) -> np.ndarray:
     "Unpack a DICOM file in another process; raise `ImageError` if that makes it crash."
-    if getattr(_own, 'pid', None) != os.getpid() or _own.child.poll() is not None:       # the first file, or we were forked, or the last child died
-        _own.pid, _own.child = os.getpid(), subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    if (
+        getattr(_own, 'pid', None) != os.getpid() or _own.child.poll() is not None
+    ):  # the first file, or we were forked, or the last child died
+        _own.pid, _own.child = (
+            os.getpid(),
+            subprocess.Popen(
+                [sys.executable, '-c', _CHILD],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            ),
+        )
     child, answer = _own.child, b''
     try:
-        child.stdin.write(len(data).to_bytes(8, 'little') + data); child.stdin.flush()
+        child.stdin.write(len(data).to_bytes(8, 'little') + data)
+        child.stdin.flush()
         answer = child.stdout.read(int.from_bytes(child.stdout.read(8), 'little'))
-    except OSError: pass
-    if not answer: child.kill(); child.wait(); raise ValueError('its decoder crashed')
+    except OSError:
+        pass
+    if not answer:
+        child.kill()
+        child.wait()
+        raise ValueError('its decoder crashed')
     if answer[:1] == b'!': raise ValueError(answer[1:].decode())
     return np.load(io.BytesIO(answer), allow_pickle=False)
 
@@ -178,39 +273,57 @@ def _decode_dicom(data: bytes, name: str, max_pixels: int) -> np.ndarray:
     "Decode the one frame of a DICOM file into (H, W) uint8."
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
+
     ds = _dicom_dataset(data, name)
     kind, syntax = str(ds.PhotometricInterpretation), ds.file_meta.TransferSyntaxUID
     if kind not in ('MONOCHROME1', 'MONOCHROME2', 'RGB', 'YBR_FULL', 'YBR_FULL_422'):
-        raise ImageError(f'{name} is a DICOM file of the kind {kind}, not a grey X-ray; convert it to PNG.')
+        raise ImageError(
+            f'{name} is a DICOM file of the kind {kind}, not a grey X-ray; convert it to PNG.'
+        )
     if syntax.is_encapsulated:
         _check_cap(*_inner_size(get_frame(ds.PixelData, 0, number_of_frames=1)), name, max_pixels)
         if not get_decoder(syntax).is_available:
-            raise ImageError(f"{name} is a DICOM file compressed as {syntax.name}; to read it, pip install 'smlxray[dicom]'.")
-    pixels = _in_child(data) if syntax.is_encapsulated and not syntax.is_deflated else ds.pixel_array
-    if pixels.ndim == 3: return np.array(Image.fromarray(pixels.astype(np.uint8)).convert('L'))
+            raise ImageError(
+                f"{name} is a DICOM file compressed as {syntax.name}; to read it, pip install 'smlxray[dicom]'."
+            )
+    pixels = (
+        _in_child(data) if syntax.is_encapsulated and not syntax.is_deflated else ds.pixel_array
+    )
+    if pixels.ndim == 3:
+        return np.array(Image.fromarray(pixels.astype(np.uint8)).convert('L'))
     return _to_grey(ds, pixels)
 
 def _to_grey(ds, pixels: np.ndarray) -> np.ndarray:
     "Give stored values (H, W) their grey levels; what only fills the frame (PixelPaddingValue) is black and stretches nothing."
-    padding = pixels == ds.PixelPaddingValue if isinstance(ds.get('PixelPaddingValue'), int) else np.zeros((), bool)
+    padding = (
+        pixels == ds.PixelPaddingValue
+        if isinstance(ds.get('PixelPaddingValue'), int)
+        else np.zeros((), bool)
+    )
     inside = pixels[~padding] if padding.any() and not padding.all() else pixels
     low, high = int(inside.min()), int(inside.max())
-    grey = _grey_levels(ds, np.arange(low, high + 1))[np.clip(pixels.astype(np.int64), low, high) - low]
+    grey = _grey_levels(ds, np.arange(low, high + 1))[
+        np.clip(pixels.astype(np.int64), low, high) - low
+    ]
     return np.where(padding, np.uint8(0), grey) if inside is not pixels else grey
 
 # %% ../nbs/15_images.ipynb #a077122e
 MAX_PIXELS = 50_000_000  # the largest image that is decoded
-TRANSFORM = 2  # raised whenever decoding or resizing changes a pixel: caches built before are then stale
+TRANSFORM = (
+    2  # raised whenever decoding or resizing changes a pixel: caches built before are then stale
+)
 
 def _check_cap(height: int, width: int, name: str, max_pixels: int):
     "Raise `ImageError` for an image that claims more pixels than the cap."
     if height * width > max_pixels:
-        raise ImageError(f'{name} claims {width} x {height} = {height * width / 1e6:,.1f} million pixels, '
-                         f'more than the cap of {max_pixels / 1e6:,g} million; shrink it, or raise max_pixels if you trust it.')
+        raise ImageError(
+            f'{name} claims {width} x {height} = {height * width / 1e6:,.1f} million pixels, '
+            f'more than the cap of {max_pixels / 1e6:,g} million; shrink it, or raise max_pixels if you trust it.'
+        )
 
 def decode(
-    data: bytes,  # the content of a JPEG, PNG or DICOM file
-    name: str = 'the image',  # what to call it in an error
+    data: bytes,                   # the content of a JPEG, PNG or DICOM file
+    name: str = 'the image',       # what to call it in an error
     max_pixels: int = MAX_PIXELS,  # refuse larger images before decoding them
 ) -> np.ndarray:  # (H, W) uint8, writable, black is 0
     "Decode a JPEG, PNG or DICOM into grey; raises `ImageError` for anything else, damaged data, and images over the cap."
@@ -219,35 +332,56 @@ def decode(
     try:
         if head.kind == 'JPEG': return _decode_jpeg(data, head.colours)
         if head.kind == 'PNG': return _decode_png(data)
-        with _quiet(): return _decode_dicom(data, name, max_pixels)
-    except ImageError: raise
+        with _quiet():
+            return _decode_dicom(data, name, max_pixels)
+    except ImageError:
+        raise
     except Exception as error:  # whatever a decoder of somebody else's makes of a damaged file
-        raise ImageError(f'{name} is a damaged or truncated {head.kind} ({_short(error)}); copy or export the file again.') from None
+        raise ImageError(
+            f'{name} is a damaged or truncated {head.kind} ({_short(error)}); copy or export the file again.'
+        ) from None
 
 # %% ../nbs/15_images.ipynb #c85ce051
 def read_image(
-    path: str | Path,  # a JPEG, PNG or DICOM file
+    path: str | Path,              # a JPEG, PNG or DICOM file
     max_pixels: int = MAX_PIXELS,  # refuse larger images before decoding them
 ) -> np.ndarray:  # (H, W) uint8
     "Read one X-ray file into grey pixels; raises `ImageError` naming the file."
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode): raise ImageError(f'{path} is no file but a folder, a pipe or a device; name an image file.')
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(
+                f'{path} is no file but a folder, a pipe or a device; name an image file.'
+            )
         with open(path, 'rb') as file:
             if os.fstat(file.fileno()).st_size > 8 * max_pixels + 100_000:
-                raise ImageError(f'{path} is larger than any image of {max_pixels / 1e6:,g} million pixels could be.')
+                raise ImageError(
+                    f'{path} is larger than any image of {max_pixels / 1e6:,g} million pixels could be.'
+                )
             data = file.read()
-    except FileNotFoundError: raise ImageError(f'{path} does not exist; check the path, or copy the file there.') from None
-    except OSError as error: raise ImageError(f'{path} cannot be read ({error.strerror}).') from None
-    except ValueError as error: raise error if isinstance(error, ImageError) else ImageError(f'{str(path)!r} is no path ({error}).') from None
+    except FileNotFoundError:
+        raise ImageError(
+            f'{path} does not exist; check the path, or copy the file there.'
+        ) from None
+    except OSError as error:
+        raise ImageError(f'{path} cannot be read ({error.strerror}).') from None
+    except ValueError as error:
+        raise (
+            error
+            if isinstance(error, ImageError)
+            else ImageError(f'{str(path)!r} is no path ({error}).')
+        ) from None
     return decode(data, str(path), max_pixels)
 
 # %% ../nbs/15_images.ipynb #0ce813a1
 def resize_image(
-    image: np.ndarray,  # (H, W) uint8
+    image: np.ndarray,      # (H, W) uint8
     size: tuple[int, int],  # (height, width) wanted, pixels
 ) -> np.ndarray:  # (height, width) uint8
     "Resize by an antialiased triangle filter, stretching to the shape asked for."
     height, width = (int(n) for n in size)
-    if height < 1 or width < 1: raise ImageError(f'An image cannot be resized to {height} x {width}; give both sides at least 1 pixel.')
+    if height < 1 or width < 1:
+        raise ImageError(
+            f'An image cannot be resized to {height} x {width}; give both sides at least 1 pixel.'
+        )
     if image.shape == (height, width): return image
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

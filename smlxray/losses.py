@@ -17,35 +17,45 @@ from .siamese import cosine_similarity, pairwise_distance
 SIMILARITY_RULES = ('jaccard', 'any', 'exact')
 
 def label_similarity(
-    labels: Tensor,          # (B, F) findings: 1 present, 0 absent, NaN unknown
-    rule: str = 'jaccard',   # 'jaccard' (shared / all), 'any' (one shared) or 'exact' (all equal)
-) -> Tensor:                 # (B, B) similarity in [0, 1], NaN where no finding is known in both
+    labels: Tensor,         # (B, F) findings: 1 present, 0 absent, NaN unknown
+    rule: str = 'jaccard',  # 'jaccard' (shared / all), 'any' (one shared) or 'exact' (all equal)
+) -> Tensor:  # (B, B) similarity in [0, 1], NaN where no finding is known in both
     "Compare the findings of all pairs of X-rays over what is known in both; raises `ConfigError` and `DataError`."
     if rule not in SIMILARITY_RULES:
-        raise ConfigError(f"similarity_rule is '{rule}', which is unknown: choose one of {', '.join(SIMILARITY_RULES)}.")
+        raise ConfigError(
+            f"similarity_rule is '{rule}', which is unknown: choose one of {', '.join(SIMILARITY_RULES)}."
+        )
     unknown, present = labels.isnan(), labels == 1
     if not (unknown | present | (labels == 0)).all():
-        raise DataError("Labels must be 1, 0 or NaN here: turn uncertain -1 into one of them first (data.apply_policy).")
+        raise DataError(
+            "Labels must be 1, 0 or NaN here: turn uncertain -1 into one of them first (data.apply_policy)."
+        )
     known, present = (~unknown).double(), present.double()
-    shared = present @ present.T                              # findings that both have
-    union = present @ known.T + known @ present.T - shared    # findings that at least one has, among those known in both
-    if rule == 'jaccard': similar = torch.where(union > 0, shared / union.clamp(min=1), 1.)
-    else: similar = shared == union if rule == 'exact' else (shared > 0) | (union == 0)
+    shared = present @ present.T  # findings that both have
+    union = (
+        present @ known.T + known @ present.T - shared
+    )  # findings that at least one has, among those known in both
+    if rule == 'jaccard':
+        similar = torch.where(union > 0, shared / union.clamp(min=1), 1.0)
+    else:
+        similar = shared == union if rule == 'exact' else (shared > 0) | (union == 0)
     return similar.float().masked_fill(known @ known.T == 0, float('nan'))
 
 # %% ../nbs/40_losses.ipynb #d535e030
 def contrastive_loss(
-    embeddings: Tensor,     # (B, D) embeddings of a batch
-    similar: Tensor,        # (B, B) similarity in [0, 1], NaN for pairs to leave out: see `label_similarity`
-    margin: float = 1.0,    # distance beyond which different X-rays are left alone; at most 2 on the unit sphere
-    eps: float = 1e-8,      # added to the squared distance: see `pairwise_distance`
-) -> Tensor:                # scalar; 0 (with a graph) if no pair is known
+    embeddings: Tensor,  # (B, D) embeddings of a batch
+    similar: Tensor,  # (B, B) similarity in [0, 1], NaN for pairs to leave out: see `label_similarity`
+    margin: float = 1.0,  # distance beyond which different X-rays are left alone; at most 2 on the unit sphere
+    eps: float = 1e-8,  # added to the squared distance: see `pairwise_distance`
+) -> Tensor:  # scalar; 0 (with a graph) if no pair is known
     "Average `y d^2 + (1 - y) max(0, margin - d)^2` over known pairs i < j (Hadsell 2006, equation 4, with soft labels)."
     if similar.shape != (len(embeddings),) * 2:
         n = len(embeddings)
         raise DataError(f"{n} embeddings need {n} x {n} similarities, not {tuple(similar.shape)}.")
     if not 0 <= margin <= 2:
-        raise ConfigError(f"margin is {margin:g}, but distances on the unit sphere lie between 0 and 2: choose one there.")
+        raise ConfigError(
+            f"margin is {margin:g}, but distances on the unit sphere lie between 0 and 2: choose one there."
+        )
     i, j = torch.triu_indices(*similar.shape, 1, device=similar.device)
     d, y = pairwise_distance(embeddings, eps=eps)[i, j], similar[i, j]
     known = ~y.isnan()
@@ -55,28 +65,36 @@ def contrastive_loss(
 
 # %% ../nbs/40_losses.ipynb #4d707584
 def support_pairs(
-    labels: Tensor,                  # (S,) 1 with the finding, 0 without
-    negatives_alike: bool = False,   # True if the negatives are normal X-rays: then a pair of them is alike, too
-) -> tuple[Tensor, Tensor, Tensor]:  # (P,) first image, (P,) second image, (P,) 1. alike or 0. different
+    labels: Tensor,  # (S,) 1 with the finding, 0 without
+    negatives_alike: bool = False,  # True if the negatives are normal X-rays: then a pair of them is alike, too
+) -> tuple[
+    Tensor, Tensor, Tensor
+]:  # (P,) first image, (P,) second image, (P,) 1. alike or 0. different
     "List the pairs i < j of a support that say something; raises `DataError` if there is none."
     if not ((labels == 0) | (labels == 1)).all():
-        raise DataError("Support labels must be 0 or 1: a blank or uncertain X-ray cannot be support.")
+        raise DataError(
+            "Support labels must be 0 or 1: a blank or uncertain X-ray cannot be support."
+        )
     i, j = torch.triu_indices(len(labels), len(labels), 1, device=labels.device)
     useful = (labels[i] == 1) | (labels[j] == 1) | negatives_alike
-    if not useful.any(): raise DataError("The support holds no pair to learn from: it needs a positive X-ray and a second one.")
+    if not useful.any():
+        raise DataError(
+            "The support holds no pair to learn from: it needs a positive X-ray and a second one."
+        )
     i, j = i[useful], j[useful]
     return i, j, (labels[i] == labels[j]).float()
 
 # %% ../nbs/40_losses.ipynb #1981d753
 def pair_loss(
-    embeddings: Tensor,              # (S, D) embeddings of the support
-    labels: Tensor,                  # (S,) 1 with the finding, 0 without
-    scale: Tensor | float = 10.,     # a of the pair logit `a s + b`
-    bias: Tensor | float = 0.,       # b of the pair logit
-    negatives_alike: bool = False,   # see `support_pairs`
-) -> Tensor:                         # scalar
+    embeddings: Tensor,             # (S, D) embeddings of the support
+    labels: Tensor,                 # (S,) 1 with the finding, 0 without
+    scale: Tensor | float = 10.0,   # a of the pair logit `a s + b`
+    bias: Tensor | float = 0.0,     # b of the pair logit
+    negatives_alike: bool = False,  # see `support_pairs`
+) -> Tensor:  # scalar
     "Average the cross-entropy of the pair logits over each kind of pair, then over the kinds present: the inner loss of a task."
-    if len(embeddings) != len(labels): raise DataError(f"{len(embeddings)} support embeddings came with {len(labels)} labels.")
+    if len(embeddings) != len(labels):
+        raise DataError(f"{len(embeddings)} support embeddings came with {len(labels)} labels.")
     i, j, y = support_pairs(labels.to(embeddings.device), negatives_alike)
     logits = scale * cosine_similarity(embeddings)[i, j] + bias
     losses = F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction='none')
@@ -87,11 +105,12 @@ def query_scores(
     query: Tensor,                # (Q, D) embeddings of the queries
     support: Tensor,              # (S, D) embeddings of the support
     labels: Tensor,               # (S,) support labels: 1 with the finding, 0 without
-    scale: Tensor | float = 1.,   # a; 1 gives the plain prototype score, in [-2, 2]
-    bias: Tensor | float = 0.,    # added to every score
-) -> Tensor:                      # (Q,) logits of having the finding
+    scale: Tensor | float = 1.0,  # a; 1 gives the plain prototype score, in [-2, 2]
+    bias: Tensor | float = 0.0,   # added to every score
+) -> Tensor:  # (Q,) logits of having the finding
     "Score each query by its mean similarity to the positives minus that to the negatives; raises `DataError`."
-    if len(support) != len(labels): raise DataError(f"{len(support)} support embeddings came with {len(labels)} labels.")
+    if len(support) != len(labels):
+        raise DataError(f"{len(support)} support embeddings came with {len(labels)} labels.")
     similarity = cosine_similarity(query, support)
     positive = labels.to(similarity)
     if not ((positive == 0) | (positive == 1)).all() or not 0 < positive.sum() < len(positive):
@@ -105,10 +124,11 @@ def query_loss(
     query_labels: Tensor,         # (Q,) 1 with the finding, 0 without
     support: Tensor,              # (S, D) embeddings of the support
     support_labels: Tensor,       # (S,) 1 with the finding, 0 without
-    scale: Tensor | float = 1.,   # a of `query_scores`
-    bias: Tensor | float = 0.,    # added to every score
-) -> Tensor:                      # scalar
+    scale: Tensor | float = 1.0,  # a of `query_scores`
+    bias: Tensor | float = 0.0,   # added to every score
+) -> Tensor:  # scalar
     "Average the cross-entropy of the query scores: the outer loss of a task."
-    if len(query) != len(query_labels): raise DataError(f"{len(query)} query embeddings came with {len(query_labels)} labels.")
+    if len(query) != len(query_labels):
+        raise DataError(f"{len(query)} query embeddings came with {len(query_labels)} labels.")
     scores = query_scores(query, support, support_labels, scale, bias)
     return F.binary_cross_entropy_with_logits(scores, query_labels.to(scores))

@@ -26,21 +26,27 @@ class AdaptationError(ValueError):
 # %% ../nbs/60_maml.ipynb #4780bf21
 class _Door(nn.Module):
     "Run any function of `model` inside one forward, so that whoever replaces the weights of this door replaces them there too."
-    def __init__(self, model:nn.Module):
+
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-    def forward(self, fn:Callable): return fn(self.model)
+
+    def forward(self, fn: Callable):
+        return fn(self.model)
 
 # %% ../nbs/60_maml.ipynb #4777431a
 class Call:
     "The model at other weights: call it, call its methods, read its parameters and properties; nothing is written into the model."
-    def __init__(self,
-                 run:Callable): # `run(fn)` returns `fn(model)` computed at the other weights
+
+    def __init__(
+        self, run: Callable
+    ):  # `run(fn)` returns `fn(model)` computed at the other weights
         self._run = run
 
-    def __call__(self, *args, **kw): return self._run(lambda m: m(*args, **kw))
+    def __call__(self, *args, **kw):
+        return self._run(lambda m: m(*args, **kw))
 
-    def __getattr__(self, name:str):
+    def __getattr__(self, name: str):
         if name == '_run' or name.startswith('__'): raise AttributeError(name)
         value = self._run(lambda m: getattr(m, name))
         if not callable(value): return value
@@ -49,16 +55,19 @@ class Call:
 # %% ../nbs/60_maml.ipynb #c0a3b0a4
 class FastWeights(dict):
     "Adapted weights by name, with the model's buffers after the adaptation and the support loss before each step."
-    def __init__(self,
-                 weights:dict,            # name -> tensor, only the parameters that adapt
-                 buffers:dict|None=None,  # name -> tensor: copies made for this task
-                 losses:Sequence=(),      # support loss before each inner step
-                 velocity:dict|None=None):# name -> tensor: what an inner optimizer with momentum remembers
+
+    def __init__(
+        self,
+        weights: dict,                # name -> tensor, only the parameters that adapt
+        buffers: dict | None = None,  # name -> tensor: copies made for this task
+        losses: Sequence = (),        # support loss before each inner step
+        velocity: dict | None = None,
+    ):  # name -> tensor: what an inner optimizer with momentum remembers
         super().__init__(weights)
         self.buffers, self.losses, self.velocity = buffers, list(losses), velocity or {}
 
 # %% ../nbs/60_maml.ipynb #8a0bb2bb
-def _places(model:nn.Module) -> dict[str, list[str]]:
+def _places(model: nn.Module) -> dict[str, list[str]]:
     "Where each parameter and buffer lives: its name -> the names of all places that share it (one, unless weights are tied)."
     first, places = {}, {}
     for prefix, m in model.named_modules():
@@ -68,149 +77,224 @@ def _places(model:nn.Module) -> dict[str, list[str]]:
             places.setdefault(first.setdefault(id(t), name), []).append(name)
     return places
 
-def _nearest(name:str, known:Iterable[str]) -> str:
+def _nearest(name: str, known: Iterable[str]) -> str:
     "End a sentence about an unknown name: the nearest known one, or some that exist."
     known = list(known)
     near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known[:8])}{', ...' if len(known) > 8 else '.'}"
+    return (
+        f"did you mean {near[0]!r}?"
+        if near
+        else f"there are {', '.join(known[:8])}{', ...' if len(known) > 8 else '.'}"
+    )
 
 # %% ../nbs/60_maml.ipynb #684560c8
-def use(model:nn.Module, # any module: it is not changed
-        fast:dict,       # name -> tensor, e.g. from `adapt`; names that are absent keep the model's own weights
-       ) -> Call:
+def use(
+    model: nn.Module,  # any module: it is not changed
+    fast: dict,  # name -> tensor, e.g. from `adapt`; names that are absent keep the model's own weights
+) -> Call:
     "The callable of `model` at the weights `fast`. Raises AdaptationError for names the model does not have."
     door, places, buffers = _Door(model), _places(model), getattr(fast, 'buffers', None)
-    if buffers is None: buffers = {n: b.clone() for n, b in model.named_buffers()}
+    if buffers is None:
+        buffers = {n: b.clone() for n, b in model.named_buffers()}
     for n in fast:
-        if n not in places: raise AdaptationError(f"The model has no parameter {n!r}: {_nearest(n, places)}")
+        if n not in places:
+            raise AdaptationError(f"The model has no parameter {n!r}: {_nearest(n, places)}")
     weights = {f'model.{place}': t for n, t in {**buffers, **fast}.items() for place in places[n]}
     return Call(lambda fn: functional_call(door, weights, (fn,), tie_weights=False))
 
 # %% ../nbs/60_maml.ipynb #550f7627
-def adapted_names(model:nn.Module,                # any module
-                  params:Iterable[str]|None=None, # names as in `model.named_parameters()`; None = all that require grad
-                 ) -> list[str]:
+def adapted_names(
+    model: nn.Module,  # any module
+    params: Iterable[str]
+    | None = None,  # names as in `model.named_parameters()`; None = all that require grad
+) -> list[str]:
     "Names of the parameters that adapt, in the model's order. Raises AdaptationError for unknown or frozen names."
     free = _trainable(model)
     if params is not None:
         first = {id(p): n for n, p in model.named_parameters()}
         every = dict(model.named_parameters(remove_duplicate=False))
         chosen = set()
-        for n in ([params] if isinstance(params, str) else params):
-            if n not in every: raise AdaptationError(f"The model has no parameter {n!r}: {_nearest(n, every)}")
+        for n in [params] if isinstance(params, str) else params:
+            if n not in every:
+                raise AdaptationError(f"The model has no parameter {n!r}: {_nearest(n, every)}")
             if not every[n].requires_grad:
-                raise AdaptationError(f"Parameter {n!r} is frozen (requires_grad=False) and cannot adapt: leave it out.")
+                raise AdaptationError(
+                    f"Parameter {n!r} is frozen (requires_grad=False) and cannot adapt: leave it out."
+                )
             chosen.add(first[id(every[n])])
         free = [n for n in free if n in chosen]
-    if not free: raise AdaptationError("No parameter adapts: all are frozen, or `params` is empty.")
+    if not free:
+        raise AdaptationError("No parameter adapts: all are frozen, or `params` is empty.")
     return list(free)
 
-def _trainable(model:nn.Module) -> dict[str, nn.Parameter]:
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     "Parameters that require grad, by name."
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 # %% ../nbs/60_maml.ipynb #3de56142
-def _rates(lr:float|dict, names:list[str], steps:int) -> list[dict]:
+def _rates(lr: float | dict, names: list[str], steps: int) -> list[dict]:
     "The inner rates of every step: name -> rate, for each parameter that adapts."
     lr = lr.table() if hasattr(lr, 'table') else lr
-    if not isinstance(lr, dict): return [dict.fromkeys(names, lr)]*steps
+    if not isinstance(lr, dict): return [dict.fromkeys(names, lr)] * steps
     for n in names:
-        if n not in lr: raise AdaptationError(f"The inner learning rates name none for parameter {n!r}: give one for each that adapts.")
+        if n not in lr:
+            raise AdaptationError(
+                f"The inner learning rates name none for parameter {n!r}: give one for each that adapts."
+            )
         if isinstance(lr[n], (list, tuple)) and len(lr[n]) < steps:
-            raise AdaptationError(f"Parameter {n!r} has {len(lr[n])} inner learning rates for {steps} steps: give one a step.")
-    return [{n: lr[n][k] if isinstance(lr[n], (list, tuple)) else lr[n] for n in names} for k in range(steps)]
+            raise AdaptationError(
+                f"Parameter {n!r} has {len(lr[n])} inner learning rates for {steps} steps: give one a step."
+            )
+    return [
+        {n: lr[n][k] if isinstance(lr[n], (list, tuple)) else lr[n] for n in names}
+        for k in range(steps)
+    ]
 
-def _steps(steps:int) -> int:
-    if not isinstance(steps, int) or steps < 0: raise AdaptationError(f"steps must be a whole number from 0 up, not {steps!r}.")
+def _steps(steps: int) -> int:
+    if not isinstance(steps, int) or steps < 0:
+        raise AdaptationError(f"steps must be a whole number from 0 up, not {steps!r}.")
     return steps
 
-def _scalar(loss, which:str) -> Tensor:
+def _scalar(loss, which: str) -> Tensor:
     "Refuse a loss that is no single number or has lost its graph."
     if not isinstance(loss, Tensor) or loss.dim():
-        got = f'a tensor of shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else f'{type(loss).__name__}'
-        raise AdaptationError(f"The {which} loss must be one number (a tensor without dimensions), not {got}.")
+        got = (
+            f'a tensor of shape {tuple(loss.shape)}'
+            if isinstance(loss, Tensor)
+            else f'{type(loss).__name__}'
+        )
+        raise AdaptationError(
+            f"The {which} loss must be one number (a tensor without dimensions), not {got}."
+        )
     if not loss.requires_grad:
-        raise AdaptationError(f"The {which} loss does not depend on the weights: compute it from the `call` it is given.")
+        raise AdaptationError(
+            f"The {which} loss does not depend on the weights: compute it from the `call` it is given."
+        )
     return loss
 
 # %% ../nbs/60_maml.ipynb #2ccabc45
-OPTIMIZERS = dict(sgd=0., momentum=0.9)
+OPTIMIZERS = dict(sgd=0.0, momentum=0.9)
 
-def _momentum(optimizer:str) -> float:
+def _momentum(optimizer: str) -> float:
     "The momentum of an inner optimizer. Raises AdaptationError for one that has no differentiable form here."
     if optimizer in OPTIMIZERS: return OPTIMIZERS[optimizer]
-    name = optimizer if isinstance(optimizer, str) else getattr(optimizer, '__name__', type(optimizer).__name__)
-    why = " (it divides by a root, which has no slope where a gradient is exactly 0)" if 'ada' in name.lower() or 'rms' in name.lower() else ""
-    raise AdaptationError(f"The inner optimizer {name!r} has no differentiable form here{why}: choose one of {', '.join(OPTIMIZERS)}.")
+    name = (
+        optimizer
+        if isinstance(optimizer, str)
+        else getattr(optimizer, '__name__', type(optimizer).__name__)
+    )
+    why = (
+        " (it divides by a root, which has no slope where a gradient is exactly 0)"
+        if 'ada' in name.lower() or 'rms' in name.lower()
+        else ""
+    )
+    raise AdaptationError(
+        f"The inner optimizer {name!r} has no differentiable form here{why}: choose one of {', '.join(OPTIMIZERS)}."
+    )
 
 # %% ../nbs/60_maml.ipynb #f321960b
-def _twice(loss:Tensor):
+def _twice(loss: Tensor):
     "Walk the graph of a loss and refuse an operation that declares itself `once_differentiable`: autograd notices only some of them."
     seen, todo = set(), [loss.grad_fn]
     while todo:
         node = todo.pop()
         if node is None or node in seen: continue
-        seen.add(node); todo += [n for n, _ in node.next_functions]
+        seen.add(node)
+        todo += [n for n, _ in node.next_functions]
         made_by = getattr(node, '_forward_cls', None)
         if made_by and getattr(made_by.backward, '__wrapped__', None):
-            raise AdaptationError(f"The model has no second derivative in the operation {made_by.__name__} (it is once_differentiable): choose algorithm 'fomaml' or 'reptile', which need none.")
+            raise AdaptationError(
+                f"The model has no second derivative in the operation {made_by.__name__} (it is once_differentiable): choose algorithm 'fomaml' or 'reptile', which need none."
+            )
 
 # %% ../nbs/60_maml.ipynb #6af68122
-def inner_step(model:nn.Module,       # any module
-               support_loss:Callable, # of a call
-               fast:FastWeights,      # where the step begins
-               rates:dict,            # name -> inner rate
-               momentum:float=0.,     # share of the last move that is kept
-               graph:bool=True,       # keep the graph of the step, so that it can be differentiated
-              ) -> FastWeights:
+def inner_step(
+    model: nn.Module,        # any module
+    support_loss: Callable,  # of a call
+    fast: FastWeights,       # where the step begins
+    rates: dict,             # name -> inner rate
+    momentum: float = 0.0,   # share of the last move that is kept
+    graph: bool = True,      # keep the graph of the step, so that it can be differentiated
+) -> FastWeights:
     "One step of gradient descent on the support loss, from `fast`."
     loss = _scalar(support_loss(use(model, fast)), 'support')
-    if graph and not fast.losses: _twice(loss)
+    if graph and not fast.losses:
+        _twice(loss)
     grads = torch.autograd.grad(loss, list(fast.values()), create_graph=graph, allow_unused=True)
     if all(g is None for g in grads):
-        raise AdaptationError("The support loss does not depend on the weights that adapt: compute it from the `call` it is given.")
+        raise AdaptationError(
+            "The support loss does not depend on the weights that adapt: compute it from the `call` it is given."
+        )
     moves = {n: g for n, g in zip(fast, grads) if g is not None}
-    if momentum: moves = {n: g + momentum*fast.velocity[n] if n in fast.velocity else g for n, g in moves.items()}
-    weights = {n: w - rates[n]*moves[n] if n in moves else w for n, w in fast.items()}
-    return FastWeights(weights, fast.buffers, [*fast.losses, loss.detach()], {**fast.velocity, **moves} if momentum else {})
+    if momentum:
+        moves = {
+            n: g + momentum * fast.velocity[n] if n in fast.velocity else g
+            for n, g in moves.items()
+        }
+    weights = {n: w - rates[n] * moves[n] if n in moves else w for n, w in fast.items()}
+    return FastWeights(
+        weights,
+        fast.buffers,
+        [*fast.losses, loss.detach()],
+        {**fast.velocity, **moves} if momentum else {},
+    )
 
-def _start(model:nn.Module, names:list[str]) -> FastWeights:
+def _start(model: nn.Module, names: list[str]) -> FastWeights:
     "Views of the weights that adapt, and copies of the buffers: where the inner loop begins."
     own = dict(model.named_parameters())
-    return FastWeights({n: own[n].view_as(own[n]) for n in names}, {n: b.clone() for n, b in model.named_buffers()})
+    return FastWeights(
+        {n: own[n].view_as(own[n]) for n in names}, {n: b.clone() for n, b in model.named_buffers()}
+    )
 
 # %% ../nbs/60_maml.ipynb #edf75c9c
-def _finite_losses(losses:Sequence[Tensor]) -> list[float]:
+def _finite_losses(losses: Sequence[Tensor]) -> list[float]:
     "The support losses as numbers. Raises AdaptationError at the first inner step whose loss is not finite."
     numbers = torch.stack([*losses]).tolist() if losses else []
     for i, x in enumerate(numbers, 1):
         if abs(x) < float('inf'): continue
-        why = "look at the images and labels of this task" if i == 1 else "the steps before it were too long, lower the inner learning rate"
-        raise AdaptationError(f"The support loss is {x} at inner step {i} of {len(numbers)}: {why}.")
+        why = (
+            "look at the images and labels of this task"
+            if i == 1
+            else "the steps before it were too long, lower the inner learning rate"
+        )
+        raise AdaptationError(
+            f"The support loss is {x} at inner step {i} of {len(numbers)}: {why}."
+        )
     return numbers
 
-def _finite(tensors:dict, steps:int):
+def _finite(tensors: dict, steps: int):
     "Raise AdaptationError at the first of the named tensors that is not finite."
     ok = torch.stack([t.detach().isfinite().all() for t in tensors.values()]).tolist()
     for name, good in zip(tensors, ok):
-        if not good: raise AdaptationError(f"The {name} is not finite after {steps} inner steps: lower the inner learning rate, "
-                                           "or look for a root or a logarithm at 0 in the loss.")
+        if not good:
+            raise AdaptationError(
+                f"The {name} is not finite after {steps} inner steps: lower the inner learning rate, "
+                "or look for a root or a logarithm at 0 in the loss."
+            )
 
 # %% ../nbs/60_maml.ipynb #58ff26fb
-def adapt(model:nn.Module,                # any module: it is not changed
-          loss_fn:Callable,               # `loss_fn(call) -> scalar`; `call` is the model at the current fast weights
-          steps:int=5,                    # gradient steps
-          lr:float|dict=0.01,             # inner learning rate, or name -> tensor, or name -> one a step
-          params:Iterable[str]|None=None, # names of the parameters that adapt; None = all that require grad
-          first_order:bool=False,         # treat the inner gradients as constants: no graph of them is kept
-          optimizer:str='sgd',            # a name in `OPTIMIZERS`
-         ) -> FastWeights:
+def adapt(
+    model: nn.Module,  # any module: it is not changed
+    loss_fn: Callable,  # `loss_fn(call) -> scalar`; `call` is the model at the current fast weights
+    steps: int = 5,  # gradient steps
+    lr: float | dict = 0.01,  # inner learning rate, or name -> tensor, or name -> one a step
+    params: Iterable[str]
+    | None = None,              # names of the parameters that adapt; None = all that require grad
+    first_order: bool = False,  # treat the inner gradients as constants: no graph of them is kept
+    optimizer: str = 'sgd',     # a name in `OPTIMIZERS`
+) -> FastWeights:
     "Weights after `steps` gradient steps on `loss_fn` (Finn 2017, equation 1). Raises AdaptationError, e.g. when a step gives NaN."
-    names, graph, momentum = adapted_names(model, params), torch.is_grad_enabled(), _momentum(optimizer)
+    names, graph, momentum = (
+        adapted_names(model, params),
+        torch.is_grad_enabled(),
+        _momentum(optimizer),
+    )
     with torch.enable_grad():
         fast = _start(model, names)
-        for rates in _rates(lr, names, _steps(steps)): fast = inner_step(model, loss_fn, fast, rates, momentum, graph and not first_order)
-    if not graph: fast.update({n: w.detach() for n, w in fast.items()})
+        for rates in _rates(lr, names, _steps(steps)):
+            fast = inner_step(model, loss_fn, fast, rates, momentum, graph and not first_order)
+    if not graph:
+        fast.update({n: w.detach() for n, w in fast.items()})
     fast.losses = _finite_losses(fast.losses)
     _finite({f'fast weight {n!r}': w for n, w in fast.items()}, steps)
     return fast
@@ -218,12 +302,15 @@ def adapt(model:nn.Module,                # any module: it is not changed
 # %% ../nbs/60_maml.ipynb #47f7d55d
 class MetaGradient(NamedTuple):
     "What one task says to the outer loop."
-    query_loss:float     # query loss at the fast weights (with `multi_step`: the weighted sum over the steps)
-    grads:dict           # name -> gradient, one for every trainable parameter of the model
-    fast:FastWeights     # fast weights, detached
-    support_losses:list  # support loss before each inner step
-    rate_grads:list=[]   # pairs (inner rate, its gradient), for the rates that require one
-    engine:str=''        # who computed it
+
+    query_loss: (
+        float  # query loss at the fast weights (with `multi_step`: the weighted sum over the steps)
+    )
+    grads: dict            # name -> gradient, one for every trainable parameter of the model
+    fast: FastWeights      # fast weights, detached
+    support_losses: list   # support loss before each inner step
+    rate_grads: list = []  # pairs (inner rate, its gradient), for the rates that require one
+    engine: str = ''       # who computed it
 
 # %% ../nbs/60_maml.ipynb #634e0d6a
 class Plan(NamedTuple):
@@ -251,58 +338,94 @@ class Outcome(NamedTuple):
     engine:str=''    # who answered, if the engine left it to another one
 
 # %% ../nbs/60_maml.ipynb #ff75a1c1
-def loop_engine(model:nn.Module,         # any module
-                plan:Plan,               # the task
-                watch:Callable|None=None,# called after the first inner step, see the chapter on engines
-               ) -> Outcome:
+def loop_engine(
+    model: nn.Module,               # any module
+    plan: Plan,                     # the task
+    watch: Callable | None = None,  # called after the first inner step, see the chapter on engines
+) -> Outcome:
     "The inner loop written out over `torch.func.functional_call`; autograd walks back through it."
-    fast, total = _start(model, plan.names), 0.
+    fast, total = _start(model, plan.names), 0.0
     for k, weight in enumerate(plan.weights):
-        if k: fast = inner_step(model, plan.support, fast, plan.rates[k-1], plan.momentum, not plan.first_order)
-        if k == 1 and watch: watch()
-        if weight: total = total + weight*plan.query(use(model, fast))
+        if k:
+            fast = inner_step(
+                model, plan.support, fast, plan.rates[k - 1], plan.momentum, not plan.first_order
+            )
+        if k == 1 and watch:
+            watch()
+        if weight:
+            total = total + weight * plan.query(use(model, fast))
     return _walk_back(model, plan, total, fast)
 
-def _walk_back(model:nn.Module, plan:Plan, total:Tensor, fast:FastWeights) -> Outcome:
+def _walk_back(model: nn.Module, plan: Plan, total: Tensor, fast: FastWeights) -> Outcome:
     "Let autograd walk from the outer objective to every trainable parameter and every input."
-    own = _trainable(model); ends = list(fast.values())
+    own = _trainable(model)
+    ends = list(fast.values())
     grads = torch.autograd.grad(total, [*own.values(), *plan.inputs, *ends], allow_unused=True)
-    _reached(grads[-len(ends):])
-    return Outcome(total.detach(), dict(zip(own, grads)), list(grads[len(own):-len(ends)]), fast)
+    _reached(grads[-len(ends) :])
+    return Outcome(total.detach(), dict(zip(own, grads)), list(grads[len(own) : -len(ends)]), fast)
 
-def _reached(grads:Sequence):
+def _reached(grads: Sequence):
     "Refuse a query loss that the fast weights cannot reach."
-    if all(g is None for g in grads): raise AdaptationError("The query loss does not depend on the adapted weights: compute it from the `call` it is given.")
+    if all(g is None for g in grads):
+        raise AdaptationError(
+            "The query loss does not depend on the adapted weights: compute it from the `call` it is given."
+        )
 
 # %% ../nbs/60_maml.ipynb #a25f48b0
-def higher_engine(model:nn.Module, plan:Plan) -> Outcome:
+def higher_engine(model: nn.Module, plan: Plan) -> Outcome:
     "The same by the library `higher` (Grefenstette 2019): the reference."
-    import higher # only here, so that nothing else needs it
-    if plan.first_order and any(isinstance(r, Tensor) and r.requires_grad for row in plan.rates for r in row.values()):
-        raise AdaptationError("Engine 'higher' cuts the graph at every step in first order, so it cannot teach inner rates: choose engine 'loop'.")
+    import higher  # only here, so that nothing else needs it
+
+    if plan.first_order and any(
+        isinstance(r, Tensor) and r.requires_grad for row in plan.rates for r in row.values()
+    ):
+        raise AdaptationError(
+            "Engine 'higher' cuts the graph at every step in first order, so it cannot teach inner rates: choose engine 'loop'."
+        )
     for n, m in model.named_modules():
-        if 'forward' in vars(m): raise AdaptationError(f"Engine 'higher' cannot see the replaced forward of {n!r} and would run it at the model's own weights: choose another engine.")
-    door, own, total = _Door(model), dict(model.named_parameters()), 0.
-    sgd = torch.optim.SGD([dict(params=[own[n]]) for n in plan.names], lr=1.0, momentum=plan.momentum)
-    with higher.innerloop_ctx(door, sgd, copy_initial_weights=False, track_higher_grads=not plan.first_order) as (fast_door, sgd):
+        if 'forward' in vars(m):
+            raise AdaptationError(
+                f"Engine 'higher' cannot see the replaced forward of {n!r} and would run it at the model's own weights: choose another engine."
+            )
+    door, own, total = _Door(model), dict(model.named_parameters()), 0.0
+    sgd = torch.optim.SGD(
+        [dict(params=[own[n]]) for n in plan.names], lr=1.0, momentum=plan.momentum
+    )
+    with higher.innerloop_ctx(
+        door, sgd, copy_initial_weights=False, track_higher_grads=not plan.first_order
+    ) as (fast_door, sgd):
         call, losses = Call(fast_door), []
         for k, weight in enumerate(plan.weights):
-            if k: _higher_step(sgd, fast_door, plan, k, losses, call)
-            if weight: total = total + weight*plan.query(call)
+            if k:
+                _higher_step(sgd, fast_door, plan, k, losses, call)
+            if weight:
+                total = total + weight * plan.query(call)
         now = dict(zip(own, fast_door.fast_params))
         at = {n: now[n] if plan.first_order else p for n, p in _trainable(model).items()}
-        grads = torch.autograd.grad(total, [*at.values(), *plan.inputs, *(ends := [now[n] for n in plan.names])], allow_unused=True)
+        grads = torch.autograd.grad(
+            total,
+            [*at.values(), *plan.inputs, *(ends := [now[n] for n in plan.names])],
+            allow_unused=True,
+        )
         buffers = {n.removeprefix('model.'): b for n, b in fast_door.named_buffers()}
-    _reached(grads[-len(ends):])
-    return Outcome(total.detach(), dict(zip(at, grads)), list(grads[len(at):-len(ends)]), FastWeights({n: now[n] for n in plan.names}, buffers, losses))
+    _reached(grads[-len(ends) :])
+    return Outcome(
+        total.detach(),
+        dict(zip(at, grads)),
+        list(grads[len(at) : -len(ends)]),
+        FastWeights({n: now[n] for n in plan.names}, buffers, losses),
+    )
 
-def _higher_step(sgd, fast_door, plan:Plan, k:int, losses:list, call:Call):
+def _higher_step(sgd, fast_door, plan: Plan, k: int, losses: list, call: Call):
     "One inner step of `higher`; its loss is added to `losses`."
     loss, before = _scalar(plan.support(call), 'support'), list(fast_door.fast_params)
-    if k == 1 and not plan.first_order: _twice(loss)
-    sgd.step(loss, override=dict(lr=list(plan.rates[k-1].values())))
+    if k == 1 and not plan.first_order:
+        _twice(loss)
+    sgd.step(loss, override=dict(lr=list(plan.rates[k - 1].values())))
     if all(a is b for a, b in zip(before, fast_door.fast_params)):
-        raise AdaptationError("The support loss does not depend on the weights that adapt: compute it from the `call` it is given.")
+        raise AdaptationError(
+            "The support loss does not depend on the weights that adapt: compute it from the `call` it is given."
+        )
     losses.append(loss.detach())
 
 # %% ../nbs/60_maml.ipynb #fa1207ae
@@ -310,126 +433,226 @@ ENGINES = dict(loop=loop_engine, higher=higher_engine)
 ALGORITHMS = ('maml', 'fomaml', 'anil', 'reptile')
 
 # %% ../nbs/60_maml.ipynb #aa14de35
-def _weights(multi_step:Sequence[float]|None, steps:int) -> list[float]:
+def _weights(multi_step: Sequence[float] | None, steps: int) -> list[float]:
     "Weight of the query loss before any step, after the first, ..., after the last."
-    if multi_step is None: return [0.]*steps + [1.]
+    if multi_step is None: return [0.0] * steps + [1.0]
     if len(multi_step) != steps or not any(multi_step):
-        raise AdaptationError(f"multi_step must be {steps} weights, one for the query loss after each step, not all 0; it is {list(multi_step)}.")
-    return [0., *map(float, multi_step)]
+        raise AdaptationError(
+            f"multi_step must be {steps} weights, one for the query loss after each step, not all 0; it is {list(multi_step)}."
+        )
+    return [0.0, *map(float, multi_step)]
 
-def make_plan(model, support_loss, query_loss, steps=5, lr=0.01, params=None, algorithm='maml', given=(), multi_step=None, optimizer='sgd', budget=4e9) -> tuple[Plan, list]:
+def make_plan(
+    model,
+    support_loss,
+    query_loss,
+    steps=5,
+    lr=0.01,
+    params=None,
+    algorithm='maml',
+    given=(),
+    multi_step=None,
+    optimizer='sgd',
+    budget=4e9,
+) -> tuple[Plan, list]:
     "Check what `meta_gradient` was told, and turn rates and given tensors into leaves that can be differentiated."
-    if algorithm not in ALGORITHMS: raise AdaptationError(f"There is no algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}.")
-    if algorithm == 'anil' and params is None: raise AdaptationError("'anil' adapts the head only: name the head's parameters in `params`.")
+    if algorithm not in ALGORITHMS:
+        raise AdaptationError(
+            f"There is no algorithm {algorithm!r}: choose one of {', '.join(ALGORITHMS)}."
+        )
+    if algorithm == 'anil' and params is None:
+        raise AdaptationError(
+            "'anil' adapts the head only: name the head's parameters in `params`."
+        )
     names, wants = adapted_names(model, params), lambda t: isinstance(t, Tensor) and t.requires_grad
     rates, weights = _rates(lr, names, _steps(steps)), _weights(multi_step, steps)
     learned = list({id(r): r for row in rates for r in row.values() if wants(r)}.values())
     leaf = {id(t): t.detach().requires_grad_() for t in [*learned, *filter(wants, given)]}
     rates = [{n: leaf.get(id(r), r) for n, r in row.items()} for row in rates]
     given = tuple(leaf.get(id(t), t) for t in given)
-    return Plan(support_loss, query_loss, names, rates, weights, _momentum(optimizer), algorithm == 'fomaml', given, list(leaf.values()), budget), learned
+    return Plan(
+        support_loss,
+        query_loss,
+        names,
+        rates,
+        weights,
+        _momentum(optimizer),
+        algorithm == 'fomaml',
+        given,
+        list(leaf.values()),
+        budget,
+    ), learned
 
 # %% ../nbs/60_maml.ipynb #41fccf9a
-_SAID = {('once_differentiable', 'double backward', 'derivative for', 'not implemented'):
-            "The model has no second derivative in one of its operations ({}): choose algorithm 'fomaml' or 'reptile', which need none, or replace the operation.",
-         ('graph a second time',): "A loss uses tensors that were computed from the weights outside of it, and this engine cannot walk through them "
-            "more than once ({}): hand them to the losses by `given`."}
+_SAID = {
+    (
+        'once_differentiable',
+        'double backward',
+        'derivative for',
+        'not implemented',
+    ): "The model has no second derivative in one of its operations ({}): choose algorithm 'fomaml' or 'reptile', which need none, or replace the operation.",
+    (
+        'graph a second time',
+    ): "A loss uses tensors that were computed from the weights outside of it, and this engine cannot walk through them "
+    "more than once ({}): hand them to the losses by `given`.",
+}
 
 @contextmanager
 def _in_a_sentence():
     "Turn what autograd says about second derivatives into a sentence."
-    try: yield
+    try:
+        yield
     except (RuntimeError, NotImplementedError) as error:
         for words, sentence in _SAID.items():
-            if any(w in str(error) for w in words): raise AdaptationError(sentence.format(str(error).split('. ')[0].splitlines()[0])) from error
+            if any(w in str(error) for w in words):
+                raise AdaptationError(
+                    sentence.format(str(error).split('. ')[0].splitlines()[0])
+                ) from error
         raise
 
-def _engine(name:str) -> Callable:
+def _engine(name: str) -> Callable:
     "Look an engine up; those of the chapter `engines` are fetched when they are first asked for."
     beside = __name__.rpartition('.')[0]
-    if name not in ENGINES and beside and find_spec(f'{beside}.engines'): import_module(f'{beside}.engines')
-    if name not in ENGINES: raise AdaptationError(f"There is no engine {name!r}: choose one of {', '.join(ENGINES)}.")
+    if name not in ENGINES and beside and find_spec(f'{beside}.engines'):
+        import_module(f'{beside}.engines')
+    if name not in ENGINES:
+        raise AdaptationError(f"There is no engine {name!r}: choose one of {', '.join(ENGINES)}.")
     return ENGINES[name]
 
 # %% ../nbs/60_maml.ipynb #8036b200
-def _reptile(model:nn.Module, plan:Plan) -> Outcome:
+def _reptile(model: nn.Module, plan: Plan) -> Outcome:
     "The way from the adapted weights back to where they began, in place of a gradient (Nichol 2018)."
-    if plan.inputs: raise AdaptationError("'reptile' differentiates nothing, so it can teach neither inner rates nor given tensors: choose another algorithm.")
+    if plan.inputs:
+        raise AdaptationError(
+            "'reptile' differentiates nothing, so it can teach neither inner rates nor given tensors: choose another algorithm."
+        )
     fast, own = _start(model, plan.names), dict(model.named_parameters())
-    for rates in plan.rates: fast = inner_step(model, plan.support, fast, rates, plan.momentum, graph=False)
-    with torch.no_grad(): total = plan.query_loss(use(model, fast), *plan.given)
-    return Outcome(total, {n: own[n].detach() - fast[n].detach() if n in fast else None for n in _trainable(model)}, [], fast)
+    for rates in plan.rates:
+        fast = inner_step(model, plan.support, fast, rates, plan.momentum, graph=False)
+    with torch.no_grad():
+        total = plan.query_loss(use(model, fast), *plan.given)
+    return Outcome(
+        total,
+        {n: own[n].detach() - fast[n].detach() if n in fast else None for n in _trainable(model)},
+        [],
+        fast,
+    )
 
 # %% ../nbs/60_maml.ipynb #4373201a
-def record(model:nn.Module,
-           out:Outcome,    # what the engine said
-           learned:list,   # the inner rates that want a gradient: the first of `out.inputs`
-           given:Sequence, # the tensors that were given: the gradients of those that want one are the rest
-           engine:str,     # its name
-          ) -> MetaGradient:
+def record(
+    model: nn.Module,
+    out: Outcome,  # what the engine said
+    learned: list,  # the inner rates that want a gradient: the first of `out.inputs`
+    given: Sequence,  # the tensors that were given: the gradients of those that want one are the rest
+    engine: str,  # its name
+) -> MetaGradient:
     "Check an outcome, and carry the gradients of the given tensors on to the weights that they were computed from."
     losses, own, steps = _finite_losses(out.fast.losses), _trainable(model), len(out.fast.losses)
-    grads = {n: torch.zeros_like(p) if out.grads[n] is None else out.grads[n].detach() for n, p in own.items()}
-    behind = [(t, g) for t, g in zip([t for t in given if isinstance(t, Tensor) and t.requires_grad], out.inputs[len(learned):]) if g is not None]
+    grads = {
+        n: torch.zeros_like(p) if out.grads[n] is None else out.grads[n].detach()
+        for n, p in own.items()
+    }
+    behind = [
+        (t, g)
+        for t, g in zip(
+            [t for t in given if isinstance(t, Tensor) and t.requires_grad],
+            out.inputs[len(learned) :],
+        )
+        if g is not None
+    ]
     if behind:
         tensors, theirs = zip(*behind)
-        for n, g in zip(own, torch.autograd.grad(tensors, list(own.values()), theirs, allow_unused=True)):
-            if g is not None: grads[n] = grads[n] + g
-    rates = [(t, torch.zeros_like(t) if g is None else g.detach()) for t, g in zip(learned, out.inputs)]
-    _finite({'query loss': out.loss, **{f'meta-gradient of {n!r}': g for n, g in grads.items()}}, steps)
+        for n, g in zip(
+            own, torch.autograd.grad(tensors, list(own.values()), theirs, allow_unused=True)
+        ):
+            if g is not None:
+                grads[n] = grads[n] + g
+    rates = [
+        (t, torch.zeros_like(t) if g is None else g.detach()) for t, g in zip(learned, out.inputs)
+    ]
+    _finite(
+        {'query loss': out.loss, **{f'meta-gradient of {n!r}': g for n, g in grads.items()}}, steps
+    )
     fast = FastWeights({n: w.detach() for n, w in out.fast.items()}, out.fast.buffers, losses)
     return MetaGradient(out.loss.item(), grads, fast, losses, rates, engine)
 
 # %% ../nbs/60_maml.ipynb #33581193
-def meta_gradient(model:nn.Module,                # any module: its weights, its buffers and `.grad` are left alone
-                  support_loss:Callable,          # `support_loss(call, *given) -> scalar`: what the inner loop descends
-                  query_loss:Callable,            # `query_loss(call, *given) -> scalar`: what the outer loop descends, at the fast weights
-                  steps:int=5,                    # inner steps
-                  lr:float|dict=0.01,             # inner learning rate, or name -> tensor, or name -> one a step; those that require grad get one
-                  params:Iterable[str]|None=None, # names of the parameters that adapt; None = all that require grad; 'anil' needs them
-                  algorithm:str='maml',           # 'maml', 'fomaml', 'anil' or 'reptile'
-                  engine:str='loop',              # 'loop', 'higher', 'reverse', 'checkpoint', 'vmap' or 'auto'
-                  given:Sequence=(),              # what both losses get after the call, e.g. features; gradients go on to where it came from
-                  multi_step:Sequence[float]|None=None, # weights of the query loss after each step; None = after the last alone
-                  optimizer:str='sgd',            # of the inner loop: 'sgd' or 'momentum'
-                  budget:float=4e9,               # bytes that the graph of a task may take before 'auto' takes 'reverse'
-                 ) -> MetaGradient:
+def meta_gradient(
+    model: nn.Module,  # any module: its weights, its buffers and `.grad` are left alone
+    support_loss: Callable,  # `support_loss(call, *given) -> scalar`: what the inner loop descends
+    query_loss: Callable,  # `query_loss(call, *given) -> scalar`: what the outer loop descends, at the fast weights
+    steps: int = 5,  # inner steps
+    lr: float
+    | dict = 0.01,  # inner learning rate, or name -> tensor, or name -> one a step; those that require grad get one
+    params: Iterable[str]
+    | None = None,  # names of the parameters that adapt; None = all that require grad; 'anil' needs them
+    algorithm: str = 'maml',  # 'maml', 'fomaml', 'anil' or 'reptile'
+    engine: str = 'loop',  # 'loop', 'higher', 'reverse', 'checkpoint', 'vmap' or 'auto'
+    given: Sequence = (),  # what both losses get after the call, e.g. features; gradients go on to where it came from
+    multi_step: Sequence[float]
+    | None = None,  # weights of the query loss after each step; None = after the last alone
+    optimizer: str = 'sgd',  # of the inner loop: 'sgd' or 'momentum'
+    budget: float = 4e9,  # bytes that the graph of a task may take before 'auto' takes 'reverse'
+) -> MetaGradient:
     "Gradient of the query loss after adaptation for every trainable parameter (Finn 2017, section 2.2). Raises AdaptationError."
-    plan, learned = make_plan(model, support_loss, query_loss, steps, lr, params, algorithm, given, multi_step, optimizer, budget)
+    plan, learned = make_plan(
+        model,
+        support_loss,
+        query_loss,
+        steps,
+        lr,
+        params,
+        algorithm,
+        given,
+        multi_step,
+        optimizer,
+        budget,
+    )
     run = _engine(engine)
-    if algorithm == 'reptile': run, engine = _reptile, 'reptile'
+    if algorithm == 'reptile':
+        run, engine = _reptile, 'reptile'
     with torch.enable_grad(), _in_a_sentence():
         out = run(model, plan)
         return record(model, out, learned, given, out.engine or engine)
 
 # %% ../nbs/60_maml.ipynb #76390853
-def accumulate(model:nn.Module,   # the module whose `.grad` is added to
-               grads:dict,        # name -> gradient, from `meta_gradient`
-               weight:float=1.0,  # e.g. 1 / tasks in the meta-batch
-               rate_grads:Sequence=()): # pairs (inner rate, gradient), from `meta_gradient`
+def accumulate(
+    model: nn.Module,     # the module whose `.grad` is added to
+    grads: dict,          # name -> gradient, from `meta_gradient`
+    weight: float = 1.0,  # e.g. 1 / tasks in the meta-batch
+    rate_grads: Sequence = (),
+):  # pairs (inner rate, gradient), from `meta_gradient`
     "Add `weight` times the gradients into `.grad`, as `backward` would."
     for n, p in _trainable(model).items():
         if n not in grads: continue
-        if p.grad is None: p.grad = grads[n]*weight
-        else: p.grad.add_(grads[n], alpha=weight)
-    if rate_grads: torch.autograd.backward([t for t, _ in rate_grads], [g*weight for _, g in rate_grads])
+        if p.grad is None:
+            p.grad = grads[n] * weight
+        else:
+            p.grad.add_(grads[n], alpha=weight)
+    if rate_grads:
+        torch.autograd.backward([t for t, _ in rate_grads], [g * weight for _, g in rate_grads])
 
 # %% ../nbs/60_maml.ipynb #cb9c94f2
-def _of_task(i:int, tasks:int, work:Callable):
+def _of_task(i: int, tasks: int, work: Callable):
     "Do the work of a task, and say which task it was if it fails."
-    try: return work()
-    except AdaptationError as error: raise AdaptationError(f"Task {i} of {tasks}: {error}") from error
+    try:
+        return work()
+    except AdaptationError as error:
+        raise AdaptationError(f"Task {i} of {tasks}: {error}") from error
 
-def meta_step(model:nn.Module,                  # any module; its weights move
-              optimizer:torch.optim.Optimizer,  # over the model's parameters, and over those of `lr` if rates are learned
-              tasks:Iterable,                   # pairs (support_loss, query_loss): the meta-batch; one task at a time is in memory
-              **kw,                             # steps, lr, params, algorithm, engine, ...: see `meta_gradient`
-             ) -> list[MetaGradient]:
+def meta_step(
+    model: nn.Module,  # any module; its weights move
+    optimizer: torch.optim.Optimizer,  # over the model's parameters, and over those of `lr` if rates are learned
+    tasks: Iterable,  # pairs (support_loss, query_loss): the meta-batch; one task at a time is in memory
+    **kw,  # steps, lr, params, algorithm, engine, ...: see `meta_gradient`
+) -> list[MetaGradient]:
     "Take one outer step on the mean query loss of `tasks` and return what each task said."
     tasks, said = list(tasks), []
     optimizer.zero_grad()
     for i, (support_loss, query_loss) in enumerate(tasks, 1):
-        said.append(_of_task(i, len(tasks), lambda: meta_gradient(model, support_loss, query_loss, **kw)))
-        accumulate(model, said[-1].grads, 1/len(tasks), said[-1].rate_grads)
+        said.append(
+            _of_task(i, len(tasks), lambda: meta_gradient(model, support_loss, query_loss, **kw))
+        )
+        accumulate(model, said[-1].grads, 1 / len(tasks), said[-1].rate_grads)
     optimizer.step()
     return said

@@ -24,27 +24,37 @@ def _binary(scores, labels, weights=None, both=True, what='this measure'):
     s, y = np.asarray(scores, float).ravel(), np.asarray(labels).ravel()
     w = np.ones(len(s)) if weights is None else np.asarray(weights, float).ravel()
     if not len(s) == len(y) == len(w):
-        raise DataError(f'{what} needs as many labels as scores: got {len(s)} scores, {len(y)} labels, {len(w)} weights')
-    if np.isnan(s).any(): raise DataError(f'{what} got {np.isnan(s).sum()} scores that are NaN: look for a diverged model first')
+        raise DataError(
+            f'{what} needs as many labels as scores: got {len(s)} scores, {len(y)} labels, {len(w)} weights'
+        )
+    if np.isnan(s).any():
+        raise DataError(
+            f'{what} got {np.isnan(s).sum()} scores that are NaN: look for a diverged model first'
+        )
     if not ((y == 0) | (y == 1)).all():
-        raise DataError(f'{what} needs labels of 0 and 1, got {np.unique(y)[:5].tolist()}: apply a label policy first')
+        raise DataError(
+            f'{what} needs labels of 0 and 1, got {np.unique(y)[:5].tolist()}: apply a label policy first'
+        )
     if (w < 0).any(): raise DataError(f'{what} needs weights of 0 or more')
     y = y.astype(bool)
     if both and not (w[y].sum() > 0 and w[~y].sum() > 0):
-        raise DataError(f'{what} needs both classes: got {int(y.sum())} positives and {int((~y).sum())} negatives of non-zero weight')
+        raise DataError(
+            f'{what} needs both classes: got {int(y.sum())} positives and {int((~y).sum())} negatives of non-zero weight'
+        )
     return s, y, w
 
 # %% ../nbs/55_metrics.ipynb #1718b9bd
-def auc(scores,        # (N,) any real score, higher = more likely positive
-        labels,        # (N,) 0 or 1
-        weights=None   # (N,) how often each image counts; default: once
-       ) -> float:
+def auc(
+    scores,        # (N,) any real score, higher = more likely positive
+    labels,        # (N,) 0 or 1
+    weights=None,  # (N,) how often each image counts; default: once
+) -> float:
     "Area under the ROC curve by ranks, ties counting one half (Hanley and McNeil 1982); raises `DataError` unless both classes are there."
     s, y, w = _binary(scores, labels, weights, what='auc')
     _, at = np.unique(s, return_inverse=True)
-    pos, neg = np.bincount(at, w*y), np.bincount(at, w*~y)
+    pos, neg = np.bincount(at, w * y), np.bincount(at, w * ~y)
     below = np.cumsum(neg) - neg
-    return float((pos*(below + neg/2)).sum()/(pos.sum()*neg.sum()))
+    return float((pos * (below + neg / 2)).sum() / (pos.sum() * neg.sum()))
 
 # %% ../nbs/55_metrics.ipynb #b62d3074
 def _steps(s, y, w):
@@ -72,17 +82,20 @@ def average_precision(scores, labels, weights=None) -> float:
     _, tp, fp = _steps(*_binary(scores, labels, weights, what='average_precision'))
     all_ = tp + fp
     precision = np.divide(tp, all_, out=np.zeros_like(tp), where=all_ > 0)
-    return float((np.diff(tp, prepend=0)*precision).sum()/tp[-1])
+    return float((np.diff(tp, prepend=0) * precision).sum() / tp[-1])
 
 # %% ../nbs/55_metrics.ipynb #84f7eccd
-def confusion_matrix(labels,      # (N,) truth, 0 or 1
-                     predictions  # (N,) 0 or 1
-                    ) -> np.ndarray:
+def confusion_matrix(
+    labels,       # (N,) truth, 0 or 1
+    predictions,  # (N,) 0 or 1
+) -> np.ndarray:
     "Counts (2, 2): rows are the truth, columns the prediction, 0 before 1."
     p, y, _ = _binary(predictions, labels, both=False, what='confusion_matrix')
     if not np.isin(p, (0, 1)).all():
-        raise DataError('confusion_matrix needs predictions of 0 and 1: compare the scores with a threshold first')
-    return np.bincount(2*y + p.astype(int), minlength=4).reshape(2, 2)
+        raise DataError(
+            'confusion_matrix needs predictions of 0 and 1: compare the scores with a threshold first'
+        )
+    return np.bincount(2 * y + p.astype(int), minlength=4).reshape(2, 2)
 
 # %% ../nbs/55_metrics.ipynb #83ac36c1
 def accuracy(labels, predictions) -> float:
@@ -97,52 +110,69 @@ def balanced_accuracy(labels, predictions) -> float:
     return float((np.diag(c)/c.sum(1)).mean())
 
 # %% ../nbs/55_metrics.ipynb #91187c8d
-def choose_threshold(scores, # (N,) VALIDATION scores, never those of the test patients
-                     labels  # (N,) 0 or 1
-                    ) -> float:
+def choose_threshold(
+    scores,  # (N,) VALIDATION scores, never those of the test patients
+    labels,  # (N,) 0 or 1
+) -> float:
     "The threshold (accept a score >= it) with the largest Youden index, halfway to the next lower score."
     curve = roc_curve(scores, labels)
     k = 1 + int(np.argmax((curve.tpr - curve.fpr)[1:]))
     t = curve.thresholds
-    return float((t[k] + t[k+1])/2 if k+1 < len(t) else t[k])
+    return float((t[k] + t[k + 1]) / 2 if k + 1 < len(t) else t[k])
 
 # %% ../nbs/55_metrics.ipynb #4148838a
-def pair_values(similarity, # (N, N) similarity of every two images
-                same        # (N, N) 1 alike, 0 not, NaN unknown
-               ) -> tuple[np.ndarray, np.ndarray]:
+def pair_values(
+    similarity,  # (N, N) similarity of every two images
+    same,        # (N, N) 1 alike, 0 not, NaN unknown
+) -> tuple[np.ndarray, np.ndarray]:
     "The known pairs i < j of two square matrices, as scores (P,) and labels (P,)."
     similarity, same = np.asarray(similarity, float), np.asarray(same, float)
-    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1] or similarity.shape != same.shape:
-        raise DataError(f'pair_values needs two square matrices of one shape, got {similarity.shape} and {same.shape}')
+    if (
+        similarity.ndim != 2
+        or similarity.shape[0] != similarity.shape[1]
+        or similarity.shape != same.shape
+    ):
+        raise DataError(
+            f'pair_values needs two square matrices of one shape, got {similarity.shape} and {same.shape}'
+        )
     upper = np.triu(~np.isnan(same), 1)
     return similarity[upper], same[upper]
 
 # %% ../nbs/55_metrics.ipynb #8832226f
-def similarity_accuracy(similarity,        # (P,) or (N, N) similarity of image pairs
-                        same,              # the same shape: 1 alike, 0 not, NaN unknown
-                        threshold: float,  # from `choose_threshold` on validation pairs
-                        balanced=True      # mean over the two kinds of pair; False: plain share of pairs
-                       ) -> float:
+def similarity_accuracy(
+    similarity,        # (P,) or (N, N) similarity of image pairs
+    same,              # the same shape: 1 alike, 0 not, NaN unknown
+    threshold: float,  # from `choose_threshold` on validation pairs
+    balanced=True,     # mean over the two kinds of pair; False: plain share of pairs
+) -> float:
     "How often `similarity >= threshold` says rightly whether two images are alike."
-    if np.ndim(similarity) == 2: similarity, same = pair_values(similarity, same)
+    if np.ndim(similarity) == 2:
+        similarity, same = pair_values(similarity, same)
     similarity, same = np.asarray(similarity, float), np.asarray(same, float)
     known = ~np.isnan(same)
-    return (balanced_accuracy if balanced else accuracy)(same[known], (similarity >= threshold)[known])
+    return (balanced_accuracy if balanced else accuracy)(
+        same[known], (similarity >= threshold)[known]
+    )
 
 # %% ../nbs/55_metrics.ipynb #bb5e2f91
 @dataclass(frozen=True)
 class EpisodeScores:
     "What one episode leaves behind for measuring."
-    scores: np.ndarray   # (Q,) query scores, higher = more likely positive
-    labels: np.ndarray   # (Q,) 0 or 1
-    patients: np.ndarray # (Q,) whose X-ray each query is; the same code in every episode
-    finding: str = ''    # what was asked for
+
+    scores: np.ndarray    # (Q,) query scores, higher = more likely positive
+    labels: np.ndarray    # (Q,) 0 or 1
+    patients: np.ndarray  # (Q,) whose X-ray each query is; the same code in every episode
+    finding: str = ''     # what was asked for
+
     def __post_init__(self):
         s, y, _ = _binary(self.scores, self.labels, what=f'an episode of {self.finding!r}')
         p = np.asarray(self.patients).ravel()
         if len(p) != len(s):
-            raise DataError(f'an episode of {self.finding!r} needs one patient a score: got {len(p)} patients, {len(s)} scores')
-        for k, v in dict(scores=s, labels=y.astype(np.int8), patients=p).items(): object.__setattr__(self, k, v)
+            raise DataError(
+                f'an episode of {self.finding!r} needs one patient a score: got {len(p)} patients, {len(s)} scores'
+            )
+        for k, v in dict(scores=s, labels=y.astype(np.int8), patients=p).items():
+            object.__setattr__(self, k, v)
 
 # %% ../nbs/55_metrics.ipynb #459f88bd
 _MEASURES = dict(auc=auc, ap=average_precision)
@@ -150,17 +180,21 @@ _MEASURES = dict(auc=auc, ap=average_precision)
 def _groups(episodes, by):
     "Group number of each episode (E,), one group a finding or one for all."
     if not len(episodes): raise DataError('there are no episodes to measure')
-    if by not in ('finding', 'episode'): raise DataError(f"by must be 'finding' or 'episode', got {by!r}")
-    return np.unique([e.finding if by == 'finding' else '' for e in episodes], return_inverse=True)[1]
+    if by not in ('finding', 'episode'):
+        raise DataError(f"by must be 'finding' or 'episode', got {by!r}")
+    return np.unique([e.finding if by == 'finding' else '' for e in episodes], return_inverse=True)[
+        1
+    ]
 
 def _macro(values, groups):
     "Mean within each group, then over groups; values (E,)."
-    return float(np.mean(np.bincount(groups, values)/np.bincount(groups)))
+    return float(np.mean(np.bincount(groups, values) / np.bincount(groups)))
 
 # %% ../nbs/55_metrics.ipynb #de990a1f
-def mean_episode_auc(episodes: Sequence[EpisodeScores],
-                     by='finding' # mean of each finding's episodes, then over findings; 'episode': over all episodes at once
-                    ) -> float:
+def mean_episode_auc(
+    episodes: Sequence[EpisodeScores],
+    by='finding',  # mean of each finding's episodes, then over findings; 'episode': over all episodes at once
+) -> float:
     "Mean of the per-episode AUCs; scores are never pooled over episodes."
     return _macro([auc(e.scores, e.labels) for e in episodes], _groups(episodes, by))
 
@@ -172,7 +206,10 @@ def mean_episode_ap(episodes: Sequence[EpisodeScores], by='finding') -> float:
 def _multiplicities(patients: int, n: int, rng) -> np.ndarray:
     "How often each patient is drawn (patients, n) when as many patients are drawn with replacement, n times over."
     out = np.empty((n, patients), np.uint8)
-    for r in range(n): out[r] = np.minimum(np.bincount(rng.integers(0, patients, patients), minlength=patients), 255)
+    for r in range(n):
+        out[r] = np.minimum(
+            np.bincount(rng.integers(0, patients, patients), minlength=patients), 255
+        )
     return np.ascontiguousarray(out.T)
 
 # %% ../nbs/55_metrics.ipynb #45989d83
@@ -180,35 +217,49 @@ def _weighted_auc(e, w):
     "AUC (n,) of one episode and the episode's weight (n,) at patient multiplicities w (Q, n)."
     order = np.argsort(e.scores, kind='stable')
     s, y, w = e.scores[order], e.labels[order] == 1, w[order]
-    first, last = np.searchsorted(s, s[y], 'left'), np.searchsorted(s, s[y], 'right')   # where the ties of each positive begin and end
-    below = np.cumsum(np.r_[np.zeros((1, w.shape[1])), w*~y[:, None]], 0)              # negatives before each place
-    wins = (w[y]*(below[first] + below[last])).sum(0)/2
-    pairs = w[y].sum(0)*below[-1]
-    return wins/np.maximum(pairs, 1), pairs/(y.sum()*(~y).sum())
+    first, last = (
+        np.searchsorted(s, s[y], 'left'),
+        np.searchsorted(s, s[y], 'right'),
+    )  # where the ties of each positive begin and end
+    below = np.cumsum(
+        np.r_[np.zeros((1, w.shape[1])), w * ~y[:, None]], 0
+    )  # negatives before each place
+    wins = (w[y] * (below[first] + below[last])).sum(0) / 2
+    pairs = w[y].sum(0) * below[-1]
+    return wins / np.maximum(pairs, 1), pairs / (y.sum() * (~y).sum())
 
 def _weighted_ap(e, w):
     "Average precision (n,) of one episode and the episode's weight (n,) at patient multiplicities w (Q, n)."
     order = np.argsort(-e.scores, kind='stable')
     s, y, w = e.scores[order], (e.labels == 1)[order], w[order]
-    last = np.r_[np.flatnonzero(np.diff(s)), len(s)-1]
-    tp, both = np.cumsum(w*y[:, None], 0)[last], np.cumsum(w, 0)[last]
-    ap = (np.diff(tp, axis=0, prepend=0)*tp/np.maximum(both, 1)).sum(0)/np.maximum(tp[-1], 1)
-    return ap, tp[-1]*(both[-1] - tp[-1])/(y.sum()*(~y).sum())
+    last = np.r_[np.flatnonzero(np.diff(s)), len(s) - 1]
+    tp, both = np.cumsum(w * y[:, None], 0)[last], np.cumsum(w, 0)[last]
+    ap = (np.diff(tp, axis=0, prepend=0) * tp / np.maximum(both, 1)).sum(0) / np.maximum(tp[-1], 1)
+    return ap, tp[-1] * (both[-1] - tp[-1]) / (y.sum() * (~y).sum())
 
 # %% ../nbs/55_metrics.ipynb #0102e7e4
 @dataclass(frozen=True)
 class Interval:
     "A value with its interval; `value` is measured on the data themselves, not the mean of the resamples."
+
     value: float
     low: float
     high: float
-    level: float = .95      # share of such intervals that should hold the truth
-    patients: int = 0       # patients that were resampled
+    level: float = 0.95  # share of such intervals that should hold the truth
+    patients: int = 0    # patients that were resampled
     episodes: int = 0
-    draws: np.ndarray|None = field(default=None, repr=False, compare=False) # (n,) the value in each resample
-    covers: str = field(default='covers query patients', compare=False)     # what was drawn again, in words
-    def __contains__(self, x: float) -> bool: return self.low <= x <= self.high
-    def __str__(self): return interval_text(self)
+    draws: np.ndarray | None = field(
+        default=None, repr=False, compare=False
+    )  # (n,) the value in each resample
+    covers: str = field(
+        default='covers query patients', compare=False
+    )  # what was drawn again, in words
+
+    def __contains__(self, x: float) -> bool:
+        return self.low <= x <= self.high
+
+    def __str__(self):
+        return interval_text(self)
 
 def interval_text(interval: Interval, digits=3, sign=False) -> str:
     "Write an interval as `0.812 (0.775 to 0.846)`; with `sign` as `+0.031 (-0.004 to +0.066)`, for differences."
@@ -218,61 +269,94 @@ def interval_text(interval: Interval, digits=3, sign=False) -> str:
 # %% ../nbs/55_metrics.ipynb #64a677dd
 def _draws_by_group(episodes, groups, n, seed, measure):
     "The mean of `measure` over each group of episodes in each of n resamples of the patients (G, n), NaN where a group dropped out; and how many patients there are."
-    if measure not in _MEASURES: raise DataError(f"measure must be 'auc' or 'ap', got {measure!r}")
+    if measure not in _MEASURES:
+        raise DataError(f"measure must be 'auc' or 'ap', got {measure!r}")
     weighted = dict(auc=_weighted_auc, ap=_weighted_ap)[measure]
     names, at = np.unique(np.concatenate([e.patients for e in episodes]), return_inverse=True)
     m = _multiplicities(len(names), n, np.random.default_rng(seed))
-    top, bottom, start = np.zeros((groups.max()+1, n)), np.zeros((groups.max()+1, n)), 0
+    top, bottom, start = np.zeros((groups.max() + 1, n)), np.zeros((groups.max() + 1, n)), 0
     for e, g in zip(episodes, groups):
-        rows = at[start:start+len(e.scores)]; start += len(rows)
+        rows = at[start : start + len(e.scores)]
+        start += len(rows)
         value, weight = weighted(e, m[rows].astype(float))
-        top[g] += value*weight; bottom[g] += weight
+        top[g] += value * weight
+        bottom[g] += weight
     return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0), len(names)
 
 def _resample(episodes, n, seed, measure, by):
     "The macro mean of `measure` in each of n resamples of the patients (n,)."
     each, patients = _draws_by_group(episodes, _groups(episodes, by), n, seed, measure)
-    there = ~np.isnan(each)  # a finding whose every episode dropped out of a resample is left out of that resample's mean
-    return np.where(there, each, 0).sum(0)/np.where(there.any(0), there.sum(0), np.nan), patients
+    there = ~np.isnan(
+        each
+    )  # a finding whose every episode dropped out of a resample is left out of that resample's mean
+    return np.where(there, each, 0).sum(0) / np.where(there.any(0), there.sum(0), np.nan), patients
 
 def _percentiles(draws, level):
     "The percentile interval, or `DataError` when the resamples cannot show it."
-    if not 0 < level < 1: raise DataError(f'the level of an interval lies between 0 and 1, got {level}')
-    tail = (1 - level)/2
-    if len(draws)*tail < 1 - 1e-9:
-        raise DataError(f'{len(draws)} resamples cannot show a {level:.1%} interval: take n={int(np.ceil(4/tail))}')
-    return np.nanpercentile(draws, [100*tail, 100 - 100*tail])
+    if not 0 < level < 1:
+        raise DataError(f'the level of an interval lies between 0 and 1, got {level}')
+    tail = (1 - level) / 2
+    if len(draws) * tail < 1 - 1e-9:
+        raise DataError(
+            f'{len(draws)} resamples cannot show a {level:.1%} interval: take n={int(np.ceil(4 / tail))}'
+        )
+    return np.nanpercentile(draws, [100 * tail, 100 - 100 * tail])
 
 # %% ../nbs/55_metrics.ipynb #7c97171a
-def bootstrap_patients(episodes: Sequence[EpisodeScores],
-                       n=1000,        # resamples
-                       seed=0,        # of the resampling alone
-                       level=.95,
-                       measure='auc', # or 'ap'
-                       by='finding'   # as in `mean_episode_auc`
-                      ) -> Interval:
+def bootstrap_patients(
+    episodes: Sequence[EpisodeScores],
+    n=1000,  # resamples
+    seed=0,  # of the resampling alone
+    level=0.95,
+    measure='auc',  # or 'ap'
+    by='finding',   # as in `mean_episode_auc`
+) -> Interval:
     "Percentile interval of the mean over episodes, from resampling patients (cluster bootstrap; Efron and Tibshirani 1993)."
     draws, patients = _resample(episodes, n, seed, measure, by)
-    value = _macro([_MEASURES[measure](e.scores, e.labels) for e in episodes], _groups(episodes, by))
-    return Interval(value, *map(float, _percentiles(draws, level)), level, patients, len(episodes), draws)
+    value = _macro(
+        [_MEASURES[measure](e.scores, e.labels) for e in episodes], _groups(episodes, by)
+    )
+    return Interval(
+        value, *map(float, _percentiles(draws, level)), level, patients, len(episodes), draws
+    )
 
 # %% ../nbs/55_metrics.ipynb #64147d19
 def _check_pairs(a, b):
     "Raise `DataError` unless the two lists are answers to the same episodes in the same order."
-    if len(a) != len(b): raise DataError(f'a paired interval needs the same episodes for both: got {len(a)} and {len(b)}')
+    if len(a) != len(b):
+        raise DataError(
+            f'a paired interval needs the same episodes for both: got {len(a)} and {len(b)}'
+        )
     for i, (x, y) in enumerate(zip(a, b)):
-        if x.finding != y.finding or not (np.array_equal(x.patients, y.patients) and np.array_equal(x.labels, y.labels)):
-            raise DataError(f'episode {i} is not the same for both: pair the same finding, patients and labels in the same order')
+        if x.finding != y.finding or not (
+            np.array_equal(x.patients, y.patients) and np.array_equal(x.labels, y.labels)
+        ):
+            raise DataError(
+                f'episode {i} is not the same for both: pair the same finding, patients and labels in the same order'
+            )
 
 # %% ../nbs/55_metrics.ipynb #b02ca3e0
-def bootstrap_paired(a: Sequence[EpisodeScores], # the method that is asked about
-                     b: Sequence[EpisodeScores], # the one it is compared with, on the same episodes in the same order
-                     n=1000, seed=0, level=.95, measure='auc', by='finding') -> Interval:
+def bootstrap_paired(
+    a: Sequence[EpisodeScores],  # the method that is asked about
+    b: Sequence[
+        EpisodeScores
+    ],  # the one it is compared with, on the same episodes in the same order
+    n=1000,
+    seed=0,
+    level=0.95,
+    measure='auc',
+    by='finding',
+) -> Interval:
     "Interval of mean(a) - mean(b) with the same patients drawn for both; raises `DataError` when the episodes differ."
     _check_pairs(a, b)
-    x, y = bootstrap_patients(a, n, seed, level, measure, by), bootstrap_patients(b, n, seed, level, measure, by)
+    x, y = (
+        bootstrap_patients(a, n, seed, level, measure, by),
+        bootstrap_patients(b, n, seed, level, measure, by),
+    )
     draws = x.draws - y.draws
-    return Interval(x.value - y.value, *map(float, _percentiles(draws, level)), level, x.patients, len(a), draws)
+    return Interval(
+        x.value - y.value, *map(float, _percentiles(draws, level)), level, x.patients, len(a), draws
+    )
 
 # %% ../nbs/55_metrics.ipynb #6f8a64b0
 def bootstrap_p(difference: Interval # from a paired bootstrap
@@ -293,21 +377,29 @@ def _auc_columns(s: np.ndarray, y: np.ndarray) -> np.ndarray:
     return ((yes > no).sum((0, 1)) + (yes == no).sum((0, 1))/2)/(len(yes)*no.shape[1])
 
 # %% ../nbs/55_metrics.ipynb #99186941
-def exchange_test(a: Sequence[EpisodeScores], # the method that is asked about
-                  b: Sequence[EpisodeScores], # the other, on the same episodes in the same order
-                  n=2000, seed=0,             # tosses, one coin a patient
-                  by='finding') -> float:
+def exchange_test(
+    a: Sequence[EpisodeScores],  # the method that is asked about
+    b: Sequence[EpisodeScores],  # the other, on the same episodes in the same order
+    n=2000,
+    seed=0,  # tosses, one coin a patient
+    by='finding',
+) -> float:
     "Two-sided p-value of mean(a) = mean(b), exchanging the two methods patient by patient; raises `DataError` when the episodes differ."
     _check_pairs(a, b)
     groups, sizes = (g := _groups(a, by)), np.bincount(g)
     names, at = np.unique(np.concatenate([e.patients for e in a]), return_inverse=True)
-    heads, start, d = np.random.default_rng(seed).random((len(names), n)) < .5, 0, np.zeros(n + 1)
+    heads, start, d = np.random.default_rng(seed).random((len(names), n)) < 0.5, 0, np.zeros(n + 1)
     for x, y, g in zip(a, b, groups):
-        rows = at[start:start + len(x.scores)]; start += len(rows)
+        rows = at[start : start + len(x.scores)]
+        start += len(rows)
         one, two = (_ranks(e.scores)[:, None] for e in (x, y))
         first = np.where(np.c_[np.zeros((len(rows), 1), bool), heads[rows]], two, one)
-        d += (_auc_columns(first, x.labels) - _auc_columns(one + two - first, x.labels))/sizes[g]/len(sizes)
-    return float((1 + (abs(d[1:]) >= abs(d[0]) - 1e-12).sum())/(1 + n))
+        d += (
+            (_auc_columns(first, x.labels) - _auc_columns(one + two - first, x.labels))
+            / sizes[g]
+            / len(sizes)
+        )
+    return float((1 + (abs(d[1:]) >= abs(d[0]) - 1e-12).sum()) / (1 + n))
 
 # %% ../nbs/55_metrics.ipynb #b6c32ca9
 def _redraw(values: np.ndarray, rng) -> np.ndarray:
@@ -315,165 +407,295 @@ def _redraw(values: np.ndarray, rng) -> np.ndarray:
     k, n = values.shape
     if k == 1: return values[0]
     mean = values.mean(0)
-    return mean + np.sqrt(k/(k - 1))*(np.take_along_axis(values, rng.integers(0, k, (k, n)), 0).mean(0) - mean)
+    return mean + np.sqrt(k / (k - 1)) * (
+        np.take_along_axis(values, rng.integers(0, k, (k, n)), 0).mean(0) - mean
+    )
 
 def _replicates(runs: dict, n, seed, measure, by) -> tuple[list, np.ndarray, int]:
     "The splits, the value of each split in each resample (S, 1 + n) with the data themselves first, and how many patients there are."
     keys = list(runs)
-    if not keys or not all(isinstance(k, tuple) and len(k) == 2 for k in keys): raise DataError('replicates come as a dict from (split, seed) to episodes')
+    if not keys or not all(isinstance(k, tuple) and len(k) == 2 for k in keys):
+        raise DataError('replicates come as a dict from (split, seed) to episodes')
     every = [e for k in keys for e in runs[k]]
-    names, groups = np.unique([f'{i}|{e.finding if by == "finding" else ""}' for i, k in enumerate(keys) for e in runs[k]], return_inverse=True)
+    names, groups = np.unique(
+        [
+            f'{i}|{e.finding if by == "finding" else ""}'
+            for i, k in enumerate(keys)
+            for e in runs[k]
+        ],
+        return_inverse=True,
+    )
     each, patients = _draws_by_group(every, groups, n, seed, measure)
-    now = np.bincount(groups, [_MEASURES[measure](e.scores, e.labels) for e in every])/np.bincount(groups)
+    now = np.bincount(
+        groups, [_MEASURES[measure](e.scores, e.labels) for e in every]
+    ) / np.bincount(groups)
     run = np.array([int(name.split('|')[0]) for name in names])
     by_run = np.stack([np.nanmean(np.c_[now, each][run == i], 0) for i in range(len(keys))])
     splits = list(dict.fromkeys(k[0] for k in keys))
     return splits, [by_run[[i for i, k in enumerate(keys) if k[0] == s]] for s in splits], patients
 
 # %% ../nbs/55_metrics.ipynb #7cce8e7f
-def bootstrap_replicates(runs: dict,        # (split, seed) -> its episodes; patients have one code in all splits
-                         other: dict=None,  # given: the second method on the same episodes, and the interval is of the difference
-                         n=1000, seed=0, level=.95, measure='auc', by='finding') -> Interval:
+def bootstrap_replicates(
+    runs: dict,  # (split, seed) -> its episodes; patients have one code in all splits
+    other: dict = None,  # given: the second method on the same episodes, and the interval is of the difference
+    n=1000,
+    seed=0,
+    level=0.95,
+    measure='auc',
+    by='finding',
+) -> Interval:
     "One interval over patients, patient splits and training seeds; `covers` says in words what it covers. Raises `DataError` when the episodes differ."
     if other is not None:
-        if set(runs) != set(other): raise DataError(f'both methods need the same replicates: got {sorted(runs)} and {sorted(other)}')
-        for k in runs: _check_pairs(runs[k], other[k])
+        if set(runs) != set(other):
+            raise DataError(
+                f'both methods need the same replicates: got {sorted(runs)} and {sorted(other)}'
+            )
+        for k in runs:
+            _check_pairs(runs[k], other[k])
     splits, values, patients = _replicates(runs, n, seed, measure, by)
-    if other is not None: values = [a - b for a, b in zip(values, _replicates({k: other[k] for k in runs}, n, seed, measure, by)[1])]
+    if other is not None:
+        values = [
+            a - b
+            for a, b in zip(
+                values, _replicates({k: other[k] for k in runs}, n, seed, measure, by)[1]
+            )
+        ]
     means = np.stack([v.mean(0) for v in values])
-    draws = _redraw((means if len(splits) > 1 else values[0])[:, 1:], np.random.default_rng([seed, 1]))
-    return Interval(float(means[:, 0].mean()), *map(float, _percentiles(draws, level)), level, patients, sum(map(len, runs.values())), draws,
-                    _covers(len(splits), max(map(len, values))))
+    draws = _redraw(
+        (means if len(splits) > 1 else values[0])[:, 1:], np.random.default_rng([seed, 1])
+    )
+    return Interval(
+        float(means[:, 0].mean()),
+        *map(float, _percentiles(draws, level)),
+        level,
+        patients,
+        sum(map(len, runs.values())),
+        draws,
+        _covers(len(splits), max(map(len, values))),
+    )
 
 def _covers(splits: int, seeds: int) -> str:
     "Say what was drawn again."
-    parts = ['query patients'] + [f'{splits} patient splits']*(splits > 1) + [f'{seeds} training seeds' + ' of each'*(splits > 1)]*(seeds > 1)
-    missing = ['another split of the patients']*(splits == 1) + ['another training seed']*(splits == 1 and seeds == 1)
-    return 'covers ' + ', '.join(parts) + f"; not {', '.join([*missing, 'other findings, another hospital'])}"
+    parts = (
+        ['query patients']
+        + [f'{splits} patient splits'] * (splits > 1)
+        + [f'{seeds} training seeds' + ' of each' * (splits > 1)] * (seeds > 1)
+    )
+    missing = ['another split of the patients'] * (splits == 1) + ['another training seed'] * (
+        splits == 1 and seeds == 1
+    )
+    return (
+        'covers '
+        + ', '.join(parts)
+        + f"; not {', '.join([*missing, 'other findings, another hospital'])}"
+    )
 
 # %% ../nbs/55_metrics.ipynb #b733f3f6
-def episode_interval(episodes: Sequence[EpisodeScores], level=.999, by='finding') -> Interval:
+def episode_interval(episodes: Sequence[EpisodeScores], level=0.999, by='finding') -> Interval:
     "Interval of the mean AUC where the episodes are independent draws, as with support labels shuffled in each (Student 1908); raises `DataError` for a single episode."
     values, groups = np.array([auc(e.scores, e.labels) for e in episodes]), _groups(episodes, by)
     k, size = groups.max() + 1, np.bincount(groups)
-    if size.min() < 2: raise DataError('an interval over episodes needs two episodes of every finding')
-    mean = np.bincount(groups, values)/size
-    half = student_t.ppf((1 + level)/2, len(values) - k)*np.sqrt((np.bincount(groups, (values - mean[groups])**2)/(size - 1)/size).sum())/k
+    if size.min() < 2:
+        raise DataError('an interval over episodes needs two episodes of every finding')
+    mean = np.bincount(groups, values) / size
+    half = (
+        student_t.ppf((1 + level) / 2, len(values) - k)
+        * np.sqrt((np.bincount(groups, (values - mean[groups]) ** 2) / (size - 1) / size).sum())
+        / k
+    )
     value = float(mean.mean())
-    return Interval(value, max(0., value - half), min(1., value + half), level, 0, len(values), None, 'covers the shuffling of the labels')
+    return Interval(
+        value,
+        max(0.0, value - half),
+        min(1.0, value + half),
+        level,
+        0,
+        len(values),
+        None,
+        'covers the shuffling of the labels',
+    )
 
 # %% ../nbs/55_metrics.ipynb #97d0081f
 @dataclass(frozen=True)
 class WayScores:
     "What one episode over n findings leaves behind."
-    scores: np.ndarray   # (Q, n)
-    labels: np.ndarray   # (Q, n) 1, 0, or NaN where nobody knows
-    patients: np.ndarray # (Q,)
-    findings: tuple      # n names
-    unseen: np.ndarray   # (n,) True for a finding that training never saw
+
+    scores: np.ndarray    # (Q, n)
+    labels: np.ndarray    # (Q, n) 1, 0, or NaN where nobody knows
+    patients: np.ndarray  # (Q,)
+    findings: tuple       # n names
+    unseen: np.ndarray    # (n,) True for a finding that training never saw
+
     def by_finding(self) -> list[EpisodeScores]:
         "One column after the other, with the queries that have a label in it."
         known = ~np.isnan(self.labels)
-        return [EpisodeScores(self.scores[k, j], self.labels[k, j], self.patients[k], f) for j, (f, k) in enumerate(zip(self.findings, known.T))]
+        return [
+            EpisodeScores(self.scores[k, j], self.labels[k, j], self.patients[k], f)
+            for j, (f, k) in enumerate(zip(self.findings, known.T))
+        ]
+
     def pooled(self) -> EpisodeScores:
         "All columns in one bag, as the micro average has it."
         known = ~np.isnan(self.labels)
-        return EpisodeScores(self.scores[known], self.labels[known], np.repeat(self.patients, known.sum(1)), 'micro')
+        return EpisodeScores(
+            self.scores[known], self.labels[known], np.repeat(self.patients, known.sum(1)), 'micro'
+        )
 
 # %% ../nbs/55_metrics.ipynb #f563ed83
-def generalised_aucs(episodes: Sequence[WayScores], n=1000, seed=0, level=.95) -> dict[str, Interval]:
+def generalised_aucs(
+    episodes: Sequence[WayScores], n=1000, seed=0, level=0.95
+) -> dict[str, Interval]:
     "Intervals of the `seen`, `unseen`, `harmonic`, `macro` and `micro` AUC, the same patients drawn for all; a side without findings is left out."
     if not len(episodes): raise DataError('there are no episodes to measure')
     every = [x for e in episodes for x in [*e.by_finding(), e.pooled()]]
     names, groups = np.unique([x.finding for x in every], return_inverse=True)
     fresh = {f: bool(u) for e in episodes for f, u in zip(e.findings, e.unseen)}
     each, patients = _draws_by_group(every, groups, n, seed, 'auc')
-    now = np.bincount(groups, [auc(x.scores, x.labels) for x in every])/np.bincount(groups)
+    now = np.bincount(groups, [auc(x.scores, x.labels) for x in every]) / np.bincount(groups)
     values, single = np.c_[now, each], names != 'micro'
     side = np.array([fresh.get(f, False) for f in names])
-    out = {k: np.nanmean(values[which], 0) for k, which in dict(seen=single & ~side, unseen=single & side, macro=single, micro=~single).items() if which.any()}
-    if {'seen', 'unseen'} <= set(out): out['harmonic'] = 2*out['seen']*out['unseen']/(out['seen'] + out['unseen'])
-    return {k: Interval(float(v[0]), *map(float, _percentiles(v[1:], level)), level, patients, len(episodes), v[1:]) for k, v in out.items()}
+    out = {
+        k: np.nanmean(values[which], 0)
+        for k, which in dict(
+            seen=single & ~side, unseen=single & side, macro=single, micro=~single
+        ).items()
+        if which.any()
+    }
+    if {'seen', 'unseen'} <= set(out):
+        out['harmonic'] = 2 * out['seen'] * out['unseen'] / (out['seen'] + out['unseen'])
+    return {
+        k: Interval(
+            float(v[0]),
+            *map(float, _percentiles(v[1:], level)),
+            level,
+            patients,
+            len(episodes),
+            v[1:],
+        )
+        for k, v in out.items()
+    }
 
 # %% ../nbs/55_metrics.ipynb #7c599f74
-def bootstrap_pairs(scores, same,             # (P,) similarity of a pair, and whether it is alike
-                    left, right,              # (P,) the two patients
-                    n=1000, seed=0, level=.95) -> Interval:
+def bootstrap_pairs(
+    scores,
+    same,  # (P,) similarity of a pair, and whether it is alike
+    left,
+    right,  # (P,) the two patients
+    n=1000,
+    seed=0,
+    level=0.95,
+) -> Interval:
     "AUC of pairs with an interval over patients; raises `DataError` where a pair is of one patient."
-    s, y, _ = _binary(scores, same, what='bootstrap_pairs'); left, right = np.asarray(left), np.asarray(right)
+    s, y, _ = _binary(scores, same, what='bootstrap_pairs')
+    left, right = np.asarray(left), np.asarray(right)
     if (left == right).any(): raise DataError('a pair needs two different patients')
     names, at = np.unique(np.r_[left, right], return_inverse=True)
-    m, e = _multiplicities(len(names), n, np.random.default_rng(seed)).astype(float), EpisodeScores(s, y, left)
-    draws, weight = _weighted_auc(e, m[at[:len(s)]]*m[at[len(s):]])
+    m, e = (
+        _multiplicities(len(names), n, np.random.default_rng(seed)).astype(float),
+        EpisodeScores(s, y, left),
+    )
+    draws, weight = _weighted_auc(e, m[at[: len(s)]] * m[at[len(s) :]])
     draws = np.where(weight > 0, draws, np.nan)
     return Interval(auc(s, y), *map(float, _percentiles(draws, level)), level, len(names), 1, draws)
 
-def bootstrap_mean(values,                    # (T,) one number a trial, such as right or wrong
-                   patients,                  # (T,) the patient that is asked about
-                   n=1000, seed=0, level=.95) -> Interval:
+def bootstrap_mean(
+    values,    # (T,) one number a trial, such as right or wrong
+    patients,  # (T,) the patient that is asked about
+    n=1000,
+    seed=0,
+    level=0.95,
+) -> Interval:
     "Mean of trials with an interval over the patients that are asked about."
     v, (names, at) = np.asarray(values, float), np.unique(patients, return_inverse=True)
     if not len(v): raise DataError('there are no trials to measure')
-    m, total, times = _multiplicities(len(names), n, np.random.default_rng(seed)), np.bincount(at, v), np.bincount(at)
-    draws = (total@m)/(times@m)
-    return Interval(float(v.mean()), *map(float, _percentiles(draws, level)), level, len(names), len(v), draws)
+    m, total, times = (
+        _multiplicities(len(names), n, np.random.default_rng(seed)),
+        np.bincount(at, v),
+        np.bincount(at),
+    )
+    draws = (total @ m) / (times @ m)
+    return Interval(
+        float(v.mean()), *map(float, _percentiles(draws, level)), level, len(names), len(v), draws
+    )
 
 # %% ../nbs/55_metrics.ipynb #ea1c5c06
-def fit_temperature(logits,      # (N,) scores of support patients by a model that did not see them
-                    labels,      # (N,) 0 or 1
-                    width=np.log(10.) # how sure we are beforehand: one standard deviation of the logarithm
-                   ) -> float:
+def fit_temperature(
+    logits,              # (N,) scores of support patients by a model that did not see them
+    labels,              # (N,) 0 or 1
+    width=np.log(10.0),  # how sure we are beforehand: one standard deviation of the logarithm
+) -> float:
     "The temperature to divide logits by: the largest posterior under a log-normal prior around the mean size of the logits."
-    s, y, _ = _binary(logits, labels, what='fit_temperature'); signed = np.where(y, s, -s)
-    centre = np.abs(s).mean() or 1.
+    s, y, _ = _binary(logits, labels, what='fit_temperature')
+    signed = np.where(y, s, -s)
+    centre = np.abs(s).mean() or 1.0
     grid = np.linspace(-9, 9, 181)
     for _ in range(8):
-        loss = np.logaddexp(0, -signed[:, None]/(centre*np.exp(grid))).sum(0) + grid**2/(2*width**2)
+        loss = np.logaddexp(0, -signed[:, None] / (centre * np.exp(grid))).sum(0) + grid**2 / (
+            2 * width**2
+        )
         best, step = grid[loss.argmin()], grid[1] - grid[0]
         grid = np.linspace(best - step, best + step, 21)
-    return float(centre*np.exp(best))
+    return float(centre * np.exp(best))
 
 # %% ../nbs/55_metrics.ipynb #52fbb1eb
-def shift_prevalence(logits,          # (N,) logits from an episode, already divided by their temperature
-                     assumed: float,  # share of positives where the answer will be used
-                     episode=.5       # share of positives in the episode
-                    ) -> np.ndarray:
+def shift_prevalence(
+    logits,          # (N,) logits from an episode, already divided by their temperature
+    assumed: float,  # share of positives where the answer will be used
+    episode=0.5,     # share of positives in the episode
+) -> np.ndarray:
     "Logits for an assumed prevalence: add the difference of the two prior log odds; raises `DataError` unless both are between 0 and 1."
-    if not (0 < assumed < 1 and 0 < episode < 1): raise DataError(f'a prevalence lies between 0 and 1, got {assumed} and {episode}')
-    return np.asarray(logits, float) + np.log(assumed/(1 - assumed)) - np.log(episode/(1 - episode))
+    if not (0 < assumed < 1 and 0 < episode < 1):
+        raise DataError(f'a prevalence lies between 0 and 1, got {assumed} and {episode}')
+    return (
+        np.asarray(logits, float)
+        + np.log(assumed / (1 - assumed))
+        - np.log(episode / (1 - episode))
+    )
 
 def prevalence_weights(labels, assumed: float) -> np.ndarray:
     "Weights (N,) under which the share of positives is `assumed`, so that balanced queries can stand for such a ward."
     y = np.asarray(labels) == 1
-    return np.where(y, assumed/y.mean(), (1 - assumed)/(1 - y.mean()))
+    return np.where(y, assumed / y.mean(), (1 - assumed) / (1 - y.mean()))
 
 # %% ../nbs/55_metrics.ipynb #2ac1b03b
 def brier(probabilities, labels, weights=None) -> float:
     "Mean squared error of probabilities; lower is better."
     p, y, w = _binary(probabilities, labels, weights, both=False, what='brier')
-    if ((p < 0) | (p > 1)).any(): raise DataError('brier needs probabilities between 0 and 1: turn logits into probabilities first')
-    return float((w*(p - y)**2).sum()/w.sum())
+    if ((p < 0) | (p > 1)).any():
+        raise DataError(
+            'brier needs probabilities between 0 and 1: turn logits into probabilities first'
+        )
+    return float((w * (p - y) ** 2).sum() / w.sum())
 
 class Reliability(NamedTuple):
     "What `reliability` returns; one entry for each bin that is not empty."
-    promised: np.ndarray # mean probability
-    came_true: np.ndarray # share of positives
-    share: np.ndarray    # of all queries
+
+    promised: np.ndarray   # mean probability
+    came_true: np.ndarray  # share of positives
+    share: np.ndarray      # of all queries
 
 def reliability(probabilities, labels, bins=10, weights=None) -> Reliability:
     "Compare probabilities with what came true in bins of equal width."
     p, y, w = _binary(probabilities, labels, weights, both=False, what='reliability')
-    at = np.minimum((p*bins).astype(int), bins - 1)
-    total, mean, hit = (np.bincount(at, v, bins) for v in (w, w*p, w*y))
+    at = np.minimum((p * bins).astype(int), bins - 1)
+    total, mean, hit = (np.bincount(at, v, bins) for v in (w, w * p, w * y))
     full = total > 0
-    return Reliability(mean[full]/total[full], hit[full]/total[full], total[full]/w.sum())
+    return Reliability(mean[full] / total[full], hit[full] / total[full], total[full] / w.sum())
 
 # %% ../nbs/55_metrics.ipynb #9997b2a0
-def chance_interval(n_pos: int,  # positive patients, each counted once
-                    n_neg: int,  # negative patients
-                    level=.999
-                   ) -> Interval:
+def chance_interval(
+    n_pos: int,  # positive patients, each counted once
+    n_neg: int,  # negative patients
+    level=0.999,
+) -> Interval:
     "Where an AUC lies, at `level`, if the scores know nothing of the labels (Mann and Whitney 1947, normal approximation)."
-    if min(n_pos, n_neg) < 1: raise DataError(f'chance_interval needs both classes: got {n_pos} positives and {n_neg} negatives')
-    half = NormalDist().inv_cdf((1 + level)/2)*np.sqrt((n_pos + n_neg + 1)/(12*n_pos*n_neg))
-    return Interval(.5, max(0., float(.5 - half)), min(1., float(.5 + half)), level, n_pos + n_neg)
+    if min(n_pos, n_neg) < 1:
+        raise DataError(
+            f'chance_interval needs both classes: got {n_pos} positives and {n_neg} negatives'
+        )
+    half = NormalDist().inv_cdf((1 + level) / 2) * np.sqrt(
+        (n_pos + n_neg + 1) / (12 * n_pos * n_neg)
+    )
+    return Interval(
+        0.5, max(0.0, float(0.5 - half)), min(1.0, float(0.5 + half)), level, n_pos + n_neg
+    )

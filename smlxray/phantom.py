@@ -24,87 +24,177 @@ from .config import CHEXPERT_FINDINGS, DataError
 # %% ../nbs/05_phantom.ipynb #acc4a2f9
 def _rng(*keys) -> np.random.Generator:
     "Return the random generator that belongs to these names and numbers, the same in every process."
-    return np.random.default_rng([k if isinstance(k, int) else zlib.crc32(str(k).encode()) for k in keys])
+    return np.random.default_rng(
+        [k if isinstance(k, int) else zlib.crc32(str(k).encode()) for k in keys]
+    )
 
 # %% ../nbs/05_phantom.ipynb #db57e67d
 ANATOMY = {  # name: (mean, spread, lowest, highest)
-    'width': (.66, .04, .56, .76), 'top': (-.74, .035, -.84, -.64), 'apex': (.27, .02, .22, .32),         # thorax: half width, lung tops
-    'dome': (.44, .055, .32, .58), 'lift': (.045, .02, 0., .10), 'sulcus': (.20, .04, .12, .30),          # diaphragm: height, left lower
-    'ctr': (.45, .028, .38, .50), 'axis': (0., .5, -1., 1.), 'pedicle': (.104, .012, .075, .135),         # heart: cardiothoracic ratio
-    'knob': (.06, .018, .02, .11), 'spine': (.062, .006, .05, .08), 'scoliosis': (0., .015, -.04, .04), 'vertebra': (.118, .008, .10, .14),
-    'rib_gap': (.128, .009, .105, .15), 'rib_slope': (.74, .09, .5, .95), 'rib_width': (.040, .005, .028, .054),
-    'bone': (.23, .045, .13, .34),
-    'clavicle': (-.08, .05, -.2, .03), 'wall': (.13, .045, .05, .26), 'depth': (2.05, .13, 1.7, 2.4), 'air': (1.52, .09, 1.25, 1.75),
-    'bubble': (.07, .06, 0., .19), 'branches': (1., .2, .6, 1.5)}                                         # gas under the left dome; vessels
+    'width': (0.66, 0.04, 0.56, 0.76),
+    'top': (-0.74, 0.035, -0.84, -0.64),
+    'apex': (0.27, 0.02, 0.22, 0.32),  # thorax: half width, lung tops
+    'dome': (0.44, 0.055, 0.32, 0.58),
+    'lift': (0.045, 0.02, 0.0, 0.10),
+    'sulcus': (0.20, 0.04, 0.12, 0.30),  # diaphragm: height, left lower
+    'ctr': (0.45, 0.028, 0.38, 0.50),
+    'axis': (0.0, 0.5, -1.0, 1.0),
+    'pedicle': (0.104, 0.012, 0.075, 0.135),  # heart: cardiothoracic ratio
+    'knob': (0.06, 0.018, 0.02, 0.11),
+    'spine': (0.062, 0.006, 0.05, 0.08),
+    'scoliosis': (0.0, 0.015, -0.04, 0.04),
+    'vertebra': (0.118, 0.008, 0.10, 0.14),
+    'rib_gap': (0.128, 0.009, 0.105, 0.15),
+    'rib_slope': (0.74, 0.09, 0.5, 0.95),
+    'rib_width': (0.040, 0.005, 0.028, 0.054),
+    'bone': (0.23, 0.045, 0.13, 0.34),
+    'clavicle': (-0.08, 0.05, -0.2, 0.03),
+    'wall': (0.13, 0.045, 0.05, 0.26),
+    'depth': (2.05, 0.13, 1.7, 2.4),
+    'air': (1.52, 0.09, 1.25, 1.75),
+    'bubble': (0.07, 0.06, 0.0, 0.19),
+    'branches': (1.0, 0.2, 0.6, 1.5),
+}  # gas under the left dome; vessels
 
 # %% ../nbs/05_phantom.ipynb #c0e2d1b5
-def anatomy(patient: int,  # number of the patient
-            seed: int = 0, # number of the world the patient lives in
-           ) -> SimpleNamespace: # the chest: every name of `ANATOMY`, age, sex and what disease may change later
+def anatomy(
+    patient: int,   # number of the patient
+    seed: int = 0,  # number of the world the patient lives in
+) -> (
+    SimpleNamespace
+):  # the chest: every name of `ANATOMY`, age, sex and what disease may change later
     "Draw the healthy anatomy of one patient."
     rng = _rng(seed, patient, 'anatomy')
     chest = {k: float(np.clip(rng.normal(m, s), lo, hi)) for k, (m, s, lo, hi) in ANATOMY.items()}
-    age, sex = int(np.clip(rng.normal(58, 17), 18, 90)), 'Female' if rng.random() < .45 else 'Male'
-    chest['knob'] += .0006*(age-58)  # the aorta unfolds with the years
-    breast, arms = (float(rng.uniform(.10, .27)) if sex == 'Female' else 0.), float(rng.random())
-    return SimpleNamespace(patient=patient, seed=seed, age=age, sex=sex, breast=breast, arms=arms, raised=[0., 0.], pull=0., broken=[],
-                           vascular=1., fuzzy=1., collapsed=0, **chest)
+    age, sex = int(np.clip(rng.normal(58, 17), 18, 90)), 'Female' if rng.random() < 0.45 else 'Male'
+    chest['knob'] += 0.0006 * (age - 58)  # the aorta unfolds with the years
+    breast, arms = (float(rng.uniform(0.10, 0.27)) if sex == 'Female' else 0.0), float(rng.random())
+    return SimpleNamespace(
+        patient=patient,
+        seed=seed,
+        age=age,
+        sex=sex,
+        breast=breast,
+        arms=arms,
+        raised=[0.0, 0.0],
+        pull=0.0,
+        broken=[],
+        vascular=1.0,
+        fuzzy=1.0,
+        collapsed=0,
+        **chest,
+    )
 
 # %% ../nbs/05_phantom.ipynb #24212130
-def pose_of(patient: int,     # number of the patient
-            study: int,       # number of the study
-            projection: str,  # 'PA', 'AP' or 'LATERAL'
-            seed: int = 0,    # number of the world
-           ) -> SimpleNamespace: # geometry, exposure, noise and collimation of one film
+def pose_of(
+    patient: int,     # number of the patient
+    study: int,       # number of the study
+    projection: str,  # 'PA', 'AP' or 'LATERAL'
+    seed: int = 0,    # number of the world
+) -> SimpleNamespace:  # geometry, exposure, noise and collimation of one film
     "Draw how one film is taken, without knowing what is on it."
-    rng, ap = _rng(seed, patient, study, projection), projection == 'AP'; u, g = rng.uniform, rng.normal
+    rng, ap = _rng(seed, patient, study, projection), projection == 'AP'
+    u, g = rng.uniform, rng.normal
     return SimpleNamespace(
-        projection=projection, key=(seed, patient, study, projection), marker=int(rng.integers(4)), fold=bool(rng.random() < .12),
-        tilt=g(0, .06 if ap else .045), turn=g(0, .028 if ap else .018), zoom=u(.76, 1.0), aspect=u(.94, 1.06),  # radians, units
-        dx=g(0, .06), dy=g(0, .06), heel=g(0, .13, 2).tolist(), breath=g(.07 if ap else 0, .035),
-        edges=u(.86, 1.1, 4).tolist(),  # shift, anode heel, breath, collimator
-        centre=1.30+g(0, .16), latitude=.50*float(np.exp(g(0, .16))), gamma=float(np.exp(g(0, .13))), floor=u(0, .06),  # the film curve
-        noise=u(.012, .03)*(1.5 if ap else 1), scatter=u(.1, .3)*(1.3 if ap else 1), blur=u(.3, .7)*(1.3 if ap else 1))
+        projection=projection,
+        key=(seed, patient, study, projection),
+        marker=int(rng.integers(4)),
+        fold=bool(rng.random() < 0.12),
+        tilt=g(0, 0.06 if ap else 0.045),
+        turn=g(0, 0.028 if ap else 0.018),
+        zoom=u(0.76, 1.0),
+        aspect=u(0.94, 1.06),  # radians, units
+        dx=g(0, 0.06),
+        dy=g(0, 0.06),
+        heel=g(0, 0.13, 2).tolist(),
+        breath=g(0.07 if ap else 0, 0.035),
+        edges=u(0.86, 1.1, 4).tolist(),  # shift, anode heel, breath, collimator
+        centre=1.30 + g(0, 0.16),
+        latitude=0.50 * float(np.exp(g(0, 0.16))),
+        gamma=float(np.exp(g(0, 0.13))),
+        floor=u(0, 0.06),  # the film curve
+        noise=u(0.012, 0.03) * (1.5 if ap else 1),
+        scatter=u(0.1, 0.3) * (1.3 if ap else 1),
+        blur=u(0.3, 0.7) * (1.3 if ap else 1),
+    )
 
 # %% ../nbs/05_phantom.ipynb #33032a56
 class Film:
     "The pixels of one film in body coordinates; draws curves by their mass."
-    def __init__(self, chest, pose, size: int = 224): # anatomy, pose, pixels a side
+
+    def __init__(self, chest, pose, size: int = 224):  # anatomy, pose, pixels a side
         self.chest, self.pose, self.size = chest, pose, size
-        c, s = np.cos(pose.tilt), np.sin(pose.tilt); t = ((np.arange(size)+.5)/size*2-1).astype(np.float32)
-        self.m = np.array([[c, s], [-s, c]])*np.array([[pose.zoom*pose.aspect], [pose.zoom]]); m = self.m.astype(np.float32)
+        c, s = np.cos(pose.tilt), np.sin(pose.tilt)
+        t = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
+        self.m = np.array([[c, s], [-s, c]]) * np.array([[pose.zoom * pose.aspect], [pose.zoom]])
+        m = self.m.astype(np.float32)
         self.inv, self.shift = np.linalg.inv(self.m), np.array([pose.dx, pose.dy])
-        self.unit, self.u, self.v = size/2/pose.zoom, t[None], t[:, None]
-        self.x = m[0, 0]*self.u+m[0, 1]*self.v+pose.dx; self.y = m[1, 0]*self.u+m[1, 1]*self.v+pose.dy
+        self.unit, self.u, self.v = size / 2 / pose.zoom, t[None], t[:, None]
+        self.x = m[0, 0] * self.u + m[0, 1] * self.v + pose.dx
+        self.y = m[1, 0] * self.u + m[1, 1] * self.v + pose.dy
+
     def curve(self, xs, ys, width, tau, blur=None):
         "Return the points of a smooth tube through (xs, ys), attenuation `tau` in its middle, as `lines` takes them."
-        p = np.array([xs, ys], float); s = np.r_[0, np.hypot(*np.diff(p)).cumsum()]; n = max(8, int(s[-1]*self.unit*1.2))
-        x, y = _smooth((np.arange(n)+.5)/n*s[-1], s, p)
-        return x, y, tau*width*s[-1]/n, width/2.35 if blur is None else blur
+        p = np.array([xs, ys], float)
+        s = np.r_[0, np.hypot(*np.diff(p)).cumsum()]
+        n = max(8, int(s[-1] * self.unit * 1.2))
+        x, y = _smooth((np.arange(n) + 0.5) / n * s[-1], s, p)
+        return x, y, tau * width * s[-1] / n, width / 2.35 if blur is None else blur
+
     def lines(self, *curves):
         "Return the attenuation (H, W) of curves (x, y, mass, blur)."
         out, groups = np.zeros((self.size, self.size), np.float32), {}
         for x, y, mass, blur in curves:
-            groups.setdefault(max(.55, round(blur*self.unit*2)/2), []).append([np.ravel(a) for a in np.broadcast_arrays(x, y, mass)])
+            groups.setdefault(max(0.55, round(blur * self.unit * 2) / 2), []).append(
+                [np.ravel(a) for a in np.broadcast_arrays(x, y, mass)]
+            )
         for blur, parts in groups.items():
-            out += gaussian_filter(self.splat(*(np.concatenate(p) for p in zip(*parts))), blur, truncate=2.5)
+            out += gaussian_filter(
+                self.splat(*(np.concatenate(p) for p in zip(*parts))), blur, truncate=2.5
+            )
         return out
+
     def splat(self, x, y, mass):
         "Drop the mass of each point on its four nearest pixels."
-        n, (p, q), (r, z), dx, dy = self.size, *(self.inv*(self.size/2)), x-self.shift[0], y-self.shift[1]
-        u, v = p*dx+q*dy+(n-1)/2, r*dx+z*dy+(n-1)/2; keep = (u > 0) & (v > 0) & (u < n-1.001) & (v < n-1.001)
-        u, v, w = u[keep], v[keep], mass[keep]*self.unit**2; i, j = v.astype(np.int64), u.astype(np.int64)
-        f, g, k = v-i, u-j, i*n+j; a, b = w*(1-f), w*f
-        where, what = np.concatenate([k, k+1, k+n, k+n+1]), np.concatenate([a*(1-g), a*g, b*(1-g), b*g])
-        return np.bincount(where, what, n*n).reshape(n, n).astype(np.float32)
+        n, (p, q), (r, z), dx, dy = (
+            self.size,
+            *(self.inv * (self.size / 2)),
+            x - self.shift[0],
+            y - self.shift[1],
+        )
+        u, v = p * dx + q * dy + (n - 1) / 2, r * dx + z * dy + (n - 1) / 2
+        keep = (u > 0) & (v > 0) & (u < n - 1.001) & (v < n - 1.001)
+        u, v, w = u[keep], v[keep], mass[keep] * self.unit**2
+        i, j = v.astype(np.int64), u.astype(np.int64)
+        f, g, k = v - i, u - j, i * n + j
+        a, b = w * (1 - f), w * f
+        where, what = (
+            np.concatenate([k, k + 1, k + n, k + n + 1]),
+            np.concatenate([a * (1 - g), a * g, b * (1 - g), b * g]),
+        )
+        return np.bincount(where, what, n * n).reshape(n, n).astype(np.float32)
 
 # %% ../nbs/05_phantom.ipynb #d38dce32
 def _smooth(t, s, a):
     "Interpolate a(s), last axis, at `t` by a monotone cubic (harmonic slopes, Fritsch and Butland 1984)."
-    h = np.diff(s); d = np.diff(a)/h; p = d[..., :-1]*d[..., 1:]; up = p > 0
-    m = np.concatenate([d[..., :1], np.where(up, 2*p/np.where(up, d[..., :-1]+d[..., 1:], 1), 0), d[..., -1:]], -1)
-    i = np.clip(np.searchsorted(s, t)-1, 0, len(h)-1); h = h[i]; u = (t-s[i])/h; w = 1-u
-    return (a[..., i]*(1+2*u)+m[..., i]*h*u)*w*w+(a[..., i+1]*(1+2*w)-m[..., i+1]*h*w)*u*u
+    h = np.diff(s)
+    d = np.diff(a) / h
+    p = d[..., :-1] * d[..., 1:]
+    up = p > 0
+    m = np.concatenate(
+        [
+            d[..., :1],
+            np.where(up, 2 * p / np.where(up, d[..., :-1] + d[..., 1:], 1), 0),
+            d[..., -1:],
+        ],
+        -1,
+    )
+    i = np.clip(np.searchsorted(s, t) - 1, 0, len(h) - 1)
+    h = h[i]
+    u = (t - s[i]) / h
+    w = 1 - u
+    return (a[..., i] * (1 + 2 * u) + m[..., i] * h * u) * w * w + (
+        a[..., i + 1] * (1 + 2 * w) - m[..., i + 1] * h * w
+    ) * u * u
 
 # %% ../nbs/05_phantom.ipynb #93590246
 def sig(a): return np.reciprocal(1+np.exp(np.clip(-a, -30, 30)))
@@ -117,207 +207,422 @@ def ellipse(f, x, y, rx, ry, angle=0., p=.5):
 # %% ../nbs/05_phantom.ipynb #138e5746
 def lumps(f, rng, scale):
     "Return a smooth random field, mean about 0 and spread about 1, fixed to the body, with lumps of size `scale`."
-    grid = zoom(rng.standard_normal((16, 16)).astype(np.float32), 4, order=3, mode='grid-wrap', grid_mode=True); k = 4/scale
-    def octave(z, o): return map_coordinates(grid, [(f.y*(k*z)+o).ravel(), (f.x*(k*z)+o).ravel()], order=1, mode='grid-wrap')
-    return 1.3*(octave(1, 7)+.5*octave(2.1, 31)).reshape(f.x.shape)
+    grid = zoom(
+        rng.standard_normal((16, 16)).astype(np.float32),
+        4,
+        order=3,
+        mode='grid-wrap',
+        grid_mode=True,
+    )
+    k = 4 / scale
 
-def haze(f, x, y, rx, ry, angle, rng, rough=.35, p=1.4):
+    def octave(z, o):
+        return map_coordinates(
+            grid,
+            [(f.y * (k * z) + o).ravel(), (f.x * (k * z) + o).ravel()],
+            order=1,
+            mode='grid-wrap',
+        )
+
+    return 1.3 * (octave(1, 7) + 0.5 * octave(2.1, 31)).reshape(f.x.shape)
+
+def haze(f, x, y, rx, ry, angle, rng, rough=0.35, p=1.4):
     "Return a soft patch, 1 in its middle, with a frayed rim."
-    dx, dy, c, s = f.x-x, f.y-y, float(np.cos(angle)), float(np.sin(angle))
-    r = np.sqrt(((c*dx+s*dy)/rx)**2+((c*dy-s*dx)/ry)**2)+.02
-    return np.exp(-(r*np.maximum(.35, 1+rough*lumps(f, rng, min(rx, ry)*1.1)))**(2*p))
+    dx, dy, c, s = f.x - x, f.y - y, float(np.cos(angle)), float(np.sin(angle))
+    r = np.sqrt(((c * dx + s * dy) / rx) ** 2 + ((c * dy - s * dx) / ry) ** 2) + 0.02
+    return np.exp(
+        -((r * np.maximum(0.35, 1 + rough * lumps(f, rng, min(rx, ry) * 1.1))) ** (2 * p))
+    )
 
 # %% ../nbs/05_phantom.ipynb #70c25ef8
 def dome_y(f, side):
     "Height (H, W) of the diaphragm of one side; side -1 is image left, the patient's right."
-    c, mid = f.chest, .5*f.chest.width; base = c.dome+(c.lift if side > 0 else 0)+c.raised[side > 0]
-    t = (side*f.x-mid)/(c.width-mid)
-    return base+np.where(t > 0, c.sulcus*np.abs(t)**3, .10*t*t)
+    c, mid = f.chest, 0.5 * f.chest.width
+    base = c.dome + (c.lift if side > 0 else 0) + c.raised[side > 0]
+    t = (side * f.x - mid) / (c.width - mid)
+    return base + np.where(t > 0, c.sulcus * np.abs(t) ** 3, 0.10 * t * t)
 
 def thorax(f):
     "Add the walls, the domes, the room for air and its depth to the film."
-    c, a = f.chest, np.abs(f.x); v = np.clip((f.y-c.top)/1.12, 0, 1)
-    f.lat = c.apex+(c.width-c.apex)*(1-(1-v)**3)**.55
-    f.med = c.apex-(c.apex-.05)*np.sqrt(np.minimum(1, v/.3))
-    f.dome = np.where(f.x < 0, dome_y(f, -1), dome_y(f, 1)); d = f.y-f.dome
-    under = .85*sig(d*110)+.15*(1-np.exp(-np.maximum(d, 0)*20))  # some lung lies behind the dome
-    f.cavity = sig((f.lat-a)*125)*sig((a-f.med)*125)*(f.y > c.top)*(1-under)
-    f.depthwise = np.sqrt(np.maximum(0, 1-np.clip(a/f.lat, 0, 1)**2.6))**.8*np.minimum(1, .45+v*1.6)
+    c, a = f.chest, np.abs(f.x)
+    v = np.clip((f.y - c.top) / 1.12, 0, 1)
+    f.lat = c.apex + (c.width - c.apex) * (1 - (1 - v) ** 3) ** 0.55
+    f.med = c.apex - (c.apex - 0.05) * np.sqrt(np.minimum(1, v / 0.3))
+    f.dome = np.where(f.x < 0, dome_y(f, -1), dome_y(f, 1))
+    d = f.y - f.dome
+    under = 0.85 * sig(d * 110) + 0.15 * (
+        1 - np.exp(-np.maximum(d, 0) * 20)
+    )  # some lung lies behind the dome
+    f.cavity = sig((f.lat - a) * 125) * sig((a - f.med) * 125) * (f.y > c.top) * (1 - under)
+    f.depthwise = np.sqrt(np.maximum(0, 1 - np.clip(a / f.lat, 0, 1) ** 2.6)) ** 0.8 * np.minimum(
+        1, 0.45 + v * 1.6
+    )
 
 # %% ../nbs/05_phantom.ipynb #7a54dbc9
 def body(f):
     "Attenuation of trunk, shoulders, neck and arms, as if there were no air in them."
-    c, y, x = f.chest, f.y, np.abs(f.x); slope = c.top-.20+.48*np.maximum(0, x-.2)**1.4
-    trunk = (c.width+c.wall)*(1-.05*(y+.1)**2)+.02
-    rise = np.sqrt(np.clip((y-slope)*2.4, 0, 1)); top = sig((y-slope)*45)
-    chest = np.sqrt(np.maximum(0, 1-(x/trunk)**2.4))*top*np.minimum(1, rise+.25)
-    shoulder = .80*rise*np.sqrt(np.clip(1-(x/1.22)**4, 0, 1))*sig((-.22-y)*11)
-    neck = .75*np.sqrt(np.maximum(0, 1-(x/.26)**2))*(y < 0)
-    arm_x = 1.02+(.04+.22*c.arms)*(y+.5)
-    arm = .62*np.sqrt(np.maximum(0, 1-((x-arm_x)/.19)**2))*sig((y+.42)*12)
-    return c.depth*np.maximum(np.maximum(chest, shoulder), np.maximum(neck, arm))*(1+.22*sig((y-f.dome)*7))
+    c, y, x = f.chest, f.y, np.abs(f.x)
+    slope = c.top - 0.20 + 0.48 * np.maximum(0, x - 0.2) ** 1.4
+    trunk = (c.width + c.wall) * (1 - 0.05 * (y + 0.1) ** 2) + 0.02
+    rise = np.sqrt(np.clip((y - slope) * 2.4, 0, 1))
+    top = sig((y - slope) * 45)
+    chest = np.sqrt(np.maximum(0, 1 - (x / trunk) ** 2.4)) * top * np.minimum(1, rise + 0.25)
+    shoulder = 0.80 * rise * np.sqrt(np.clip(1 - (x / 1.22) ** 4, 0, 1)) * sig((-0.22 - y) * 11)
+    neck = 0.75 * np.sqrt(np.maximum(0, 1 - (x / 0.26) ** 2)) * (y < 0)
+    arm_x = 1.02 + (0.04 + 0.22 * c.arms) * (y + 0.5)
+    arm = 0.62 * np.sqrt(np.maximum(0, 1 - ((x - arm_x) / 0.19) ** 2)) * sig((y + 0.42) * 12)
+    return (
+        c.depth
+        * np.maximum(np.maximum(chest, shoulder), np.maximum(neck, arm))
+        * (1 + 0.22 * sig((y - f.dome) * 7))
+    )
 
 def breasts(f):
     "Attenuation of the breasts."
     c, b = f.chest, f.chest.breast
     if not b: return np.zeros_like(f.x)
-    both = sum(ellipse(f, s*(.30+.35*b+.3*c.wall), .20+.4*b, .17+.75*b, .15+.85*b, s*.25, .6) for s in (-1, 1))
-    return both*(.30+b)*sig((f.y+.05)*6)
+    both = sum(
+        ellipse(
+            f,
+            s * (0.30 + 0.35 * b + 0.3 * c.wall),
+            0.20 + 0.4 * b,
+            0.17 + 0.75 * b,
+            0.15 + 0.85 * b,
+            s * 0.25,
+            0.6,
+        )
+        for s in (-1, 1)
+    )
+    return both * (0.30 + b) * sig((f.y + 0.05) * 6)
 
 # %% ../nbs/05_phantom.ipynb #f0dee40b
 def borders(c):
     "Control points (y, distance from the midline) of the left and the right border of heart and vessels."
-    heart, r, l, p, k = 2*c.width*c.ctr, .33+.05*c.axis, .67-.05*c.axis, c.pedicle, -.34
-    d = c.dome-.06+.25*sum(c.raised); at = lambda z: -.12+(d+.12)*z  # from the waist of the heart (0) to its apex (1)
-    left = [(-1.3, .085), (-.72, .085), (-.5, .75*p), (k-.09, p), (k, p+c.knob), (k+.10, p+.15*c.knob), (at(0), p+.045),
-            (at(.3), .5*heart*l+.3*p), (at(.55), .78*heart*l), (at(.8), .965*heart*l), (at(.98), heart*l),
-            (at(1.15), .97*heart*l), (at(1.5), .8*heart*l), (1.3, .3*heart*l)]
-    right = [(-1.3, .085), (-.72, .085), (-.45, p*.92), (-.2, p*.98), (at(.1), p*1.05), (at(.42), .75*heart*r+.02), (at(.76), heart*r),
-             (at(1), heart*r*.93), (at(1.3), heart*r*.7), (1.3, .3*heart*r)]
+    heart, r, l, p, k = (
+        2 * c.width * c.ctr,
+        0.33 + 0.05 * c.axis,
+        0.67 - 0.05 * c.axis,
+        c.pedicle,
+        -0.34,
+    )
+    d = c.dome - 0.06 + 0.25 * sum(c.raised)
+    at = lambda z: -0.12 + (d + 0.12) * z  # from the waist of the heart (0) to its apex (1)
+    left = [
+        (-1.3, 0.085),
+        (-0.72, 0.085),
+        (-0.5, 0.75 * p),
+        (k - 0.09, p),
+        (k, p + c.knob),
+        (k + 0.10, p + 0.15 * c.knob),
+        (at(0), p + 0.045),
+        (at(0.3), 0.5 * heart * l + 0.3 * p),
+        (at(0.55), 0.78 * heart * l),
+        (at(0.8), 0.965 * heart * l),
+        (at(0.98), heart * l),
+        (at(1.15), 0.97 * heart * l),
+        (at(1.5), 0.8 * heart * l),
+        (1.3, 0.3 * heart * l),
+    ]
+    right = [
+        (-1.3, 0.085),
+        (-0.72, 0.085),
+        (-0.45, p * 0.92),
+        (-0.2, p * 0.98),
+        (at(0.1), p * 1.05),
+        (at(0.42), 0.75 * heart * r + 0.02),
+        (at(0.76), heart * r),
+        (at(1), heart * r * 0.93),
+        (at(1.3), heart * r * 0.7),
+        (1.3, 0.3 * heart * r),
+    ]
     return left, right
 
 def mediastinum(f):
     "Share (H, W) of the depth that heart and great vessels take from the air, 0..1; sets `heart_u`, -1 and 1 at the borders."
-    t, shift = np.linspace(-1.3, 1.1, 97), 1.2*f.pose.turn+f.chest.pull
-    l, r = (np.interp(f.y, t, _smooth(t, *np.array(points).T)).astype(np.float32) for points in borders(f.chest))
-    f.heart_u = (f.x-(l-r)/2-shift)/((l+r)/2)
-    return np.maximum(0, 1-f.heart_u**2)**.32
+    t, shift = np.linspace(-1.3, 1.1, 97), 1.2 * f.pose.turn + f.chest.pull
+    l, r = (
+        np.interp(f.y, t, _smooth(t, *np.array(points).T)).astype(np.float32)
+        for points in borders(f.chest)
+    )
+    f.heart_u = (f.x - (l - r) / 2 - shift) / ((l + r) / 2)
+    return np.maximum(0, 1 - f.heart_u**2) ** 0.32
 
 # %% ../nbs/05_phantom.ipynb #263cfff5
 def airways(f):
     "Attenuation that windpipe, bronchi and gas in the stomach take away."
-    c, s = f.chest, 1.2*f.pose.turn+.8*f.chest.pull; bend = .012*sig((f.y+.5)*20)
-    pipe = np.sqrt(np.maximum(0, 1-((f.x-s+bend)/.038)**2))*sig((-.22-f.y)*30)
-    bronchi = f.lines(f.curve([s-.01, s-.10, s-.17], [-.24, -.15, -.07], .05, .20),
-                      f.curve([s-.01, s+.10, s+.20], [-.24, -.16, -.11], .045, .18))
-    b, y = c.bubble, c.dome+c.lift+c.raised[1]+.055
-    if b > .05: bronchi += .75*ellipse(f, .33, y+.4*b, b*1.3, b*.75, .1)+.3*ellipse(f, .10+b, y+.025+1.4*b, b*.6, b*.4, -.2)
-    return .34*pipe+bronchi
+    c, s = f.chest, 1.2 * f.pose.turn + 0.8 * f.chest.pull
+    bend = 0.012 * sig((f.y + 0.5) * 20)
+    pipe = np.sqrt(np.maximum(0, 1 - ((f.x - s + bend) / 0.038) ** 2)) * sig((-0.22 - f.y) * 30)
+    bronchi = f.lines(
+        f.curve([s - 0.01, s - 0.10, s - 0.17], [-0.24, -0.15, -0.07], 0.05, 0.20),
+        f.curve([s - 0.01, s + 0.10, s + 0.20], [-0.24, -0.16, -0.11], 0.045, 0.18),
+    )
+    b, y = c.bubble, c.dome + c.lift + c.raised[1] + 0.055
+    if b > 0.05:
+        bronchi += 0.75 * ellipse(f, 0.33, y + 0.4 * b, b * 1.3, b * 0.75, 0.1) + 0.3 * ellipse(
+            f, 0.10 + b, y + 0.025 + 1.4 * b, b * 0.6, b * 0.4, -0.2
+        )
+    return 0.34 * pipe + bronchi
 
 def spine(f):
     "Attenuation of the vertebral column: blocks, their edges, pedicles and spines."
-    c, w = f.chest, f.chest.spine; t = f.y*(2*np.pi/c.vertebra)
-    x = f.x+.8*f.pose.turn-c.scoliosis*np.sin(f.y*3)
-    block = sig((w-np.abs(x))*120)*(.62+.38*np.tanh(2.5*np.cos(t)+1.4))
-    edge = .3*np.exp(-((np.abs(x)-w)/.012)**2)
-    pedicles = np.exp(-((np.abs(x)-.6*w)/.014)**2)*np.maximum(0, np.cos(t+.9))**4
-    spines = np.exp(-(x/.012)**2)*np.maximum(0, np.cos(t-1))**3
-    return 1.05*c.bone*(block+edge+.5*pedicles+.4*spines)
+    c, w = f.chest, f.chest.spine
+    t = f.y * (2 * np.pi / c.vertebra)
+    x = f.x + 0.8 * f.pose.turn - c.scoliosis * np.sin(f.y * 3)
+    block = sig((w - np.abs(x)) * 120) * (0.62 + 0.38 * np.tanh(2.5 * np.cos(t) + 1.4))
+    edge = 0.3 * np.exp(-(((np.abs(x) - w) / 0.012) ** 2))
+    pedicles = np.exp(-(((np.abs(x) - 0.6 * w) / 0.014) ** 2)) * np.maximum(0, np.cos(t + 0.9)) ** 4
+    spines = np.exp(-((x / 0.012) ** 2)) * np.maximum(0, np.cos(t - 1)) ** 3
+    return 1.05 * c.bone * (block + edge + 0.5 * pedicles + 0.4 * spines)
 
 # %% ../nbs/05_phantom.ipynb #5e876bc4
 def rib_points(f):
     "Return rib number, side, angle along the ring, ring radius, half height and the points (x, y) of all ribs."
-    c = f.chest; rib, side = np.arange(10)[:, None, None, None], np.array([-1, 1])[None, :, None, None]
-    across, phi = np.linspace(-1, 1, 5)[None, None, :, None], np.linspace(.10, 2.55, int(.85*f.size))[None, None, None, :]
-    y0 = c.top+.005+c.rib_gap*rib*(1+.012*rib); v = np.clip((y0+.3*c.rib_slope-c.top)/1.12, .04, 1)
-    w = np.where(rib == 0, c.apex+.02, c.apex+.02+(c.width-.008-c.apex)*(1-(1-v)**3)**.5)
-    half = c.rib_width*.5*(1+.15*np.sin(phi)); slope = c.rib_slope*(.55+.075*np.minimum(rib, 6))
-    x = side*w*np.sin(phi)**.9+.8*f.pose.turn*np.cos(phi)
-    return rib, side, across, phi, w, half, x, y0+slope*(1-np.cos(phi))*.5-.05*np.sin(phi)+across*half
+    c = f.chest
+    rib, side = np.arange(10)[:, None, None, None], np.array([-1, 1])[None, :, None, None]
+    across, phi = (
+        np.linspace(-1, 1, 5)[None, None, :, None],
+        np.linspace(0.10, 2.55, int(0.85 * f.size))[None, None, None, :],
+    )
+    y0 = c.top + 0.005 + c.rib_gap * rib * (1 + 0.012 * rib)
+    v = np.clip((y0 + 0.3 * c.rib_slope - c.top) / 1.12, 0.04, 1)
+    w = np.where(
+        rib == 0,
+        c.apex + 0.02,
+        c.apex + 0.02 + (c.width - 0.008 - c.apex) * (1 - (1 - v) ** 3) ** 0.5,
+    )
+    half = c.rib_width * 0.5 * (1 + 0.15 * np.sin(phi))
+    slope = c.rib_slope * (0.55 + 0.075 * np.minimum(rib, 6))
+    x = side * w * np.sin(phi) ** 0.9 + 0.8 * f.pose.turn * np.cos(phi)
+    return (
+        rib,
+        side,
+        across,
+        phi,
+        w,
+        half,
+        x,
+        y0 + slope * (1 - np.cos(phi)) * 0.5 - 0.05 * np.sin(phi) + across * half,
+    )
 
 def ribs(f):
     "Return the points and masses of all ribs; broken ones are displaced beyond the break."
     rib, side, across, phi, w, half, x, y = rib_points(f)
-    shade = (.45+.55*across**2)*np.where(phi > 1.75, .6*np.clip((2.62-phi)/.5, 0, 1), 1.)*np.where(rib == 0, .5, 1)
+    shade = (
+        (0.45 + 0.55 * across**2)
+        * np.where(phi > 1.75, 0.6 * np.clip((2.62 - phi) / 0.5, 0, 1), 1.0)
+        * np.where(rib == 0, 0.5, 1)
+    )
     for k, s, at, dx, dy, callus in f.chest.broken:
-        one = (rib == k) & (side == s); far = one & (phi > at); x, y = x+np.where(far, s*dx, 0), y+np.where(far, dy, 0)
-        shade = shade*(1-.95*(one & (np.abs(phi-at) < .035)))
-    step = (phi[..., 1:2]-phi[..., :1])*w*1.1
-    return x, y, f.chest.bone*.95*shade*(1-.35*np.sin(phi)**6)*step*2*half/5, .006
+        one = (rib == k) & (side == s)
+        far = one & (phi > at)
+        x, y = x + np.where(far, s * dx, 0), y + np.where(far, dy, 0)
+        shade = shade * (1 - 0.95 * (one & (np.abs(phi - at) < 0.035)))
+    step = (phi[..., 1:2] - phi[..., :1]) * w * 1.1
+    return (
+        x,
+        y,
+        f.chest.bone * 0.95 * shade * (1 - 0.35 * np.sin(phi) ** 6) * step * 2 * half / 5,
+        0.006,
+    )
 
 # %% ../nbs/05_phantom.ipynb #9970694e
 def clavicles(f):
     "Return the points of both clavicles, edges denser than the middle."
-    c, out = f.chest, []; across, shade = np.linspace(-.026, .026, 5)[:, None], np.array([1.1, .5, .4, .5, 1.1])[:, None]
+    c, out = f.chest, []
+    across, shade = (
+        np.linspace(-0.026, 0.026, 5)[:, None],
+        np.array([1.1, 0.5, 0.4, 0.5, 1.1])[:, None],
+    )
     for s in (-1, 1):
-        x0, y0 = s*.07+1.6*f.pose.turn, c.top+.31
-        ys = [y0, y0-.05+.3*c.clavicle, y0-.09+c.clavicle, y0-.10+1.5*c.clavicle]
-        x, y, mass, _ = f.curve([x0, x0+s*.17, x0+s*.38, x0+s*.62], ys, .012, 1.6*c.bone)
-        out.append((x, y+across, mass*shade, .006))
+        x0, y0 = s * 0.07 + 1.6 * f.pose.turn, c.top + 0.31
+        ys = [
+            y0,
+            y0 - 0.05 + 0.3 * c.clavicle,
+            y0 - 0.09 + c.clavicle,
+            y0 - 0.10 + 1.5 * c.clavicle,
+        ]
+        x, y, mass, _ = f.curve(
+            [x0, x0 + s * 0.17, x0 + s * 0.38, x0 + s * 0.62], ys, 0.012, 1.6 * c.bone
+        )
+        out.append((x, y + across, mass * shade, 0.006))
     return out
 
 def scapula(f, s):
     "Return the plate and the edges of one shoulder blade with the head and shaft of the arm."
-    c, e = f.chest, f.chest.width-(.10 if f.pose.projection == 'AP' else -.09); top, low = c.top+.16, c.top+.78; mid = (top+low)/2
-    xs, ys, a = np.array([e-.02, e-.05, e+.05]), np.array([top, mid, low]), s*f.x
-    edges = [f.curve(s*xs, ys, .02, c.bone*1.2), f.curve(s*np.array([e+.05, e+.12, e+.24]), [low, mid+.05, top+.10], .03, c.bone*.9),
-             f.curve(s*np.array([e-.05, e+.15, e+.30]), [top+.05, top-.02, top-.03], .05, c.bone*1.1),
-             f.curve(s*np.array([e+.36, e+.42+.06*c.arms, e+.44+.25*c.arms]), [top+.15, top+.5, top+.95], .11, c.bone, .03)]
-    inner, outer = np.interp(f.y, ys, xs).astype(np.float32), np.interp(f.y, [top+.1, low], [e+.24, e+.05]).astype(np.float32)
-    plate = sig((a-inner)*60)*sig((outer-a)*60)*(f.y > top)*(f.y < low)
-    return .35*c.bone*plate+1.6*c.bone*ellipse(f, s*(e+.33), top+.07, .10, .105, 0, .4), edges
+    c, e = f.chest, f.chest.width - (0.10 if f.pose.projection == 'AP' else -0.09)
+    top, low = c.top + 0.16, c.top + 0.78
+    mid = (top + low) / 2
+    xs, ys, a = np.array([e - 0.02, e - 0.05, e + 0.05]), np.array([top, mid, low]), s * f.x
+    edges = [
+        f.curve(s * xs, ys, 0.02, c.bone * 1.2),
+        f.curve(
+            s * np.array([e + 0.05, e + 0.12, e + 0.24]),
+            [low, mid + 0.05, top + 0.10],
+            0.03,
+            c.bone * 0.9,
+        ),
+        f.curve(
+            s * np.array([e - 0.05, e + 0.15, e + 0.30]),
+            [top + 0.05, top - 0.02, top - 0.03],
+            0.05,
+            c.bone * 1.1,
+        ),
+        f.curve(
+            s * np.array([e + 0.36, e + 0.42 + 0.06 * c.arms, e + 0.44 + 0.25 * c.arms]),
+            [top + 0.15, top + 0.5, top + 0.95],
+            0.11,
+            c.bone,
+            0.03,
+        ),
+    ]
+    inner, outer = (
+        np.interp(f.y, ys, xs).astype(np.float32),
+        np.interp(f.y, [top + 0.1, low], [e + 0.24, e + 0.05]).astype(np.float32),
+    )
+    plate = sig((a - inner) * 60) * sig((outer - a) * 60) * (f.y > top) * (f.y < low)
+    return 0.35 * c.bone * plate + 1.6 * c.bone * ellipse(
+        f, s * (e + 0.33), top + 0.07, 0.10, 0.105, 0, 0.4
+    ), edges
 
 def bones(f):
     "Attenuation of ribs, clavicles and shoulder blades."
     (right, a), (left, b) = scapula(f, -1), scapula(f, 1)
-    return right+left+f.lines(ribs(f), *clavicles(f), *a, *b)
+    return right + left + f.lines(ribs(f), *clavicles(f), *a, *b)
 
 # %% ../nbs/05_phantom.ipynb #a8affdf4
 def vessel_tree(chest):
     "Return the branches of both lungs: points x and y (n, 6), widths (n,) and generation."
-    rng, out = _rng(chest.seed, chest.patient, 'vessels'), []; t = np.linspace(0, 1, 5)
+    rng, out = _rng(chest.seed, chest.patient, 'vessels'), []
+    t = np.linspace(0, 1, 5)
     for s in (-1, 1):
-        a = np.array([-1.25, -.75, -.2, .35, .8, 1.2])+rng.normal(0, .14, 6)  # angle from outward, down positive
-        x, y = np.full(6, s*.125), np.where(a < 0, -.09, -.02)-.04*(s > 0)+rng.normal(0, .012, 6)
-        n, w = rng.uniform(.30, .48, 6), rng.uniform(.030, .042, 6)
+        a = np.array([-1.25, -0.75, -0.2, 0.35, 0.8, 1.2]) + rng.normal(
+            0, 0.14, 6
+        )  # angle from outward, down positive
+        x, y = (
+            np.full(6, s * 0.125),
+            np.where(a < 0, -0.09, -0.02) - 0.04 * (s > 0) + rng.normal(0, 0.012, 6),
+        )
+        n, w = rng.uniform(0.30, 0.48, 6), rng.uniform(0.030, 0.042, 6)
         for gen in range(4):
-            ang = a[:, None]+rng.normal(0, .25, a.shape)[:, None]*(t-.3)
-            px, py = (np.c_[z, z[:, None]+np.cumsum(step, 1)*n[:, None]/5] for z, step in ((x, s*np.cos(ang)), (y, np.sin(ang))))
-            out.append((px, py, w, gen)); at = rng.integers(2, 6, (len(a), 3)); pick = np.arange(len(a))[:, None]
-            fork = rng.choice([-1, 1], at.shape)*rng.uniform(.3, .8, at.shape)
-            keep = rng.random(at.size) < (.62 if gen else .95)*min(1., chest.branches)
-            x, y, a, n, w = (z.ravel()[keep] for z in (px[pick, at], py[pick, at], ang[pick, at-1]+fork,
-                n[:, None]*rng.uniform(.45, .75, at.shape), w[:, None]*rng.uniform(.5, .68, at.shape)))
+            ang = a[:, None] + rng.normal(0, 0.25, a.shape)[:, None] * (t - 0.3)
+            px, py = (
+                np.c_[z, z[:, None] + np.cumsum(step, 1) * n[:, None] / 5]
+                for z, step in ((x, s * np.cos(ang)), (y, np.sin(ang)))
+            )
+            out.append((px, py, w, gen))
+            at = rng.integers(2, 6, (len(a), 3))
+            pick = np.arange(len(a))[:, None]
+            fork = rng.choice([-1, 1], at.shape) * rng.uniform(0.3, 0.8, at.shape)
+            keep = rng.random(at.size) < (0.62 if gen else 0.95) * min(1.0, chest.branches)
+            x, y, a, n, w = (
+                z.ravel()[keep]
+                for z in (
+                    px[pick, at],
+                    py[pick, at],
+                    ang[pick, at - 1] + fork,
+                    n[:, None] * rng.uniform(0.45, 0.75, at.shape),
+                    w[:, None] * rng.uniform(0.5, 0.68, at.shape),
+                )
+            )
     return out
 
 def vessels(f):
     "Attenuation of the vessels and the hila they leave from."
-    c, ink, shift = f.chest, [], f.pose.turn+f.chest.pull
+    c, ink, shift = f.chest, [], f.pose.turn + f.chest.pull
     for px, py, w, gen in vessel_tree(c):
-        n = max(10, int(f.size*.22*.7**gen)); t = np.linspace(0, 4.999, n); i = t.astype(int); k = t-i
-        x, y = (p[:, i]*(1-k)+p[:, i+1]*k for p in (px, py))
-        length = np.hypot(np.diff(px), np.diff(py)).sum(1)[:, None]/n
-        ink.append((x+shift, y, 8.5*c.vascular*(w[:, None]*np.linspace(1, .6, n))**2*length, (.013, .007, .004, .004)[gen]*c.fuzzy))
-    return f.lines(*ink)+.3*sum(ellipse(f, s*.145+shift, -.08-.02*s, .055, .11, -.35*s, .8) for s in (-1, 1))
+        n = max(10, int(f.size * 0.22 * 0.7**gen))
+        t = np.linspace(0, 4.999, n)
+        i = t.astype(int)
+        k = t - i
+        x, y = (p[:, i] * (1 - k) + p[:, i + 1] * k for p in (px, py))
+        length = np.hypot(np.diff(px), np.diff(py)).sum(1)[:, None] / n
+        ink.append(
+            (
+                x + shift,
+                y,
+                8.5 * c.vascular * (w[:, None] * np.linspace(1, 0.6, n)) ** 2 * length,
+                (0.013, 0.007, 0.004, 0.004)[gen] * c.fuzzy,
+            )
+        )
+    return f.lines(*ink) + 0.3 * sum(
+        ellipse(f, s * 0.145 + shift, -0.08 - 0.02 * s, 0.055, 0.11, -0.35 * s, 0.8)
+        for s in (-1, 1)
+    )
 
 # %% ../nbs/05_phantom.ipynb #0da9038d
 def marker(f):
     "Attenuation of the lead letter L or R in a corner."
-    left, t = f.pose.marker % 2, np.linspace(0, 1, max(8, f.size//10))
-    h, x0, y0 = .055, (.81 if left else -.87), -.82+.25*(f.pose.marker > 1)
-    letter_r = [(0, 0, 0, 2), (0, 0, .9, 0), (.9, 0, 1, .5), (1, .5, .9, 1), (.9, 1, 0, 1), (.4, 1, 1, 2)]
+    left, t = f.pose.marker % 2, np.linspace(0, 1, max(8, f.size // 10))
+    h, x0, y0 = 0.055, (0.81 if left else -0.87), -0.82 + 0.25 * (f.pose.marker > 1)
+    letter_r = [
+        (0, 0, 0, 2),
+        (0, 0, 0.9, 0),
+        (0.9, 0, 1, 0.5),
+        (1, 0.5, 0.9, 1),
+        (0.9, 1, 0, 1),
+        (0.4, 1, 1, 2),
+    ]
     strokes = [(0, 0, 0, 2), (0, 2, 1, 2)] if left else letter_r
-    u, v = np.concatenate([[x0+1.1*h*(a+t*(c-a)), y0+h*(b+t*(d-b))] for a, b, c, d in strokes], 1)
-    x, y = f.m@np.array([u, v])+f.shift[:, None]
-    return np.minimum(f.lines((x, y, .062*h/len(t), .006)), 2.5)
+    u, v = np.concatenate(
+        [[x0 + 1.1 * h * (a + t * (c - a)), y0 + h * (b + t * (d - b))] for a, b, c, d in strokes],
+        1,
+    )
+    x, y = f.m @ np.array([u, v]) + f.shift[:, None]
+    return np.minimum(f.lines((x, y, 0.062 * h / len(t), 0.006)), 2.5)
 
 def skin_fold(f):
     "Attenuation of a fold of skin under the patient's back, on some films."
     if not f.pose.fold: return np.zeros_like(f.x)
-    rng = _rng(*f.pose.key, 'fold'); s = int(rng.choice([-1, 1]))
-    d = s*f.x-rng.uniform(.3, .55)-rng.uniform(-.3, .3)*f.y
-    return .14*np.exp(-np.maximum(0, d)*9)*sig(d*120)*sig((f.y+.5)*12)*sig((.4-f.y)*12)
+    rng = _rng(*f.pose.key, 'fold')
+    s = int(rng.choice([-1, 1]))
+    d = s * f.x - rng.uniform(0.3, 0.55) - rng.uniform(-0.3, 0.3) * f.y
+    return (
+        0.14
+        * np.exp(-np.maximum(0, d) * 9)
+        * sig(d * 120)
+        * sig((f.y + 0.5) * 12)
+        * sig((0.4 - f.y) * 12)
+    )
 
 # %% ../nbs/05_phantom.ipynb #c2f8615e
 def expose(f, attenuation):
     "Return the finished picture (H, W) uint8: Beer-Lambert, blur, scatter, quanta, film curve, collimator."
-    p, n, rng = f.pose, f.size, _rng(*f.pose.key, 'noise'); k = max(1, n//32); m = n//k
+    p, n, rng = f.pose, f.size, _rng(*f.pose.key, 'noise')
+    k = max(1, n // 32)
+    m = n // k
     (hx, hy), (l, r, t, b) = p.heel, p.edges
-    light = gaussian_filter(np.exp(-attenuation-hx*f.u-hy*f.v), max(.3, p.blur*n/224), truncate=3.)
-    coarse = gaussian_filter(light[:m*k, :m*k].reshape(m, k, m, k).mean((1, 3)), 3.5)
+    light = gaussian_filter(
+        np.exp(-attenuation - hx * f.u - hy * f.v), max(0.3, p.blur * n / 224), truncate=3.0
+    )
+    coarse = gaussian_filter(light[: m * k, : m * k].reshape(m, k, m, k).mean((1, 3)), 3.5)
     fog = zoom(np.pad(coarse, (0, 1), 'edge'), k, order=1, mode='nearest', grid_mode=True)[:n, :n]
-    light = (1-p.scatter)*light+.6*p.scatter*fog
-    grain = rng.standard_normal((n, n), dtype=np.float32)*(p.noise*min(1., n/224)**.5)*np.sqrt(.3/(light+.02))
-    tone = sig((-np.log(np.maximum(light*(1+grain), 1e-4))-p.centre)/p.latitude); clear = 1/(1+float(np.exp(p.centre/p.latitude)))
-    tone = np.clip((tone-clear)/(1-clear), 0, 1)**p.gamma
-    window = sig((f.u+l)*90)*sig((r-f.u)*90)*sig((f.v+t)*90)*sig((b-f.v)*90)
-    return np.round(255*np.clip((p.floor+(1-p.floor)*tone)*window, 0, 1)).astype(np.uint8)
+    light = (1 - p.scatter) * light + 0.6 * p.scatter * fog
+    grain = (
+        rng.standard_normal((n, n), dtype=np.float32)
+        * (p.noise * min(1.0, n / 224) ** 0.5)
+        * np.sqrt(0.3 / (light + 0.02))
+    )
+    tone = sig((-np.log(np.maximum(light * (1 + grain), 1e-4)) - p.centre) / p.latitude)
+    clear = 1 / (1 + float(np.exp(p.centre / p.latitude)))
+    tone = np.clip((tone - clear) / (1 - clear), 0, 1) ** p.gamma
+    window = sig((f.u + l) * 90) * sig((r - f.u) * 90) * sig((f.v + t) * 90) * sig((b - f.v) * 90)
+    return np.round(255 * np.clip((p.floor + (1 - p.floor) * tone) * window, 0, 1)).astype(np.uint8)
 
 def layers_of(f):
     "Return the layers of a healthy frontal film; their sum is the attenuation."
-    thorax(f); f.middle = mediastinum(f); f.air = f.chest.air*f.depthwise*f.cavity*(1-.92*f.middle)
-    return dict(body=body(f)+breasts(f), air=-f.air, vessels=vessels(f)*f.cavity, airways=-airways(f), spine=spine(f), bones=bones(f),
-                extras=skin_fold(f)+marker(f))
+    thorax(f)
+    f.middle = mediastinum(f)
+    f.air = f.chest.air * f.depthwise * f.cavity * (1 - 0.92 * f.middle)
+    return dict(
+        body=body(f) + breasts(f),
+        air=-f.air,
+        vessels=vessels(f) * f.cavity,
+        airways=-airways(f),
+        spine=spine(f),
+        bones=bones(f),
+        extras=skin_fold(f) + marker(f),
+    )
 
 # %% ../nbs/05_phantom.ipynb #d8f30091
 @dataclass(frozen=True)
@@ -333,259 +638,590 @@ class Recipe:
 # %% ../nbs/05_phantom.ipynb #859e0f72
 RECIPES = {
     'No Finding': Recipe('-', 'none of the others; devices are allowed'),
-    'Enlarged Cardiomediastinum': Recipe('upper mediastinum', 'wide vessels and aortic knob', (1.75, 2.6), share=.10),
-    'Cardiomegaly': Recipe('heart', 'cardiothoracic ratio above one half', (.56, .67), share=.125,
-                           alongside=(('Edema', .12), ('Pleural Effusion', .12))),
-    'Lung Opacity': Recipe('any lung zone', 'one hazy patch (and the parent of five others)', (.16, .30), (.35, .60), .09),
-    'Lung Lesion': Recipe('any lung zone', '1 to 3 round nodules or a mass', (.07, .15), (.60, 1.0), .135,
-                          (('Atelectasis', .10), ('Pleural Effusion', .10))),
-    'Edema': Recipe('both hila', 'bat-wing haze, Kerley lines, thick blurred vessels', (.17, .24), (.22, .50), .10,
-                    (('Cardiomegaly', .30), ('Pleural Effusion', .25))),
-    'Consolidation': Recipe('one lobe', 'dense to the fissure, with air bronchograms', (.26, .40), (.60, .85), .125,
-                            (('Pneumonia', .20), ('Pleural Effusion', .12))),
-    'Pneumonia': Recipe('1 to 3 spots, mostly low', 'patchy and ill-defined', (.10, .19), (.42, .70), .11,
-                        (('Consolidation', .15), ('Pleural Effusion', .15))),
-    'Atelectasis': Recipe('a lung base', 'linear bands, raised dome, mediastinum pulled over', (.07, .15), (.60, 1.0), .085,
-                          (('Pleural Effusion', .15),)),
-    'Pneumothorax': Recipe('apex and side of one lung', 'a thin edge, no vessels beyond it, darker', (.09, .24), (.24, .34), .135,
-                           (('Fracture', .10), ('Atelectasis', .10))),
-    'Pleural Effusion': Recipe('a costophrenic angle, or both', 'fluid with a meniscus', (.08, .44), (.80, .95), .08,
-                               (('Atelectasis', .30),)),
-    'Pleural Other': Recipe('chest wall or apex', 'a thick rim, sometimes with lime', (.07, .14), (.60, 1.0), .125),
-    'Fracture': Recipe('2 to 4 neighbouring ribs', 'a gap and a step, sometimes callus', (.045, .075), (.7, 1.1), .115,
-                       (('Pneumothorax', .12), ('Pleural Effusion', .08))),
-    'Support Devices': Recipe('anywhere', 'leads, pacemaker, central line, tube, drain', contrast=(.7, 1.3)),
+    'Enlarged Cardiomediastinum': Recipe(
+        'upper mediastinum', 'wide vessels and aortic knob', (1.75, 2.6), share=0.10
+    ),
+    'Cardiomegaly': Recipe(
+        'heart',
+        'cardiothoracic ratio above one half',
+        (0.56, 0.67),
+        share=0.125,
+        alongside=(('Edema', 0.12), ('Pleural Effusion', 0.12)),
+    ),
+    'Lung Opacity': Recipe(
+        'any lung zone',
+        'one hazy patch (and the parent of five others)',
+        (0.16, 0.30),
+        (0.35, 0.60),
+        0.09,
+    ),
+    'Lung Lesion': Recipe(
+        'any lung zone',
+        '1 to 3 round nodules or a mass',
+        (0.07, 0.15),
+        (0.60, 1.0),
+        0.135,
+        (('Atelectasis', 0.10), ('Pleural Effusion', 0.10)),
+    ),
+    'Edema': Recipe(
+        'both hila',
+        'bat-wing haze, Kerley lines, thick blurred vessels',
+        (0.17, 0.24),
+        (0.22, 0.50),
+        0.10,
+        (('Cardiomegaly', 0.30), ('Pleural Effusion', 0.25)),
+    ),
+    'Consolidation': Recipe(
+        'one lobe',
+        'dense to the fissure, with air bronchograms',
+        (0.26, 0.40),
+        (0.60, 0.85),
+        0.125,
+        (('Pneumonia', 0.20), ('Pleural Effusion', 0.12)),
+    ),
+    'Pneumonia': Recipe(
+        '1 to 3 spots, mostly low',
+        'patchy and ill-defined',
+        (0.10, 0.19),
+        (0.42, 0.70),
+        0.11,
+        (('Consolidation', 0.15), ('Pleural Effusion', 0.15)),
+    ),
+    'Atelectasis': Recipe(
+        'a lung base',
+        'linear bands, raised dome, mediastinum pulled over',
+        (0.07, 0.15),
+        (0.60, 1.0),
+        0.085,
+        (('Pleural Effusion', 0.15),),
+    ),
+    'Pneumothorax': Recipe(
+        'apex and side of one lung',
+        'a thin edge, no vessels beyond it, darker',
+        (0.09, 0.24),
+        (0.24, 0.34),
+        0.135,
+        (('Fracture', 0.10), ('Atelectasis', 0.10)),
+    ),
+    'Pleural Effusion': Recipe(
+        'a costophrenic angle, or both',
+        'fluid with a meniscus',
+        (0.08, 0.44),
+        (0.80, 0.95),
+        0.08,
+        (('Atelectasis', 0.30),),
+    ),
+    'Pleural Other': Recipe(
+        'chest wall or apex', 'a thick rim, sometimes with lime', (0.07, 0.14), (0.60, 1.0), 0.125
+    ),
+    'Fracture': Recipe(
+        '2 to 4 neighbouring ribs',
+        'a gap and a step, sometimes callus',
+        (0.045, 0.075),
+        (0.7, 1.1),
+        0.115,
+        (('Pneumothorax', 0.12), ('Pleural Effusion', 0.08)),
+    ),
+    'Support Devices': Recipe(
+        'anywhere', 'leads, pacemaker, central line, tube, drain', contrast=(0.7, 1.3)
+    ),
 }
-CHILDREN = {'Enlarged Cardiomediastinum': ('Cardiomegaly',),
-            'Lung Opacity': ('Lung Lesion', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis')}
+CHILDREN = {
+    'Enlarged Cardiomediastinum': ('Cardiomegaly',),
+    'Lung Opacity': ('Lung Lesion', 'Edema', 'Consolidation', 'Pneumonia', 'Atelectasis'),
+}
 
 # %% ../nbs/05_phantom.ipynb #8b2125b8
-def big_heart(c, rng, size): c.ctr, c.axis = size, rng.uniform(-.6, 1)
-def wide_vessels(c, rng, size): c.pedicle, c.knob = c.pedicle*size, c.knob+rng.uniform(0, .07)
+def big_heart(c, rng, size):
+    c.ctr, c.axis = size, rng.uniform(-0.6, 1)
+
+def wide_vessels(c, rng, size):
+    c.pedicle, c.knob = c.pedicle * size, c.knob + rng.uniform(0, 0.07)
+
 def less_air(c, rng, size):
-    s = c.collapsed = int(rng.integers(2)); c.raised[s] -= size; c.pull += (1 if s else -1)*rng.uniform(0, .05)
+    s = c.collapsed = int(rng.integers(2))
+    c.raised[s] -= size
+    c.pull += (1 if s else -1) * rng.uniform(0, 0.05)
+
 def break_ribs(c, rng, size):
-    s, first, at = int(rng.choice([-1, 1])), int(rng.integers(2, 6)), rng.uniform(.9, 1.5)
-    c.broken = [(first+i, s, at+rng.normal(0, .06), rng.normal(0, .01), rng.choice([-1, 1])*size*rng.uniform(.8, 1.2), rng.random() < .6)
-                for i in range(int(rng.integers(2, 5)))]
-RESHAPE = {'Cardiomegaly': big_heart, 'Enlarged Cardiomediastinum': wide_vessels, 'Atelectasis': less_air, 'Fracture': break_ribs}
+    s, first, at = int(rng.choice([-1, 1])), int(rng.integers(2, 6)), rng.uniform(0.9, 1.5)
+    c.broken = [
+        (
+            first + i,
+            s,
+            at + rng.normal(0, 0.06),
+            rng.normal(0, 0.01),
+            rng.choice([-1, 1]) * size * rng.uniform(0.8, 1.2),
+            rng.random() < 0.6,
+        )
+        for i in range(int(rng.integers(2, 5)))
+    ]
+
+RESHAPE = {
+    'Cardiomegaly': big_heart,
+    'Enlarged Cardiomediastinum': wide_vessels,
+    'Atelectasis': less_air,
+    'Fracture': break_ribs,
+}
 
 # %% ../nbs/05_phantom.ipynb #4e713d67
 def chest_of(patient, findings, pose, seed=0):
     "Return the anatomy of a patient as disease, breath and projection have changed it."
-    c = anatomy(patient, seed); c.raised = [-pose.breath, -pose.breath]
+    c = anatomy(patient, seed)
+    c.raised = [-pose.breath, -pose.breath]
     for name in findings:
-        if name in RESHAPE: rng = _rng(seed, patient, 'shape', name); RESHAPE[name](c, rng, rng.uniform(*RECIPES[name].size))
-    if 'Edema' in findings: c.vascular, c.fuzzy = 1.5, 1.7
-    if pose.projection == 'AP': c.ctr, c.pedicle = c.ctr*1.10, c.pedicle*1.08
+        if name in RESHAPE:
+            rng = _rng(seed, patient, 'shape', name)
+            RESHAPE[name](c, rng, rng.uniform(*RECIPES[name].size))
+    if 'Edema' in findings:
+        c.vascular, c.fuzzy = 1.5, 1.7
+    if pose.projection == 'AP':
+        c.ctr, c.pedicle = c.ctr * 1.10, c.pedicle * 1.08
     return c
 
 # %% ../nbs/05_phantom.ipynb #819d4be5
 def lung_point(f, side, u, v):
     "Return body coordinates of a point in a lung, `u` from the middle (0) to the side (1), `v` from the apex (0) to the base (1)."
-    c = f.chest; y = c.top+v*(c.dome+(c.lift if side > 0 else 0)+c.raised[side > 0]-c.top); w = np.clip((y-c.top)/1.12, 0, 1)
-    lat, med = c.apex+(c.width-c.apex)*(1-(1-w)**3)**.55, c.apex-(c.apex-.05)*np.sqrt(np.minimum(1, w/.3))
-    return float(side*(med+u*(lat-med))), float(y)
+    c = f.chest
+    y = c.top + v * (c.dome + (c.lift if side > 0 else 0) + c.raised[side > 0] - c.top)
+    w = np.clip((y - c.top) / 1.12, 0, 1)
+    lat, med = (
+        c.apex + (c.width - c.apex) * (1 - (1 - w) ** 3) ** 0.55,
+        c.apex - (c.apex - 0.05) * np.sqrt(np.minimum(1, w / 0.3)),
+    )
+    return float(side * (med + u * (lat - med))), float(y)
 
-def a_side(rng): return int(rng.choice([-1, 1]))
+def a_side(rng):
+    return int(rng.choice([-1, 1]))
 
 def lung_opacity(f, rng, size, contrast):
     "One hazy patch."
-    x, y = lung_point(f, a_side(rng), rng.uniform(.3, .7), rng.uniform(.25, .8))
-    return f.air*contrast*haze(f, x, y, size*.85, size*1.1, rng.uniform(-.5, .5), rng, .15, 1.2)
+    x, y = lung_point(f, a_side(rng), rng.uniform(0.3, 0.7), rng.uniform(0.25, 0.8))
+    return (
+        f.air
+        * contrast
+        * haze(f, x, y, size * 0.85, size * 1.1, rng.uniform(-0.5, 0.5), rng, 0.15, 1.2)
+    )
 
 # %% ../nbs/05_phantom.ipynb #be2117f7
 def lung_lesion(f, rng, size, contrast):
     "One to three round nodules, or a mass."
     out = np.zeros_like(f.x)
     for i in range(int(rng.choice([1, 1, 2, 3]))):
-        x, y = lung_point(f, a_side(rng), rng.uniform(.2, .8), rng.uniform(.2, .85)); r = size*(1 if i == 0 else rng.uniform(.6, 1))
-        q = np.hypot(f.x-x, f.y-y)/r*(1+.05*lumps(f, rng, r*1.6))
-        out = np.maximum(out, contrast*np.maximum(0, 1-q*q)**.4)
-    return out*f.cavity*np.minimum(1, f.air*3)
+        x, y = lung_point(f, a_side(rng), rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.85))
+        r = size * (1 if i == 0 else rng.uniform(0.6, 1))
+        q = np.hypot(f.x - x, f.y - y) / r * (1 + 0.05 * lumps(f, rng, r * 1.6))
+        out = np.maximum(out, contrast * np.maximum(0, 1 - q * q) ** 0.4)
+    return out * f.cavity * np.minimum(1, f.air * 3)
 
 def pneumonia(f, rng, size, contrast):
     "One to three ill-defined patches."
     out = np.zeros_like(f.x)
     for i in range(int(rng.integers(1, 4))):
-        x, y = lung_point(f, a_side(rng), rng.uniform(.2, .75), rng.uniform(.35, .92))
-        h = haze(f, x, y, size*rng.uniform(.8, 1.2), size*rng.uniform(.8, 1.2), rng.uniform(-1, 1), rng, .3, .9)
-        out = np.maximum(out, contrast*h*np.maximum(.2, 1+.28*lumps(f, rng, .09)))
-    return f.air*np.clip(out, 0, 1)
+        x, y = lung_point(f, a_side(rng), rng.uniform(0.2, 0.75), rng.uniform(0.35, 0.92))
+        h = haze(
+            f,
+            x,
+            y,
+            size * rng.uniform(0.8, 1.2),
+            size * rng.uniform(0.8, 1.2),
+            rng.uniform(-1, 1),
+            rng,
+            0.3,
+            0.9,
+        )
+        out = np.maximum(out, contrast * h * np.maximum(0.2, 1 + 0.28 * lumps(f, rng, 0.09)))
+    return f.air * np.clip(out, 0, 1)
 
 # %% ../nbs/05_phantom.ipynb #29cb1af4
 def edema(f, rng, size, contrast):
     "Bat-wing haze around both hila and Kerley lines."
     a, ink = np.abs(f.x), []
-    wing = np.exp(-((a-.24)/size)**2)*np.exp(-((f.y-rng.uniform(.0, .16))/rng.uniform(.28, .38))**2)
-    wing = wing*np.where(f.x < 0, *rng.uniform(.5, 1, 2)).astype(np.float32)*(1+.22*lumps(f, rng, .12))
+    wing = np.exp(-(((a - 0.24) / size) ** 2)) * np.exp(
+        -(((f.y - rng.uniform(0.0, 0.16)) / rng.uniform(0.28, 0.38)) ** 2)
+    )
+    wing = (
+        wing
+        * np.where(f.x < 0, *rng.uniform(0.5, 1, 2)).astype(np.float32)
+        * (1 + 0.22 * lumps(f, rng, 0.12))
+    )
     for s in (-1, 1):
-        for v in np.linspace(.72, .97, 7):
-            x, y = lung_point(f, s, .98, v); ink.append(f.curve([x, x-s*rng.uniform(.04, .08)], [y, y+rng.normal(0, .006)], .009, .5))
+        for v in np.linspace(0.72, 0.97, 7):
+            x, y = lung_point(f, s, 0.98, v)
+            ink.append(
+                f.curve(
+                    [x, x - s * rng.uniform(0.04, 0.08)], [y, y + rng.normal(0, 0.006)], 0.009, 0.5
+                )
+            )
         for _ in range(6):
-            (x, y), a, n = lung_point(f, s, rng.uniform(.2, .6), rng.uniform(.25, .7)), rng.uniform(-1, .6), rng.uniform(.06, .14)
-            ink.append(f.curve([x, x+s*n*np.cos(a)], [y, y+n*np.sin(a)], .010, .3))
-    return f.air*contrast*wing+f.lines(*ink)*f.cavity
+            (x, y), a, n = (
+                lung_point(f, s, rng.uniform(0.2, 0.6), rng.uniform(0.25, 0.7)),
+                rng.uniform(-1, 0.6),
+                rng.uniform(0.06, 0.14),
+            )
+            ink.append(f.curve([x, x + s * n * np.cos(a)], [y, y + n * np.sin(a)], 0.010, 0.3))
+    return f.air * contrast * wing + f.lines(*ink) * f.cavity
 
 # %% ../nbs/05_phantom.ipynb #8c346498
-LOBES = {'upper': (0., .45, 20, 80), 'middle': (.45, .85, 80, 20), 'lower': (.6, 1.1, 20, 20)}  # from, to, sharpness of the two borders
+LOBES = {
+    'upper': (0.0, 0.45, 20, 80),
+    'middle': (0.45, 0.85, 80, 20),
+    'lower': (0.6, 1.1, 20, 20),
+}  # from, to, sharpness of the two borders
 
 def consolidation(f, rng, size, contrast):
     "A dense lobe with air bronchograms."
-    s, (v0, v1, top, low) = a_side(rng), LOBES[str(rng.choice(list(LOBES)))]; ink, (x, y) = [], lung_point(f, s, .08, .42)
-    (x0, y0), (_, y1) = lung_point(f, s, .5, v0), lung_point(f, s, .5, v1)
-    d = f.y-rng.uniform(-.25, .25)*(s*f.x-abs(x0))+.03*lumps(f, rng, .15)
-    lobe = sig((d-y0)*top)*sig((y1-d)*low)*sig(s*f.x*60)*np.exp(-((f.x-x0)/size)**4)
+    s, (v0, v1, top, low) = a_side(rng), LOBES[str(rng.choice(list(LOBES)))]
+    ink, (x, y) = [], lung_point(f, s, 0.08, 0.42)
+    (x0, y0), (_, y1) = lung_point(f, s, 0.5, v0), lung_point(f, s, 0.5, v1)
+    d = f.y - rng.uniform(-0.25, 0.25) * (s * f.x - abs(x0)) + 0.03 * lumps(f, rng, 0.15)
+    lobe = (
+        sig((d - y0) * top)
+        * sig((y1 - d) * low)
+        * sig(s * f.x * 60)
+        * np.exp(-(((f.x - x0) / size) ** 4))
+    )
     for _ in range(4):
-        gx, gy = lung_point(f, s, rng.uniform(.3, .9), np.clip(rng.uniform(v0, v1), .05, .95))
-        hx, hy = .5*(x+gx), .45*y+.55*gy+rng.normal(0, .03)
-        ink += [f.curve([x, hx, gx], [y, hy, gy], .013, .22),
-                f.curve([hx, gx+rng.normal(0, .04)], [hy, .6*gy+.4*hy+rng.normal(0, .06)], .010, .2)]
-    full = f.air*contrast*lobe*(1+.06*lumps(f, rng, .10))
-    return np.maximum(0, full-f.lines(*ink)*np.minimum(1, full))
+        gx, gy = lung_point(f, s, rng.uniform(0.3, 0.9), np.clip(rng.uniform(v0, v1), 0.05, 0.95))
+        hx, hy = 0.5 * (x + gx), 0.45 * y + 0.55 * gy + rng.normal(0, 0.03)
+        ink += [
+            f.curve([x, hx, gx], [y, hy, gy], 0.013, 0.22),
+            f.curve(
+                [hx, gx + rng.normal(0, 0.04)],
+                [hy, 0.6 * gy + 0.4 * hy + rng.normal(0, 0.06)],
+                0.010,
+                0.2,
+            ),
+        ]
+    full = f.air * contrast * lobe * (1 + 0.06 * lumps(f, rng, 0.10))
+    return np.maximum(0, full - f.lines(*ink) * np.minimum(1, full))
 
 def atelectasis(f, rng, size, contrast):
     "Bands over a base that has lost air; the dome has been raised already."
     s, ink = (1 if f.chest.collapsed else -1), []
     for _ in range(int(rng.integers(2, 5))):
-        (x, y), n, a = lung_point(f, s, rng.uniform(.15, .4), rng.uniform(.68, .93)), rng.uniform(.2, .4), rng.normal(-.08, .2)
-        xs, ys = [x, x+s*n/2, x+s*n], [y, y+n/2*np.sin(a)+rng.normal(0, .02), y+n*np.sin(a)]
-        ink.append(f.curve(xs, ys, rng.uniform(.018, .036), contrast*rng.uniform(.8, 1.1)))
-    base = np.exp(-np.maximum(0, f.dome-f.y)*9)*(s*f.x > 0)
-    return f.lines(*ink)*f.cavity+f.air*(.4*contrast)*base
+        (x, y), n, a = (
+            lung_point(f, s, rng.uniform(0.15, 0.4), rng.uniform(0.68, 0.93)),
+            rng.uniform(0.2, 0.4),
+            rng.normal(-0.08, 0.2),
+        )
+        xs, ys = (
+            [x, x + s * n / 2, x + s * n],
+            [y, y + n / 2 * np.sin(a) + rng.normal(0, 0.02), y + n * np.sin(a)],
+        )
+        ink.append(f.curve(xs, ys, rng.uniform(0.018, 0.036), contrast * rng.uniform(0.8, 1.1)))
+    base = np.exp(-np.maximum(0, f.dome - f.y) * 9) * (s * f.x > 0)
+    return f.lines(*ink) * f.cavity + f.air * (0.4 * contrast) * base
 
 # %% ../nbs/05_phantom.ipynb #ec9763bd
 def pneumothorax(f, rng, size, contrast):
     "Return what a gap of width `size` between lung and chest wall changes, and the gap."
-    c, s = f.chest, a_side(rng); a, top, reach = s*f.x, (c.top+rng.uniform(.9, 1.9)*size), rng.uniform(.55, 1.05)
-    v, w = np.clip((f.y-c.top)/1.12, 0, 1), np.clip((f.y-top)/(1.12+c.top-float(top)), 0, 1)
-    edge = (.9*c.apex)+(c.width-.9*c.apex)*(1-(1-w)**3)**.6-size*np.maximum(0, 1-v/reach)**.6
-    edge = np.minimum(edge+.008*lumps(f, rng, .2), f.lat); cap = f.y-top-1.6*(a-(.8*c.apex))**2
-    wide, here = f.lat-edge > .012, (a > 0)*f.cavity
-    gap = np.maximum(sig((a-edge)*120), sig(-cap*120))*here*(wide | (cap < 0))
-    line = np.exp(-(np.minimum(np.abs(edge-a), np.abs(cap))/.009)**2)*(cap > -.01)*(a < edge+.01)*wide*here
-    f.layers['vessels'] = f.layers['vessels']*(1-gap)
-    return contrast*(line-gap*np.sqrt(f.depthwise))+(.7*size)*here*(1-gap)*f.air, gap > .5
+    c, s = f.chest, a_side(rng)
+    a, top, reach = s * f.x, (c.top + rng.uniform(0.9, 1.9) * size), rng.uniform(0.55, 1.05)
+    v, w = (
+        np.clip((f.y - c.top) / 1.12, 0, 1),
+        np.clip((f.y - top) / (1.12 + c.top - float(top)), 0, 1),
+    )
+    edge = (
+        (0.9 * c.apex)
+        + (c.width - 0.9 * c.apex) * (1 - (1 - w) ** 3) ** 0.6
+        - size * np.maximum(0, 1 - v / reach) ** 0.6
+    )
+    edge = np.minimum(edge + 0.008 * lumps(f, rng, 0.2), f.lat)
+    cap = f.y - top - 1.6 * (a - (0.8 * c.apex)) ** 2
+    wide, here = f.lat - edge > 0.012, (a > 0) * f.cavity
+    gap = np.maximum(sig((a - edge) * 120), sig(-cap * 120)) * here * (wide | (cap < 0))
+    line = (
+        np.exp(-((np.minimum(np.abs(edge - a), np.abs(cap)) / 0.009) ** 2))
+        * (cap > -0.01)
+        * (a < edge + 0.01)
+        * wide
+        * here
+    )
+    f.layers['vessels'] = f.layers['vessels'] * (1 - gap)
+    return contrast * (line - gap * np.sqrt(f.depthwise)) + (0.7 * size) * here * (
+        1 - gap
+    ) * f.air, gap > 0.5
 
 # %% ../nbs/05_phantom.ipynb #6b29eb49
 def pleural_effusion(f, rng, size, contrast):
     "Fluid of height `size` on one side or, less often, on both."
     c, out = f.chest, np.zeros_like(f.x)
-    for s in ((-1, 1) if rng.random() < .3 else (a_side(rng),)):
-        h, rise, t = size*rng.uniform(.8, 1), rng.uniform(.08, .2), np.clip(s*f.x/f.lat, 0, 1)
-        level = (c.dome+(c.lift if s > 0 else 0)+c.raised[s > 0]+.11-h)-rise*t**4
-        out = np.maximum(out, sig((f.y-level)*45)*(s*f.x > 0)*sig(8*(t-(.05 if h > .25 else .35-.5*h))))
-    return f.air*out*contrast
+    for s in (-1, 1) if rng.random() < 0.3 else (a_side(rng),):
+        h, rise, t = (
+            size * rng.uniform(0.8, 1),
+            rng.uniform(0.08, 0.2),
+            np.clip(s * f.x / f.lat, 0, 1),
+        )
+        level = (c.dome + (c.lift if s > 0 else 0) + c.raised[s > 0] + 0.11 - h) - rise * t**4
+        out = np.maximum(
+            out,
+            sig((f.y - level) * 45)
+            * (s * f.x > 0)
+            * sig(8 * (t - (0.05 if h > 0.25 else 0.35 - 0.5 * h))),
+        )
+    return f.air * out * contrast
 
 def pleural_other(f, rng, size, contrast):
     "Thickened pleura along the wall, sometimes over the apex, sometimes calcified."
-    c, s = f.chest, a_side(rng); a, v = s*f.x, (f.y-c.top)/(c.dome-c.top)
-    along = np.exp(-((v-rng.uniform(.25, .8))/rng.uniform(.14, .32))**4)*(a > 0)*f.cavity
-    inner = f.lat-size*(1+.35*lumps(f, rng, .14)); rim = sig((a-inner)*80)*along
-    if rng.random() < .35: rim = np.maximum(rim, sig(((c.top+rng.uniform(.07, .12))-f.y+.015*lumps(f, rng, .1))*70)*f.cavity*(a > 0))
-    return rim*contrast+np.exp(-((a-inner)/.012)**2)*along*(.35*(rng.random() < .5))
+    c, s = f.chest, a_side(rng)
+    a, v = s * f.x, (f.y - c.top) / (c.dome - c.top)
+    along = (
+        np.exp(-(((v - rng.uniform(0.25, 0.8)) / rng.uniform(0.14, 0.32)) ** 4))
+        * (a > 0)
+        * f.cavity
+    )
+    inner = f.lat - size * (1 + 0.35 * lumps(f, rng, 0.14))
+    rim = sig((a - inner) * 80) * along
+    if rng.random() < 0.35:
+        rim = np.maximum(
+            rim,
+            sig(((c.top + rng.uniform(0.07, 0.12)) - f.y + 0.015 * lumps(f, rng, 0.1)) * 70)
+            * f.cavity
+            * (a > 0),
+        )
+    return rim * contrast + np.exp(-(((a - inner) / 0.012) ** 2)) * along * (
+        0.35 * (rng.random() < 0.5)
+    )
 
 def fracture(f, rng, size, contrast):
     "Return the callus of the breaks, which the ribs show already, and their places."
-    rib, side, across, phi, w, half, x, y = rib_points(f); ink, mask = [], np.zeros(f.x.shape, bool)
+    rib, side, across, phi, w, half, x, y = rib_points(f)
+    ink, mask = [], np.zeros(f.x.shape, bool)
     for k, s, at, dx, dy, callus in f.chest.broken:
-        i = int(np.abs(phi.ravel()-at).argmin()); px, py = x[k, (s+1)//2, 0, i], y[k, 0, 2, i]; mask |= (f.x-px)**2+(f.y-py)**2 < .07**2
-        if callus: t = rng.normal(0, .017, (2, 40)); ink.append((px+t[0], py+t[1], .00005*contrast, .012))
+        i = int(np.abs(phi.ravel() - at).argmin())
+        px, py = x[k, (s + 1) // 2, 0, i], y[k, 0, 2, i]
+        mask |= (f.x - px) ** 2 + (f.y - py) ** 2 < 0.07**2
+        if callus:
+            t = rng.normal(0, 0.017, (2, 40))
+            ink.append((px + t[0], py + t[1], 0.00005 * contrast, 0.012))
     return f.lines(*ink), mask
 
 # %% ../nbs/05_phantom.ipynb #a75ae68c
 def leads(f, rng, tau):
     ink, plates = [], np.zeros_like(f.x)
     for _ in range(int(rng.integers(2, 5))):
-        x, y, e = rng.uniform(-.6, .6), rng.uniform(-.5, .45), a_side(rng); plates += (.7*tau)*ellipse(f, x, y, .03, .03, 0, .2)
-        xs, ys = [x, x*.7+rng.normal(0, .12), e*.5+rng.normal(0, .1), e*1.1], [y, y+.15, y+.3+rng.normal(0, .1), rng.uniform(.3, 1.)]
-        ink.append(f.curve(xs, ys, .012, .7*tau))
+        x, y, e = rng.uniform(-0.6, 0.6), rng.uniform(-0.5, 0.45), a_side(rng)
+        plates += (0.7 * tau) * ellipse(f, x, y, 0.03, 0.03, 0, 0.2)
+        xs, ys = (
+            [x, x * 0.7 + rng.normal(0, 0.12), e * 0.5 + rng.normal(0, 0.1), e * 1.1],
+            [y, y + 0.15, y + 0.3 + rng.normal(0, 0.1), rng.uniform(0.3, 1.0)],
+        )
+        ink.append(f.curve(xs, ys, 0.012, 0.7 * tau))
     return plates, ink
+
 def pacemaker(f, rng, tau):
-    x, y, top, m = float(rng.choice([-1, 1, 1]))*rng.uniform(.36, .5), f.chest.top+rng.uniform(.22, .36), f.chest.top, 1.2*f.pose.turn
-    box = sig((1-((f.x-x)/.095)**4-((f.y-y)/.08)**4)*8)
-    low = f.chest.dome; xs, ys = [x, x*.5, m-.07, m-.06, m+.12], [y-.05, top+.18, top+.42, low-.35, low-.10]
-    return 1.5*tau*box, [f.curve(xs, ys, .014, 1.1*tau)]
+    x, y, top, m = (
+        float(rng.choice([-1, 1, 1])) * rng.uniform(0.36, 0.5),
+        f.chest.top + rng.uniform(0.22, 0.36),
+        f.chest.top,
+        1.2 * f.pose.turn,
+    )
+    box = sig((1 - ((f.x - x) / 0.095) ** 4 - ((f.y - y) / 0.08) ** 4) * 8)
+    low = f.chest.dome
+    xs, ys = (
+        [x, x * 0.5, m - 0.07, m - 0.06, m + 0.12],
+        [y - 0.05, top + 0.18, top + 0.42, low - 0.35, low - 0.10],
+    )
+    return 1.5 * tau * box, [f.curve(xs, ys, 0.014, 1.1 * tau)]
+
 def central_line(f, rng, tau):
-    s, top, m = a_side(rng), f.chest.top, 1.2*f.pose.turn
-    return 0, [f.curve([s*.22, s*.14, m-.06, m-.075], [top-.2, top+.15, top+.42, top+.42+rng.uniform(.1, .3)], .012, .75*tau)]
+    s, top, m = a_side(rng), f.chest.top, 1.2 * f.pose.turn
+    return 0, [
+        f.curve(
+            [s * 0.22, s * 0.14, m - 0.06, m - 0.075],
+            [top - 0.2, top + 0.15, top + 0.42, top + 0.42 + rng.uniform(0.1, 0.3)],
+            0.012,
+            0.75 * tau,
+        )
+    ]
+
 def breathing_tube(f, rng, tau):
-    m, top = 1.2*f.pose.turn, f.chest.top
-    return 0, [f.curve([m+.01, m-.005, m], [-1.1, top, top+rng.uniform(.25, .42)], .022, .8*tau)]
+    m, top = 1.2 * f.pose.turn, f.chest.top
+    return 0, [
+        f.curve(
+            [m + 0.01, m - 0.005, m], [-1.1, top, top + rng.uniform(0.25, 0.42)], 0.022, 0.8 * tau
+        )
+    ]
+
 def drain(f, rng, tau):
-    s = a_side(rng); (x, y), (x2, y2) = lung_point(f, s, .95, rng.uniform(.55, .85)), lung_point(f, s, .5, rng.uniform(.1, .3))
-    return 0, [f.curve([s*1.2, x, x-s*.1, x2], [y+.15, y, y-.2, y2], .026, .75*tau)]
+    s = a_side(rng)
+    (x, y), (x2, y2) = (
+        lung_point(f, s, 0.95, rng.uniform(0.55, 0.85)),
+        lung_point(f, s, 0.5, rng.uniform(0.1, 0.3)),
+    )
+    return 0, [
+        f.curve([s * 1.2, x, x - s * 0.1, x2], [y + 0.15, y, y - 0.2, y2], 0.026, 0.75 * tau)
+    ]
 
 # %% ../nbs/05_phantom.ipynb #e6545384
 def support_devices(f, rng, size, contrast):
     "One to three devices."
     plates, ink = 0, []
-    for k in rng.permutation(5)[:int(rng.integers(1, 4))]:
-        plate, more = (leads, pacemaker, central_line, breathing_tube, drain)[k](f, rng, contrast); plates, ink = plates+plate, ink+more
-    return np.minimum(plates+f.lines(*ink), 1.8)
+    for k in rng.permutation(5)[: int(rng.integers(1, 4))]:
+        plate, more = (leads, pacemaker, central_line, breathing_tube, drain)[k](f, rng, contrast)
+        plates, ink = plates + plate, ink + more
+    return np.minimum(plates + f.lines(*ink), 1.8)
 
-ADD = {'Lung Opacity': lung_opacity, 'Lung Lesion': lung_lesion, 'Edema': edema, 'Consolidation': consolidation, 'Pneumonia': pneumonia,
-       'Atelectasis': atelectasis, 'Pneumothorax': pneumothorax, 'Pleural Effusion': pleural_effusion, 'Pleural Other': pleural_other,
-       'Fracture': fracture, 'Support Devices': support_devices}
+ADD = {
+    'Lung Opacity': lung_opacity,
+    'Lung Lesion': lung_lesion,
+    'Edema': edema,
+    'Consolidation': consolidation,
+    'Pneumonia': pneumonia,
+    'Atelectasis': atelectasis,
+    'Pneumothorax': pneumothorax,
+    'Pleural Effusion': pleural_effusion,
+    'Pleural Other': pleural_other,
+    'Fracture': fracture,
+    'Support Devices': support_devices,
+}
 
 # %% ../nbs/05_phantom.ipynb #48e00c91
 def side_chest(f):
     "Add the room for air, the spine's course and the domes, seen from the side, to the film."
-    c, y = f.chest, f.y; v = np.clip((y-c.top)/1.3, 0, 1); front = .02-(.72*c.width)*(1-(1-v)**3)**.55
-    f.back = .36+(.16*c.width/.66)*np.sin(2.4*(y-c.top)+.15)
-    back = f.back+.02-.3*np.maximum(0, 1-v*8)**2; f.rel = (f.x-(front+back)/2)/((back-front)/2); ahead = f.x+.1
-    f.dome = np.minimum(*((c.dome+k+c.raised[0])+np.where(ahead < 0, .25*ahead, .95*ahead)*ahead for k in (0., c.lift+.04)))
-    f.cavity = sig((f.rel+1)*30)*sig((1-f.rel)*30)*(1-.93*sig((y-f.dome)*100))*(y > c.top)
-    f.depthwise = np.sqrt(np.maximum(0, 1-f.rel**4))*np.minimum(1, .35+v*2)
-    g, p = c.ctr/.45, c.pedicle/.104
-    heart = .72*ellipse(f, -.15*c.width/.66-.05*(g-1), c.dome-.17+.2*sum(c.raised), .30*g, .22*g**.5, .75, .7)
-    great = .45*ellipse(f, -.03, -.20, .15*p, .36, -.12, .9)+.3*ellipse(f, .06, -.34, .11*p, .09*p, 0, .7)
-    f.middle = np.minimum(.85, heart+great*(1-heart)); f.air = (1.15*c.air)*f.depthwise*f.cavity*(1-.92*f.middle)
+    c, y = f.chest, f.y
+    v = np.clip((y - c.top) / 1.3, 0, 1)
+    front = 0.02 - (0.72 * c.width) * (1 - (1 - v) ** 3) ** 0.55
+    f.back = 0.36 + (0.16 * c.width / 0.66) * np.sin(2.4 * (y - c.top) + 0.15)
+    back = f.back + 0.02 - 0.3 * np.maximum(0, 1 - v * 8) ** 2
+    f.rel = (f.x - (front + back) / 2) / ((back - front) / 2)
+    ahead = f.x + 0.1
+    f.dome = np.minimum(
+        *(
+            (c.dome + k + c.raised[0]) + np.where(ahead < 0, 0.25 * ahead, 0.95 * ahead) * ahead
+            for k in (0.0, c.lift + 0.04)
+        )
+    )
+    f.cavity = (
+        sig((f.rel + 1) * 30)
+        * sig((1 - f.rel) * 30)
+        * (1 - 0.93 * sig((y - f.dome) * 100))
+        * (y > c.top)
+    )
+    f.depthwise = np.sqrt(np.maximum(0, 1 - f.rel**4)) * np.minimum(1, 0.35 + v * 2)
+    g, p = c.ctr / 0.45, c.pedicle / 0.104
+    heart = 0.72 * ellipse(
+        f,
+        -0.15 * c.width / 0.66 - 0.05 * (g - 1),
+        c.dome - 0.17 + 0.2 * sum(c.raised),
+        0.30 * g,
+        0.22 * g**0.5,
+        0.75,
+        0.7,
+    )
+    great = 0.45 * ellipse(f, -0.03, -0.20, 0.15 * p, 0.36, -0.12, 0.9) + 0.3 * ellipse(
+        f, 0.06, -0.34, 0.11 * p, 0.09 * p, 0, 0.7
+    )
+    f.middle = np.minimum(0.85, heart + great * (1 - heart))
+    f.air = (1.15 * c.air) * f.depthwise * f.cavity * (1 - 0.92 * f.middle)
 
 # %% ../nbs/05_phantom.ipynb #155e307d
 def side_body(f):
     "Attenuation of the trunk with raised arms."
-    c = f.chest; trunk = np.sqrt(np.maximum(0, 1-(np.abs(f.x-.02)/(.72+c.wall+.5*c.breast))**2.6))
-    neck, arms = sig((f.y-(c.top-.22)-.5*np.abs(f.x))*16), .35*ellipse(f, -.05, -.95, .55, .42)
-    return (c.depth*1.12)*np.maximum(trunk*neck, arms)*(1+.12*sig((f.y-f.dome)*7))
+    c = f.chest
+    trunk = np.sqrt(
+        np.maximum(0, 1 - (np.abs(f.x - 0.02) / (0.72 + c.wall + 0.5 * c.breast)) ** 2.6)
+    )
+    neck, arms = (
+        sig((f.y - (c.top - 0.22) - 0.5 * np.abs(f.x)) * 16),
+        0.35 * ellipse(f, -0.05, -0.95, 0.55, 0.42),
+    )
+    return (c.depth * 1.12) * np.maximum(trunk * neck, arms) * (1 + 0.12 * sig((f.y - f.dome) * 7))
 
 def side_bones(f):
     "Attenuation of spine, ribs and breastbone."
-    c, w, ink = f.chest, .085, []; x, t = f.x-f.back+.01, f.y*(2*np.pi/f.chest.vertebra)
-    blocks = sig((w-np.abs(x))*90)*(.6+.4*np.tanh(3*np.cos(t)+1.8))+.4*np.exp(-((np.abs(x)-w)/.012)**2)
+    c, w, ink = f.chest, 0.085, []
+    x, t = f.x - f.back + 0.01, f.y * (2 * np.pi / f.chest.vertebra)
+    blocks = sig((w - np.abs(x)) * 90) * (0.6 + 0.4 * np.tanh(3 * np.cos(t) + 1.8)) + 0.4 * np.exp(
+        -(((np.abs(x) - w) / 0.012) ** 2)
+    )
     for k in range(10):
-        y0, n = c.top-.02+c.rib_gap*k, .25+.5*min(1, k/5)
-        ink += [f.curve([.46, .46-n*.5, .46-n], [y0+o, y0+.16+o, y0+.40+o], .014, c.bone*.5) for o in (-.018, .018)]
-    y = np.linspace(c.top+.12, c.dome-.1, 6); v = np.clip((y-c.top)/1.3, 0, 1)
-    return (1.9*c.bone)*blocks+f.lines(*ink, f.curve(-.01-.72*c.width*(1-(1-v)**3)**.55, y, .04, c.bone*1.6))
+        y0, n = c.top - 0.02 + c.rib_gap * k, 0.25 + 0.5 * min(1, k / 5)
+        ink += [
+            f.curve(
+                [0.46, 0.46 - n * 0.5, 0.46 - n],
+                [y0 + o, y0 + 0.16 + o, y0 + 0.40 + o],
+                0.014,
+                c.bone * 0.5,
+            )
+            for o in (-0.018, 0.018)
+        ]
+    y = np.linspace(c.top + 0.12, c.dome - 0.1, 6)
+    v = np.clip((y - c.top) / 1.3, 0, 1)
+    return (1.9 * c.bone) * blocks + f.lines(
+        *ink, f.curve(-0.01 - 0.72 * c.width * (1 - (1 - v) ** 3) ** 0.55, y, 0.04, c.bone * 1.6)
+    )
 
 def side_vessels(f):
     "Attenuation of the vessel trees of both lungs, folded on each other."
-    ink, t = [], np.linspace(0, 4.999, 36); i = t.astype(int); k = t-i
+    ink, t = [], np.linspace(0, 4.999, 36)
+    i = t.astype(int)
+    k = t - i
     for px, py, w, gen in vessel_tree(f.chest):
-        mass = .64*f.chest.vascular*w[:, None]**2*np.hypot(np.diff(px[:, :2]), np.diff(py[:, :2]))*np.ones(36)
-        ink.append((.03+.75*(px[:, i]*(1-k)+px[:, i+1]*k), py[:, i]*(1-k)+py[:, i+1]*k, mass, (.014, .008, .005, .005)[gen]*f.chest.fuzzy))
-    return f.lines(*ink)+.4*ellipse(f, .03, -.07, .075, .10, .3, .7)
+        mass = (
+            0.64
+            * f.chest.vascular
+            * w[:, None] ** 2
+            * np.hypot(np.diff(px[:, :2]), np.diff(py[:, :2]))
+            * np.ones(36)
+        )
+        ink.append(
+            (
+                0.03 + 0.75 * (px[:, i] * (1 - k) + px[:, i + 1] * k),
+                py[:, i] * (1 - k) + py[:, i + 1] * k,
+                mass,
+                (0.014, 0.008, 0.005, 0.005)[gen] * f.chest.fuzzy,
+            )
+        )
+    return f.lines(*ink) + 0.4 * ellipse(f, 0.03, -0.07, 0.075, 0.10, 0.3, 0.7)
 
 # %% ../nbs/05_phantom.ipynb #974c74eb
 def side_finding(f, name, rng):
     "Attenuation of a finding seen from the side, 0 where this view does not tell."
-    u, air, c = rng.uniform, f.air, f.chest; x, y, k = u(-.25, .3), u(-.35, .35), (u(*RECIPES[name].contrast)*.75)
-    if name == 'Lung Lesion': return k*f.cavity*ellipse(f, x, y, *[u(.055, .12)]*2, 0, .4)
-    if name == 'Edema': return k*air*haze(f, .02, 0., .34, .4, 0, rng, .1, .9)
-    if name == 'Consolidation': return k*air*haze(f, x, y, u(.18, .26), u(.2, .3), u(-.5, .5), rng, .12, 2.)
-    if name in ('Pneumonia', 'Lung Opacity'): return k*air*haze(f, x, y, u(.14, .24), u(.14, .24), u(-1, 1), rng, .25)
-    if name == 'Atelectasis': return f.cavity*f.lines(*[f.curve([x-.2, x+.15], [o, o+u(-.01, .09)], u(.02, .03), k) for o in (.22, .30)])
-    if name == 'Pneumothorax': return -k*f.cavity*sig((-f.rel-u(.55, .75))*30)
-    if name == 'Pleural Effusion': return .93*air*sig((f.y-(c.dome+u(-.18, .08))+.25*np.maximum(0, f.rel)**3)*40)*sig((f.rel+.2)*8)
-    if name == 'Pleural Other': return k*f.cavity*sig((f.rel-u(.78, .88))*40)*np.exp(-((f.y-y)/.3)**4)
+    u, air, c = rng.uniform, f.air, f.chest
+    x, y, k = u(-0.25, 0.3), u(-0.35, 0.35), (u(*RECIPES[name].contrast) * 0.75)
+    if name == 'Lung Lesion':
+        return k * f.cavity * ellipse(f, x, y, *[u(0.055, 0.12)] * 2, 0, 0.4)
+    if name == 'Edema': return k * air * haze(f, 0.02, 0.0, 0.34, 0.4, 0, rng, 0.1, 0.9)
+    if name == 'Consolidation':
+        return k * air * haze(f, x, y, u(0.18, 0.26), u(0.2, 0.3), u(-0.5, 0.5), rng, 0.12, 2.0)
+    if name in ('Pneumonia', 'Lung Opacity'):
+        return k * air * haze(f, x, y, u(0.14, 0.24), u(0.14, 0.24), u(-1, 1), rng, 0.25)
+    if name == 'Atelectasis':
+        return f.cavity * f.lines(
+            *[
+                f.curve([x - 0.2, x + 0.15], [o, o + u(-0.01, 0.09)], u(0.02, 0.03), k)
+                for o in (0.22, 0.30)
+            ]
+        )
+    if name == 'Pneumothorax': return -k * f.cavity * sig((-f.rel - u(0.55, 0.75)) * 30)
+    if name == 'Pleural Effusion':
+        return (
+            0.93
+            * air
+            * sig((f.y - (c.dome + u(-0.18, 0.08)) + 0.25 * np.maximum(0, f.rel) ** 3) * 40)
+            * sig((f.rel + 0.2) * 8)
+        )
+    if name == 'Pleural Other':
+        return k * f.cavity * sig((f.rel - u(0.78, 0.88)) * 40) * np.exp(-(((f.y - y) / 0.3) ** 4))
     if name != 'Support Devices': return np.zeros_like(f.x)
-    return f.lines(f.curve([-.3, .0, -.1, -.2], [-.6, -.45, .0, .2], .014, 1.))+1.3*ellipse(f, -.42, -.42, .03, .09, .2, .1)
+    return f.lines(
+        f.curve([-0.3, 0.0, -0.1, -0.2], [-0.6, -0.45, 0.0, 0.2], 0.014, 1.0)
+    ) + 1.3 * ellipse(f, -0.42, -0.42, 0.03, 0.09, 0.2, 0.1)
 
 def side_layers(f):
     "Return the layers of a healthy lateral film."
-    side_chest(f); pipe = sig((.036-np.abs(f.x+.03-.12*(f.y+.6)))*120)*sig((-.2-f.y)*30)
-    return dict(body=side_body(f), air=-f.air, vessels=side_vessels(f)*f.cavity, airways=-.3*pipe, bones=side_bones(f), extras=marker(f))
+    side_chest(f)
+    pipe = sig((0.036 - np.abs(f.x + 0.03 - 0.12 * (f.y + 0.6))) * 120) * sig((-0.2 - f.y) * 30)
+    return dict(
+        body=side_body(f),
+        air=-f.air,
+        vessels=side_vessels(f) * f.cavity,
+        airways=-0.3 * pipe,
+        bones=side_bones(f),
+        extras=marker(f),
+    )
 
 # %% ../nbs/05_phantom.ipynb #29d23647
 @dataclass
@@ -600,66 +1236,116 @@ class Phantom:
 def _checked(findings, projection):
     "Return the findings to draw in CheXpert's order, parents only without their children; DataError for unknown names."
     for name in findings:
-        if name not in RECIPES: raise DataError(f"'{name}' is none of CheXpert's findings; choose from {', '.join(RECIPES)}.")
-    if projection not in ('PA', 'AP', 'LATERAL'): raise DataError(f"There is no projection '{projection}'; choose PA, AP or LATERAL.")
+        if name not in RECIPES:
+            raise DataError(
+                f"'{name}' is none of CheXpert's findings; choose from {', '.join(RECIPES)}."
+            )
+    if projection not in ('PA', 'AP', 'LATERAL'):
+        raise DataError(f"There is no projection '{projection}'; choose PA, AP or LATERAL.")
     ill = [x for x in RECIPES if x in findings and x not in ('No Finding', 'Support Devices')]
-    if ill and 'No Finding' in findings: raise DataError(f"'No Finding' cannot stand beside {ill[0]}; leave one of them out.")
-    return [x for x in RECIPES if x in findings and x != 'No Finding' and not set(CHILDREN.get(x, ())) & set(ill)]
+    if ill and 'No Finding' in findings:
+        raise DataError(f"'No Finding' cannot stand beside {ill[0]}; leave one of them out.")
+    return [
+        x
+        for x in RECIPES
+        if x in findings and x != 'No Finding' and not set(CHILDREN.get(x, ())) & set(ill)
+    ]
 
 # %% ../nbs/05_phantom.ipynb #970241b1
 def add_finding(f, name):
     "Add one finding to the layers of a film; return its mask (H, W) bool."
-    rng, side = _rng(f.chest.seed, f.chest.patient, 'finding', name), f.pose.projection == 'LATERAL'; mask = None
-    if side: delta = side_finding(f, name, rng)
-    elif name in ADD: delta = ADD[name](f, rng, rng.uniform(*RECIPES[name].size), rng.uniform(*RECIPES[name].contrast))
-    else: delta = np.zeros_like(f.x)
-    if isinstance(delta, tuple): delta, mask = delta
+    rng, side = _rng(f.chest.seed, f.chest.patient, 'finding', name), f.pose.projection == 'LATERAL'
+    mask = None
+    if side:
+        delta = side_finding(f, name, rng)
+    elif name in ADD:
+        delta = ADD[name](
+            f, rng, rng.uniform(*RECIPES[name].size), rng.uniform(*RECIPES[name].contrast)
+        )
+    else:
+        delta = np.zeros_like(f.x)
+    if isinstance(delta, tuple):
+        delta, mask = delta
     f.layers[name] = np.asarray(delta, np.float32)
-    if name == 'Cardiomegaly': return f.middle > .2 if side else (np.abs(f.heart_u) < 1) & (f.y > -.15) & (f.y < f.dome)
-    if name == 'Enlarged Cardiomediastinum': return f.middle > .2 if side else (np.abs(f.heart_u) < 1) & (f.y > f.chest.top) & (f.y < -.05)
-    return mask if mask is not None else np.abs(delta) > .3*np.abs(delta).max()+.02
+    if name == 'Cardiomegaly':
+        return f.middle > 0.2 if side else (np.abs(f.heart_u) < 1) & (f.y > -0.15) & (f.y < f.dome)
+    if name == 'Enlarged Cardiomediastinum':
+        return (
+            f.middle > 0.2
+            if side
+            else (np.abs(f.heart_u) < 1) & (f.y > f.chest.top) & (f.y < -0.05)
+        )
+    return mask if mask is not None else np.abs(delta) > 0.3 * np.abs(delta).max() + 0.02
 
 # %% ../nbs/05_phantom.ipynb #b740fb42
 def draw_film(patient, findings=(), projection='PA', study=0, size=224, seed=0) -> tuple:
     "Return the film with its layers, and the masks; `draw_phantom` is this and the exposure."
-    todo = _checked(findings, projection); pose = pose_of(patient, study, projection, seed)
-    f = Film(chest_of(patient, todo, pose, seed), pose, size); f.layers = side_layers(f) if projection == 'LATERAL' else layers_of(f)
+    todo = _checked(findings, projection)
+    pose = pose_of(patient, study, projection, seed)
+    f = Film(chest_of(patient, todo, pose, seed), pose, size)
+    f.layers = side_layers(f) if projection == 'LATERAL' else layers_of(f)
     masks = {name: add_finding(f, name) for name in todo}
     for parent, children in CHILDREN.items():
-        if parent in findings and parent not in masks: masks[parent] = np.any([masks[k] for k in children if k in masks], axis=0)
+        if parent in findings and parent not in masks:
+            masks[parent] = np.any([masks[k] for k in children if k in masks], axis=0)
     return f, {k: masks[k] for k in RECIPES if k in masks}
 
 # %% ../nbs/05_phantom.ipynb #3ab1f00b
-def draw_phantom(patient: int,                # number of the patient; the same number is the same chest
-                 findings: Sequence[str] = (),# CheXpert findings to draw; none is a healthy chest
-                 projection: str = 'PA',      # 'PA', 'AP' or 'LATERAL'
-                 study: int = 0,              # number of the study; another study is another film of the same chest
-                 size: int = 224,             # pixels a side
-                 seed: int = 0,               # number of the world
-                ) -> Phantom:                 # picture and ground truth
+def draw_phantom(
+    patient: int,  # number of the patient; the same number is the same chest
+    findings: Sequence[str] = (),  # CheXpert findings to draw; none is a healthy chest
+    projection: str = 'PA',  # 'PA', 'AP' or 'LATERAL'
+    study: int = 0,  # number of the study; another study is another film of the same chest
+    size: int = 224,  # pixels a side
+    seed: int = 0,  # number of the world
+) -> Phantom:  # picture and ground truth
     "Draw one synthetic chest X-ray; DataError for an unknown finding or projection."
     f, masks = draw_film(patient, findings, projection, study, size, seed)
-    return Phantom(expose(f, np.maximum(0, sum(f.layers.values()))), masks, projection, 'lateral' if projection == 'LATERAL' else 'frontal')
+    return Phantom(
+        expose(f, np.maximum(0, sum(f.layers.values()))),
+        masks,
+        projection,
+        'lateral' if projection == 'LATERAL' else 'frontal',
+    )
 
 # %% ../nbs/05_phantom.ipynb #30c63b4e
 def _disease(rng):
     "Draw the findings of one patient; empty for two in five."
-    if rng.random() < .40: return set()
-    names = [x for x, r in RECIPES.items() if r.share]; p = np.array([RECIPES[x].share for x in names])
-    ill = set(rng.choice(names, 1+(rng.random() < .5), replace=False, p=p/p.sum()).tolist())
+    if rng.random() < 0.40: return set()
+    names = [x for x, r in RECIPES.items() if r.share]
+    p = np.array([RECIPES[x].share for x in names])
+    ill = set(rng.choice(names, 1 + (rng.random() < 0.5), replace=False, p=p / p.sum()).tolist())
     return ill | {y for x in sorted(ill) for y, q in RECIPES[x].alongside if rng.random() < q}
 
 # %% ../nbs/05_phantom.ipynb #4876cdd9
 def _labels(ill, rng, dirt=True):
     "Return the truth of a study and what a labeller makes of it: 1, 0, -1 or NaN for every finding."
     truth = {x: float(x in ill or any(k in ill for k in CHILDREN.get(x, ()))) for x in RECIPES}
-    truth |= {'No Finding': float(not ill), 'Support Devices': float(rng.random() < .35)}
+    truth |= {'No Finding': float(not ill), 'Support Devices': float(rng.random() < 0.35)}
     if not dirt: return truth, dict(truth)
     label = {}
     for x, r in zip(RECIPES, rng.random(len(RECIPES))):
         hedged = x not in ('No Finding', 'Support Devices')
-        if truth[x]: label[x] = 1. if x == 'No Finding' else -1. if r < .07 and hedged else np.nan if r > .97 else 1.
-        else: label[x] = np.nan if x == 'No Finding' else -1. if r < .03 and hedged and ill else 0. if r > .78 else np.nan
+        if truth[x]:
+            label[x] = (
+                1.0
+                if x == 'No Finding'
+                else -1.0
+                if r < 0.07 and hedged
+                else np.nan
+                if r > 0.97
+                else 1.0
+            )
+        else:
+            label[x] = (
+                np.nan
+                if x == 'No Finding'
+                else -1.0
+                if r < 0.03 and hedged and ill
+                else 0.0
+                if r > 0.78
+                else np.nan
+            )
     return truth, label
 
 # %% ../nbs/05_phantom.ipynb #89634f4d
@@ -667,110 +1353,171 @@ VALID_FROM = 64541  # the first patient of CheXpert's validation part
 
 def _rows(patient, part='train', seed=0):
     "Return the rows of one patient: one to three studies, some with a lateral view."
-    rng, who, rows = _rng(seed, patient, 'labels'), anatomy(patient, seed), []; ill = _disease(rng)
-    for study in range(1, 1+int(rng.choice([1, 2, 3], p=[.62, .25, .13]))):
-        now = ill if study == 1 else {x for x in sorted(ill) if rng.random() < .85} or ill
-        truth, label = _labels(now, rng, part == 'train'); projection = 'AP' if rng.random() < .5 else 'PA'
-        for k, view in enumerate(['frontal', 'lateral'][:1+(rng.random() < .15)], 1):
-            path = f'CheXpert-v1.0-small/{part}/patient{patient:05d}/study{study}/view{k}_{view}.jpg'
-            rows.append({'Path': path, 'Sex': who.sex, 'Age': who.age, 'Frontal/Lateral': view.title(),
-                         'AP/PA': projection if view == 'frontal' else np.nan, **label, **{f'true_{x}': v for x, v in truth.items()}})
+    rng, who, rows = _rng(seed, patient, 'labels'), anatomy(patient, seed), []
+    ill = _disease(rng)
+    for study in range(1, 1 + int(rng.choice([1, 2, 3], p=[0.62, 0.25, 0.13]))):
+        now = ill if study == 1 else {x for x in sorted(ill) if rng.random() < 0.85} or ill
+        truth, label = _labels(now, rng, part == 'train')
+        projection = 'AP' if rng.random() < 0.5 else 'PA'
+        for k, view in enumerate(['frontal', 'lateral'][: 1 + (rng.random() < 0.15)], 1):
+            path = (
+                f'CheXpert-v1.0-small/{part}/patient{patient:05d}/study{study}/view{k}_{view}.jpg'
+            )
+            rows.append(
+                {
+                    'Path': path,
+                    'Sex': who.sex,
+                    'Age': who.age,
+                    'Frontal/Lateral': view.title(),
+                    'AP/PA': projection if view == 'frontal' else np.nan,
+                    **label,
+                    **{f'true_{x}': v for x, v in truth.items()},
+                }
+            )
     return rows
 
 # %% ../nbs/05_phantom.ipynb #a80aa67b
-def phantom_population(patients: int,  # patients of the training part; one in fifty more for validation
-                       seed: int = 0,  # number of the world
-                      ) -> pd.DataFrame: # CheXpert's columns, labels 1/0/-1/NaN, and the truth in `true_<finding>`
+def phantom_population(
+    patients: int,  # patients of the training part; one in fifty more for validation
+    seed: int = 0,  # number of the world
+) -> pd.DataFrame:  # CheXpert's columns, labels 1/0/-1/NaN, and the truth in `true_<finding>`
     "Draw who is ill with what, without drawing a picture; DataError for less than one patient."
-    if patients < 1: raise DataError(f'A population needs at least one patient, not {patients}.')
-    valid = range(VALID_FROM, VALID_FROM+max(1, patients//50))
-    parts = (('train', range(1, patients+1)), ('valid', valid))
+    if patients < 1:
+        raise DataError(f'A population needs at least one patient, not {patients}.')
+    valid = range(VALID_FROM, VALID_FROM + max(1, patients // 50))
+    parts = (('train', range(1, patients + 1)), ('valid', valid))
     return pd.DataFrame([row for part, who in parts for p in who for row in _rows(p, part, seed)])
 
 # %% ../nbs/05_phantom.ipynb #59e07a25
 def _place(path):
     "Return (patient, study, view, part) of a path in CheXpert's layout."
     try:
-        patient, study, name = Path(path).parts[-3:]; number = int(patient.removeprefix('patient'))
-        view, part = 'lateral' if 'lateral' in name else 'frontal', 'valid' if number >= VALID_FROM else 'train'
+        patient, study, name = Path(path).parts[-3:]
+        number = int(patient.removeprefix('patient'))
+        view, part = (
+            'lateral' if 'lateral' in name else 'frontal',
+            'valid' if number >= VALID_FROM else 'train',
+        )
         return number, int(study.removeprefix('study')), view, part
-    except ValueError: raise DataError(f"'{path}' is no path of a phantom, such as train/patient00001/study1/view1_frontal.jpg.") from None
+    except ValueError:
+        raise DataError(
+            f"'{path}' is no path of a phantom, such as train/patient00001/study1/view1_frontal.jpg."
+        ) from None
 
 def _draw_row(row, size, seed):
     "Draw the phantom of one row of a population."
     patient, study, view, _ = _place(row['Path'])
-    findings, projection = [x for x in RECIPES if row[f'true_{x}'] == 1], 'LATERAL' if view == 'lateral' else row['AP/PA']
+    findings, projection = (
+        [x for x in RECIPES if row[f'true_{x}'] == 1],
+        'LATERAL' if view == 'lateral' else row['AP/PA'],
+    )
     return draw_phantom(patient, findings, projection, study, size, seed)
 
 def _save_rows(rows, folder, size, seed):
     "Draw and save some rows under a folder."
     for row in rows:
-        path = folder/row['Path'].split('/', 1)[1]; path.parent.mkdir(parents=True, exist_ok=True)
+        path = folder / row['Path'].split('/', 1)[1]
+        path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(_draw_row(row, size, seed).image).save(path, quality=92)
 
 # %% ../nbs/05_phantom.ipynb #95296c03
-def _manifest(patients, size, seed): return {'format': 'smlxray phantoms', 'version': 1, 'patients': patients, 'size': size, 'seed': seed}
+def _manifest(patients, size, seed):
+    return {
+        'format': 'smlxray phantoms',
+        'version': 1,
+        'patients': patients,
+        'size': size,
+        'seed': seed,
+    }
 
 def _read_manifest(folder):
     "Return the manifest of a phantom folder, or None."
-    try: found = json.loads((Path(folder)/'manifest.json').read_text())
-    except (OSError, ValueError): return None
+    try:
+        found = json.loads((Path(folder) / 'manifest.json').read_text())
+    except (OSError, ValueError):
+        return None
     return found if isinstance(found, dict) and found.get('format') == 'smlxray phantoms' else None
 
 # %% ../nbs/05_phantom.ipynb #6f53f4a1
-def write_phantoms(folder: str | os.PathLike,  # where to; must be absent or empty
-                   patients: int = 1000,       # patients of the training part
-                   size: int = 128,            # pixels a side
-                   seed: int = 0,              # number of the world
-                   workers: int = 0,           # processes; 0 is one a core
-                   progress: bool = True,      # show a bar
-                  ) -> Path:                   # the folder
+def write_phantoms(
+    folder: str | os.PathLike,  # where to; must be absent or empty
+    patients: int = 1000,       # patients of the training part
+    size: int = 128,            # pixels a side
+    seed: int = 0,              # number of the world
+    workers: int = 0,           # processes; 0 is one a core
+    progress: bool = True,      # show a bar
+) -> Path:  # the folder
     "Draw a population into CheXpert's layout, whole or not at all; DataError if the folder holds something."
-    folder = Path(folder); draft = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}')
+    folder = Path(folder)
+    draft = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}')
     if folder.is_file() or folder.is_dir() and any(folder.iterdir()):
-        raise DataError(f'{folder} is not empty; choose another folder for the phantoms, or remove it.')
-    table = phantom_population(patients, seed); rows = table.to_dict('records'); chunks = [rows[i:i+40] for i in range(0, len(rows), 40)]
+        raise DataError(
+            f'{folder} is not empty; choose another folder for the phantoms, or remove it.'
+        )
+    table = phantom_population(patients, seed)
+    rows = table.to_dict('records')
+    chunks = [rows[i : i + 40] for i in range(0, len(rows), 40)]
     try:
         draft.mkdir(parents=True)
-        with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool:  # closed after use: idle processes would keep a forked parent from ending
+        with ProcessPoolExecutor(
+            workers or os.cpu_count() or 1
+        ) as pool:  # closed after use: idle processes would keep a forked parent from ending
             done = pool.map(partial(_save_rows, folder=draft, size=size, seed=seed), chunks)
-            for _ in tqdm(done, total=len(chunks), desc='drawing phantoms', disable=not progress): pass
+            for _ in tqdm(done, total=len(chunks), desc='drawing phantoms', disable=not progress):
+                pass
         shown = table[[c for c in table if not c.startswith('true_')]]
-        for part in ('train', 'valid'): shown[shown.Path.str.contains(f'/{part}/')].to_csv(draft/f'{part}.csv', index=False)
-        (draft/'manifest.json').write_text(json.dumps(_manifest(patients, size, seed), indent=1)+'\n')
-        if folder.exists(): folder.rmdir()
+        for part in ('train', 'valid'):
+            shown[shown.Path.str.contains(f'/{part}/')].to_csv(draft / f'{part}.csv', index=False)
+        (draft / 'manifest.json').write_text(
+            json.dumps(_manifest(patients, size, seed), indent=1) + '\n'
+        )
+        if folder.exists():
+            folder.rmdir()
         os.replace(draft, folder)
-    finally: shutil.rmtree(draft, ignore_errors=True)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 # %% ../nbs/05_phantom.ipynb #1af00484
-def ensure_phantoms(folder: str | os.PathLike, # where they are or shall be
-                    patients: int = 1000,      # patients of the training part
-                    size: int = 128,           # pixels a side
-                    seed: int = 0,             # number of the world
-                    workers: int = 0,          # processes; 0 is one a core
-                    progress: bool = True,     # show a bar
-                   ) -> Path:                  # the folder
+def ensure_phantoms(
+    folder: str | os.PathLike,  # where they are or shall be
+    patients: int = 1000,       # patients of the training part
+    size: int = 128,            # pixels a side
+    seed: int = 0,              # number of the world
+    workers: int = 0,           # processes; 0 is one a core
+    progress: bool = True,      # show a bar
+) -> Path:  # the folder
     "Write the phantoms unless they are there; DataError for a folder that holds something else."
     folder = Path(folder)
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return write_phantoms(folder, patients, size, seed, workers, progress)
     found, wanted = _read_manifest(folder), _manifest(patients, size, seed)
     if not found:
-        raise DataError(f'{folder} holds no phantoms (no manifest.json of theirs); choose another dataset_path, or remove the folder.')
+        raise DataError(
+            f'{folder} holds no phantoms (no manifest.json of theirs); choose another dataset_path, or remove the folder.'
+        )
     other = [f'{k} {found.get(k)} instead of {v}' for k, v in wanted.items() if found.get(k) != v]
     if other:
-        raise DataError(f"The phantoms in {folder} have {', '.join(other)}; remove the folder to draw them anew, "
-                        'or choose another dataset_path.')
+        raise DataError(
+            f"The phantoms in {folder} have {', '.join(other)}; remove the folder to draw them anew, "
+            'or choose another dataset_path.'
+        )
     return folder
 
 # %% ../nbs/05_phantom.ipynb #21468395
-def phantom_masks(folder: str | os.PathLike, # a folder of phantoms
-                  path: str | os.PathLike,   # one image of it, as in the table, under the folder or absolute
-                 ) -> dict:                  # finding -> (H, W) bool
+def phantom_masks(
+    folder: str | os.PathLike,  # a folder of phantoms
+    path: str | os.PathLike,    # one image of it, as in the table, under the folder or absolute
+) -> dict:  # finding -> (H, W) bool
     "Draw one image of a folder again and return where its findings are; DataError if the folder or the image is unknown."
     found, (patient, study, view, part) = _read_manifest(folder), _place(path)
-    if not found: raise DataError(f'{folder} holds no phantoms (no manifest.json of theirs); only phantoms come with masks.')
+    if not found:
+        raise DataError(
+            f'{folder} holds no phantoms (no manifest.json of theirs); only phantoms come with masks.'
+        )
     for row in _rows(patient, part, found['seed']):
-        if _place(row['Path'])[1:3] == (study, view): return _draw_row(row, found['size'], found['seed']).masks
-    raise DataError(f'No phantom {path} in {folder}: patient {patient} has no {view} view in study {study}.')
+        if _place(row['Path'])[1:3] == (study, view):
+            return _draw_row(row, found['size'], found['seed']).masks
+    raise DataError(
+        f'No phantom {path} in {folder}: patient {patient} has no {view} view in study {study}.'
+    )

@@ -14,25 +14,82 @@ import numpy as np, pandas as pd
 from scipy.special import expit
 from .config import ConfigError, DataError, Settings
 from .data import canonical_finding, relatives, NEVER_NOVEL
-from .episodes import Episode, WayEpisode, WaySampler, _strata, balanced_pairs, one_shot_trials
-from .metrics import (EpisodeScores, Interval, WayScores, bootstrap_mean, bootstrap_pairs, bootstrap_patients, brier, episode_interval, fit_temperature,
-                      generalised_aucs, prevalence_weights, reliability, shift_prevalence)
+from smlxray.episodes import (
+    Episode,
+    WayEpisode,
+    WaySampler,
+    _strata,
+    balanced_pairs,
+    one_shot_trials,
+)
+from smlxray.metrics import (
+    EpisodeScores,
+    Interval,
+    WayScores,
+    bootstrap_mean,
+    bootstrap_pairs,
+    bootstrap_patients,
+    brier,
+    episode_interval,
+    fit_temperature,
+    generalised_aucs,
+    prevalence_weights,
+    reliability,
+    shift_prevalence,
+)
 from .train import Lab, ensure_meta, ensure_siamese, open_lab
-from .evaluate import Results, answer, evaluate_methods, make_row, save_results, shuffled, standard_methods
+from smlxray.evaluate import (
+    Results,
+    answer,
+    evaluate_methods,
+    make_row,
+    save_results,
+    shuffled,
+    standard_methods,
+)
 
 # %% ../nbs/71_protocols.ipynb #b274f81c
 def way_sampler(lab: Lab) -> WaySampler:
     "Sample tasks over several base and novel findings from the test patients, as the settings say; raises `DataError` where there are too few."
     d, m, e = lab.settings.data, lab.settings.meta, lab.settings.evaluation
-    return WaySampler(lab.table, lab.test, lab.findings.base, lab.findings.novel, e.ways, e.unseen, m.shots, m.queries, d.match_on, d.negatives, lab.settings.training.seed)
+    return WaySampler(
+        lab.table,
+        lab.test,
+        lab.findings.base,
+        lab.findings.novel,
+        e.ways,
+        e.unseen,
+        m.shots,
+        m.queries,
+        d.match_on,
+        d.negatives,
+        lab.settings.training.seed,
+    )
 
 def answer_ways(method, episode: WayEpisode, lab: Lab) -> WayScores:
     "Let a method answer a task over several findings, one logit a finding from its positives against the others."
     logits, nobody = [], np.zeros(len(episode.query), np.int64)
     for f in episode.findings:
         task = episode.task(f)
-        logits.append(method.logits(Episode(task.finding, task.seed, task.support, task.support_labels, episode.query, nobody)))
-    return WayScores(np.stack(logits, 1).astype(float), episode.query_labels, lab.table.patients[episode.query], episode.findings, episode.unseen)
+        logits.append(
+            method.logits(
+                Episode(
+                    task.finding,
+                    task.seed,
+                    task.support,
+                    task.support_labels,
+                    episode.query,
+                    nobody,
+                )
+            )
+        )
+    return WayScores(
+        np.stack(logits, 1).astype(float),
+        episode.query_labels,
+        lab.table.patients[episode.query],
+        episode.findings,
+        episode.unseen,
+    )
 
 # %% ../nbs/71_protocols.ipynb #b6f0bb82
 _SIDES = ('harmonic', 'seen', 'unseen', 'macro', 'micro')
@@ -43,9 +100,19 @@ def way_rows(lab: Lab, methods: list, episodes: int = None) -> list[dict]:
     tasks = [sampler.episode(i) for i in range(episodes or e.episodes)]
     for method in methods:
         got = [answer_ways(method, t, lab) for t in tasks]
-        row = dict(method=method.name, protocol=f'{e.ways} findings at once, {e.unseen} of them unseen', shots=lab.settings.meta.shots, episodes=len(tasks),
-                   patients=len(np.unique(np.concatenate([g.patients for g in got]))), adapted_steps=method.steps, interval='95% patient bootstrap')
-        for k, i in sorted(generalised_aucs(got, n=e.bootstrap, seed=lab.settings.training.seed).items(), key=lambda x: _SIDES.index(x[0])):
+        row = dict(
+            method=method.name,
+            protocol=f'{e.ways} findings at once, {e.unseen} of them unseen',
+            shots=lab.settings.meta.shots,
+            episodes=len(tasks),
+            patients=len(np.unique(np.concatenate([g.patients for g in got]))),
+            adapted_steps=method.steps,
+            interval='95% patient bootstrap',
+        )
+        for k, i in sorted(
+            generalised_aucs(got, n=e.bootstrap, seed=lab.settings.training.seed).items(),
+            key=lambda x: _SIDES.index(x[0]),
+        ):
             row |= {k: i.value, f'{k}_low': i.low, f'{k}_high': i.high}
         rows.append(row)
     return rows
@@ -55,150 +122,318 @@ def verification_rows(lab: Lab, methods: list, pairs: int = 1000, trials: int = 
     "Let methods with fixed vectors tell same from different and pick one of n, over the novel findings of test patients; n runs from 2 to all."
     s, novel, rows = lab.settings, list(lab.findings.novel), []
     a, b, same = _matched_pairs(lab, pairs)
-    draws = {n: one_shot_trials(lab.table, lab.test, novel, n, trials, s.data.match_on, s.training.seed) for n in range(2, len(novel) + 1)}
+    draws = {
+        n: one_shot_trials(lab.table, lab.test, novel, n, trials, s.data.match_on, s.training.seed)
+        for n in range(2, len(novel) + 1)
+    }
     patients, n = lab.table.patients, dict(n=s.evaluation.bootstrap, seed=s.training.seed)
-    for method in [m for m in methods if hasattr(m, 'vectors') and not hasattr(m, 'prior')]:   # a prior has no say about pairs
-        i = bootstrap_pairs((method[a]*method[b]).sum(1).numpy(), same, patients[a], patients[b], **n)
-        rows.append(dict(method=method.name, protocol='same or different', trials=len(a), chance=.5, value=i.value, low=i.low, high=i.high, measure='AUC'))
+    for method in [
+        m for m in methods if hasattr(m, 'vectors') and not hasattr(m, 'prior')
+    ]:  # a prior has no say about pairs
+        i = bootstrap_pairs(
+            (method[a] * method[b]).sum(1).numpy(), same, patients[a], patients[b], **n
+        )
+        rows.append(
+            dict(
+                method=method.name,
+                protocol='same or different',
+                trials=len(a),
+                chance=0.5,
+                value=i.value,
+                low=i.low,
+                high=i.high,
+                measure='AUC',
+            )
+        )
         for ways, t in draws.items():
-            right = [int((method[c]@method[[q]].T).argmax()) == k for q, c, k in zip(t.query, t.candidates, t.answer)]
+            right = [
+                int((method[c] @ method[[q]].T).argmax()) == k
+                for q, c, k in zip(t.query, t.candidates, t.answer)
+            ]
             i = bootstrap_mean(right, patients[t.query], **n)
-            rows.append(dict(method=method.name, protocol=f'one shot, one of {ways}', trials=len(right), chance=1/ways, value=i.value, low=i.low, high=i.high, measure='accuracy'))
+            rows.append(
+                dict(
+                    method=method.name,
+                    protocol=f'one shot, one of {ways}',
+                    trials=len(right),
+                    chance=1 / ways,
+                    value=i.value,
+                    low=i.low,
+                    high=i.high,
+                    measure='accuracy',
+                )
+            )
     return rows
 
 def _matched_pairs(lab: Lab, pairs: int) -> tuple:
     "Pairs of test patients within one stratum, as many alike as not: rows (P,), rows (P,), alike (P,)."
-    a, b, same = balanced_pairs(lab.table, lab.test, lab.findings.novel, 6*pairs, lab.settings.training.seed)
+    a, b, same = balanced_pairs(
+        lab.table, lab.test, lab.findings.novel, 6 * pairs, lab.settings.training.seed
+    )
     stratum = _strata(lab.table, lab.settings.data.match_on)[0]
-    near = np.flatnonzero(stratum[a] == stratum[b]); most = min(pairs//2, *(int((same[near] == k).sum()) for k in (True, False)))
-    if not most: raise DataError('no pairs within one stratum could be drawn: match on less')
+    near = np.flatnonzero(stratum[a] == stratum[b])
+    most = min(pairs // 2, *(int((same[near] == k).sum()) for k in (True, False)))
+    if not most:
+        raise DataError('no pairs within one stratum could be drawn: match on less')
     keep = np.concatenate([near[same[near] == k][:most] for k in (True, False)])
     return a[keep], b[keep], same[keep]
 
 # %% ../nbs/71_protocols.ipynb #b7e4c8c5
 def fold_settings(settings: Settings) -> list[Settings]:
     "Make the settings of each fold of `evaluation.folds`: its novel findings and its run, `<run>-fold1` and so on; raises `ConfigError` for an empty fold or a finding in two."
-    folds = [[f.strip() for f in fold.split('+') if f.strip()] for fold in settings.evaluation.folds]
+    folds = [
+        [f.strip() for f in fold.split('+') if f.strip()] for fold in settings.evaluation.folds
+    ]
     if not folds: return [settings]
     names = [canonical_finding(f) for fold in folds for f in fold]
-    if not all(folds): raise ConfigError("evaluation.folds has a fold without findings; write each as 'Edema + Mass'.")
-    if twice := sorted({f for f in names if names.count(f) > 1}): raise ConfigError(f"evaluation.folds has {', '.join(twice)} in two folds; each finding is novel once.")
+    if not all(folds):
+        raise ConfigError(
+            "evaluation.folds has a fold without findings; write each as 'Edema + Mass'."
+        )
+    if twice := sorted({f for f in names if names.count(f) > 1}):
+        raise ConfigError(
+            f"evaluation.folds has {', '.join(twice)} in two folds; each finding is novel once."
+        )
     part = lambda section, **change: section.model_copy(update=change)
-    return [settings.model_copy(update=dict(data=part(settings.data, novel_findings=fold), evaluation=part(settings.evaluation, folds=[], run=f'{settings.evaluation.run}-fold{i + 1}'))) for i, fold in enumerate(folds)]
+    return [
+        settings.model_copy(
+            update=dict(
+                data=part(settings.data, novel_findings=fold),
+                evaluation=part(
+                    settings.evaluation, folds=[], run=f'{settings.evaluation.run}-fold{i + 1}'
+                ),
+            )
+        )
+        for i, fold in enumerate(folds)
+    ]
 
 def deal_findings(lab_or_table, folds: int, patients: int = 15) -> list[str]:
     "Propose folds for `evaluation.folds`: every finding with enough patients once, relatives together, patients as even as can be."
-    table = getattr(lab_or_table, 'table', lab_or_table); size = {f: len(np.unique(table.patients[table.positive(f)])) for f in table.findings if f not in NEVER_NOVEL}
-    left, hands = sorted((f for f, n in size.items() if n >= patients), key=size.get, reverse=True), [[] for _ in range(folds)]
+    table = getattr(lab_or_table, 'table', lab_or_table)
+    size = {
+        f: len(np.unique(table.patients[table.positive(f)]))
+        for f in table.findings
+        if f not in NEVER_NOVEL
+    }
+    left, hands = (
+        sorted((f for f, n in size.items() if n >= patients), key=size.get, reverse=True),
+        [[] for _ in range(folds)],
+    )
     while left:
         kin = [left[0]]
-        for k in kin: kin += [f for f in left if f in relatives(k) and f not in kin]
-        min(hands, key=lambda h: (sum(size[f] for f in h), len(h))).extend(kin); left = [f for f in left if f not in kin]
-    if not all(hands): raise DataError(f'{folds} folds need at least {folds} unrelated findings with {patients} patients')
+        for k in kin:
+            kin += [f for f in left if f in relatives(k) and f not in kin]
+        min(hands, key=lambda h: (sum(size[f] for f in h), len(h))).extend(kin)
+        left = [f for f in left if f not in kin]
+    if not all(hands):
+        raise DataError(
+            f'{folds} folds need at least {folds} unrelated findings with {patients} patients'
+        )
     return [' + '.join(h) for h in hands]
 
 # %% ../nbs/71_protocols.ipynb #f01drows
 def evaluate_fold(settings: Settings, algorithms: list[str]) -> Results:
     "Train what a fold lacks, let the standard methods answer its episodes, and save its results; the first algorithm is the default."
     lab = open_lab(settings)
-    results = evaluate_methods(lab, standard_methods(lab, ensure_siamese(lab), {a: ensure_meta(lab, a) for a in algorithms}))
-    results.default = algorithms[0]; save_results(results)
+    results = evaluate_methods(
+        lab,
+        standard_methods(lab, ensure_siamese(lab), {a: ensure_meta(lab, a) for a in algorithms}),
+    )
+    results.default = algorithms[0]
+    save_results(results)
     return results
 
 def fold_rows(results: list[Results]) -> list[dict]:
     "One row a method and fold, and one over the findings of all folds, whose interval resamples a patient in all folds at once."
-    means, rows = [{r['method']: r for r in x.rows if r['finding'] == 'mean' and not r.get('control')} for x in results], []
+    means, rows = (
+        [
+            {r['method']: r for r in x.rows if r['finding'] == 'mean' and not r.get('control')}
+            for x in results
+        ],
+        [],
+    )
     for method, first in means[0].items():
         if not all(method in m for m in means): continue
-        alike = SimpleNamespace(name=method, steps=first['adapted_steps'], batch_norm=first['batch_norm'])
+        alike = SimpleNamespace(
+            name=method, steps=first['adapted_steps'], batch_norm=first['batch_norm']
+        )
         folds = {' + '.join(x.episodes): m[method] for x, m in zip(results, means)}
-        folds['all'] = make_row(results[0].lab, alike, 'all', [a for x in results for a in x.answers[method, 'mean']])
-        rows += [dict(method=method, fold=fold, **{k: r[k] for k in ('episodes', 'patients', 'auc', 'auc_low', 'auc_high')}) for fold, r in folds.items()]
+        folds['all'] = make_row(
+            results[0].lab, alike, 'all', [a for x in results for a in x.answers[method, 'mean']]
+        )
+        rows += [
+            dict(
+                method=method,
+                fold=fold,
+                **{k: r[k] for k in ('episodes', 'patients', 'auc', 'auc_low', 'auc_high')},
+            )
+            for fold, r in folds.items()
+        ]
     return rows
 
 # %% ../nbs/71_protocols.ipynb #13cda7a0
 @dataclass
 class ShuffledMethod:
     "A method whose supports have had their labels shuffled."
+
     method: object
+
     @property
-    def name(self): return f'{self.method.name}, shuffled support'
-    def __getattr__(self, key): return getattr(self.__dict__['method'], key)
-    def logits(self, episode: Episode) -> np.ndarray: return self.method.logits(shuffled(episode))
+    def name(self):
+        return f'{self.method.name}, shuffled support'
+
+    def __getattr__(self, key):
+        return getattr(self.__dict__['method'], key)
+
+    def logits(self, episode: Episode) -> np.ndarray:
+        return self.method.logits(shuffled(episode))
 
 @dataclass
 class ProjectionMethod:
     "Score a query by its projection alone: the share of positives in the support that have it, minus the share of negatives."
+
     lab: Lab
     name: str = 'projection only'
     steps: int = 0
     batch_norm: str = 'none'
+
     def logits(self, episode: Episode) -> np.ndarray:  # (Q,)
-        p = self.lab.table.frame['projection'].to_numpy(); seen, asked, yes = p[episode.support], p[episode.query], episode.support_labels == 1
+        p = self.lab.table.frame['projection'].to_numpy()
+        seen, asked, yes = p[episode.support], p[episode.query], episode.support_labels == 1
         return np.array([(seen[yes] == v).mean() - (seen[~yes] == v).mean() for v in asked])
 
 # %% ../nbs/71_protocols.ipynb #1730a87f
 def add_controls(results: Results, methods: list) -> Results:
     "Append the control rows of some methods, and of the projection, to the results: the episodes are those of the other rows."
     lab, s = results.lab, results.lab.settings
-    if min(map(len, results.episodes.values())) < 2: print('One episode a finding is too few for the control with shuffled supports; it is left out.'); methods = []
-    for method, kind in [*((ShuffledMethod(m), 'shuffled support') for m in methods), (ProjectionMethod(lab), 'projection only')]:
+    if min(map(len, results.episodes.values())) < 2:
+        print(
+            'One episode a finding is too few for the control with shuffled supports; it is left out.'
+        )
+        methods = []
+    for method, kind in [
+        *((ShuffledMethod(m), 'shuffled support') for m in methods),
+        (ProjectionMethod(lab), 'projection only'),
+    ]:
         given = {f: answer(method, episodes, lab) for f, episodes in results.episodes.items()}
         given['mean'] = [a for f in results.episodes for a in given[f]]
         for f, answers in given.items():
-            if kind == 'shuffled support': i = episode_interval(answers)
-            else: i = bootstrap_patients(answers, n=max(s.evaluation.bootstrap, 4000), seed=s.training.seed, level=.999)
+            if kind == 'shuffled support':
+                i = episode_interval(answers)
+            else:
+                i = bootstrap_patients(
+                    answers, n=max(s.evaluation.bootstrap, 4000), seed=s.training.seed, level=0.999
+                )
             results.answers[method.name, f] = answers
-            results.rows.append({**make_row(lab, method, f, answers), 'auc_low': i.low, 'auc_high': i.high, 'interval': f"99.9% {'over episodes' if kind == 'shuffled support' else 'patient bootstrap'}", 'control': kind, 'holds': .5 in i})
+            results.rows.append(
+                {
+                    **make_row(lab, method, f, answers),
+                    'auc_low': i.low,
+                    'auc_high': i.high,
+                    'interval': f"99.9% {'over episodes' if kind == 'shuffled support' else 'patient bootstrap'}",
+                    'control': kind,
+                    'holds': 0.5 in i,
+                }
+            )
     return results
 
 def control_problems(rows: list[dict]) -> list[str]:
     "Say which controls, averaged over the findings, do not hold one half."
-    return [f"{r['method']}: {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] does not hold 0.5, so something else than the support gives the answer away."
-            for r in rows if isinstance(r.get('control'), str) and r['finding'] == 'mean' and not r['holds']]
+    return [
+        f"{r['method']}: {r['auc']:.3f} [{r['auc_low']:.3f}, {r['auc_high']:.3f}] does not hold 0.5, so something else than the support gives the answer away."
+        for r in rows
+        if isinstance(r.get('control'), str) and r['finding'] == 'mean' and not r['holds']
+    ]
 
 def control_limits(rows: list[dict]) -> list[str]:
     "Say how large a leak the shuffled supports that hold one half, averaged over the findings, do not exclude."
-    return [f"{r['method']}: the interval ends at {r['auc_high']:.3f}, so a leak that lifts the AUC to there is not excluded."
-            for r in rows if r.get('control') == 'shuffled support' and r['finding'] == 'mean' and r['holds']]
+    return [
+        f"{r['method']}: the interval ends at {r['auc_high']:.3f}, so a leak that lifts the AUC to there is not excluded."
+        for r in rows
+        if r.get('control') == 'shuffled support' and r['finding'] == 'mean' and r['holds']
+    ]
 
 # %% ../nbs/71_protocols.ipynb #7b2b64ed
 def support_logits(method, episode: Episode) -> np.ndarray:  # (2K,) in the order of the support
     "Score each pair of support partners by a method that has adapted to the other pairs; raises `DataError` for a single shot."
-    k = len(episode.support)//2
-    if k < 2: raise DataError('calibration leaves one pair of the support out, and with one shot nothing is left to adapt to: take two shots or more')
-    if not np.array_equal(episode.support_labels, np.repeat([1, 0], k)): raise DataError('calibration needs a balanced support, positives first and then their partners, as EpisodeSampler draws it')
-    out = np.empty(2*k)
+    k = len(episode.support) // 2
+    if k < 2:
+        raise DataError(
+            'calibration leaves one pair of the support out, and with one shot nothing is left to adapt to: take two shots or more'
+        )
+    if not np.array_equal(episode.support_labels, np.repeat([1, 0], k)):
+        raise DataError(
+            'calibration needs a balanced support, positives first and then their partners, as EpisodeSampler draws it'
+        )
+    out = np.empty(2 * k)
     for i in range(k):
-        pair = [i, k + i]; rest = np.setdiff1d(np.arange(2*k), pair)
-        out[pair] = method.logits(replace(episode, support=episode.support[rest], support_labels=episode.support_labels[rest], query=episode.support[pair], query_labels=episode.support_labels[pair]))
+        pair = [i, k + i]
+        rest = np.setdiff1d(np.arange(2 * k), pair)
+        out[pair] = method.logits(
+            replace(
+                episode,
+                support=episode.support[rest],
+                support_labels=episode.support_labels[rest],
+                query=episode.support[pair],
+                query_labels=episode.support_labels[pair],
+            )
+        )
     return out
 
 # %% ../nbs/71_protocols.ipynb #3331ecb6
 @dataclass
 class Calibration:
     "Probabilities of a method's queries before and after the temperature, over all episodes."
+
     method: str
     prevalence: float        # share of positives that the probabilities assume
     labels: np.ndarray       # (N,)
     raw: np.ndarray          # (N,) the logit as it is, turned into a probability
     tempered: np.ndarray     # (N,) divided by the episode's temperature
     temperature: np.ndarray  # (E,)
+
     def row(self) -> dict:
         "Brier score before and after, the assumed prevalence, and the middle temperature."
-        w = prevalence_weights(self.labels, self.prevalence); coin = np.full(len(self.labels), self.prevalence)
-        return dict(method=self.method, prevalence=self.prevalence, episodes=len(self.temperature), brier=brier(self.raw, self.labels, w), brier_tempered=brier(self.tempered, self.labels, w),
-                    brier_coin=brier(coin, self.labels, w), temperature=float(np.median(self.temperature)))
+        w = prevalence_weights(self.labels, self.prevalence)
+        coin = np.full(len(self.labels), self.prevalence)
+        return dict(
+            method=self.method,
+            prevalence=self.prevalence,
+            episodes=len(self.temperature),
+            brier=brier(self.raw, self.labels, w),
+            brier_tempered=brier(self.tempered, self.labels, w),
+            brier_coin=brier(coin, self.labels, w),
+            temperature=float(np.median(self.temperature)),
+        )
+
     def curve(self, bins: int = 10) -> list[dict]:
         "Points of the reliability curve before and after."
         w = prevalence_weights(self.labels, self.prevalence)
-        return [dict(method=self.method, kind=kind, promised=float(a), came_true=float(b), share=float(c)) for kind in ('raw', 'tempered') for a, b, c in zip(*reliability(getattr(self, kind), self.labels, bins, w))]
+        return [
+            dict(
+                method=self.method, kind=kind, promised=float(a), came_true=float(b), share=float(c)
+            )
+            for kind in ('raw', 'tempered')
+            for a, b, c in zip(*reliability(getattr(self, kind), self.labels, bins, w))
+        ]
 
-def calibrate(lab: Lab, method, episodes: dict, answers: dict = None, most: int = None) -> Calibration:
+def calibrate(
+    lab: Lab, method, episodes: dict, answers: dict = None, most: int = None
+) -> Calibration:
     "Fit a temperature on each episode's support and judge its queries; at most so many episodes a finding."
     p, out = lab.settings.evaluation.prevalence, []
     for f, es in episodes.items():
         for i, e in enumerate(es[:most]):
-            logits = np.asarray(answers[method.name, f][i].scores if answers else method.logits(e), float); t = fit_temperature(support_logits(method, e), e.support_labels)
-            out.append((e.query_labels, expit(shift_prevalence(logits, p)), expit(shift_prevalence(logits/t, p)), [t]))
+            logits = np.asarray(
+                answers[method.name, f][i].scores if answers else method.logits(e), float
+            )
+            t = fit_temperature(support_logits(method, e), e.support_labels)
+            out.append(
+                (
+                    e.query_labels,
+                    expit(shift_prevalence(logits, p)),
+                    expit(shift_prevalence(logits / t, p)),
+                    [t],
+                )
+            )
     return Calibration(method.name, p, *(np.concatenate(x) for x in zip(*out)))

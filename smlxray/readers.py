@@ -21,7 +21,15 @@ import yaml
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from .config import _PlainLoader, CHEXPERT_FINDINGS, DATASETS, DataError, nearest, resolve_path, shipped_file
+from smlxray.config import (
+    _PlainLoader,
+    CHEXPERT_FINDINGS,
+    DATASETS,
+    DataError,
+    nearest,
+    resolve_path,
+    shipped_file,
+)
 from .data import XrayTable, as_labels, canonical_finding, derive_no_finding
 
 # %% ../nbs/12_readers.ipynb #7a5748ae
@@ -30,30 +38,48 @@ def _folder(folder: str | Path) -> Path:
     path = resolve_path(folder)
     if path.is_dir(): return path
     what = 'is a file, not a folder' if path.exists() else 'does not exist'
-    raise DataError(f"The data folder {str(folder)!r} {what} (looked at {path}); set dataset_path to the folder that holds the label file.")
+    raise DataError(
+        f"The data folder {str(folder)!r} {what} (looked at {path}); set dataset_path to the folder that holds the label file."
+    )
 
 def _read_csv(file: Path, needed: Sequence[str], **options) -> pd.DataFrame:
     "Read a label file; raise `DataError` naming the file if it is no CSV, is empty or lacks a needed column."
-    try: frame = pd.read_csv(file, encoding='utf-8-sig', low_memory=False, **options)
-    except OSError as e: raise DataError(f"The label file {file} cannot be read ({e.strerror or e}).") from None
-    except pd.errors.EmptyDataError: raise DataError(f"The label file {file} is empty.") from None
+    try:
+        frame = pd.read_csv(file, encoding='utf-8-sig', low_memory=False, **options)
+    except OSError as e:
+        raise DataError(f"The label file {file} cannot be read ({e.strerror or e}).") from None
+    except pd.errors.EmptyDataError:
+        raise DataError(f"The label file {file} is empty.") from None
     except (pd.errors.ParserError, UnicodeDecodeError) as e:
-        raise DataError(f"The label file {file} cannot be read as CSV: {str(e).strip().splitlines()[0]}.") from None
+        raise DataError(
+            f"The label file {file} cannot be read as CSV: {str(e).strip().splitlines()[0]}."
+        ) from None
     missing = [c for c in needed if c not in frame.columns]
     if missing:
-        raise DataError(f"The label file {file} has no column {missing[0]!r}; it needs {', '.join(needed)} "
-                        f"and has {', '.join(map(str, frame.columns))}.")
-    if not len(frame): raise DataError(f"The label file {file} has a header but no rows.")
+        raise DataError(
+            f"The label file {file} has no column {missing[0]!r}; it needs {', '.join(needed)} "
+            f"and has {', '.join(map(str, frame.columns))}."
+        )
+    if not len(frame):
+        raise DataError(f"The label file {file} has a header but no rows.")
     return frame
 
 # %% ../nbs/12_readers.ipynb #86ee6352
 _CHEXPERT_PATH = re.compile(r'(?:.*/)?((train|valid|test)/(patient[^/]+)/(study[^/]+)/[^/]*\.\w+)')
 
-def _texts(raw: pd.DataFrame, column: str) -> pd.Series: return raw[column].astype(object).where(raw[column].notna(), '').astype(str)
-def _ages(raw: pd.DataFrame, column: str) -> pd.Series: return pd.to_numeric(raw[column], errors='coerce') if column in raw else np.nan
+def _texts(raw: pd.DataFrame, column: str) -> pd.Series:
+    return raw[column].astype(object).where(raw[column].notna(), '').astype(str)
+
+def _ages(raw: pd.DataFrame, column: str) -> pd.Series:
+    return pd.to_numeric(raw[column], errors='coerce') if column in raw else np.nan
+
 def _sexes(raw: pd.DataFrame, column: str) -> pd.Series | str:
     "Write sex as 'F', 'M' or '' for unknown."
-    return _texts(raw, column).str[:1].str.upper().where(lambda s: s.isin(['F', 'M']), '') if column in raw else ''
+    return (
+        _texts(raw, column).str[:1].str.upper().where(lambda s: s.isin(['F', 'M']), '')
+        if column in raw
+        else ''
+    )
 
 # %% ../nbs/12_readers.ipynb #edd2efb5
 def _chexpert_frame(file: Path) -> pd.DataFrame:
@@ -63,66 +89,131 @@ def _chexpert_frame(file: Path) -> pd.DataFrame:
     for i, path in enumerate(_texts(raw, 'Path')):
         match = _CHEXPERT_PATH.fullmatch(path)
         if not match:
-            raise DataError(f"Row {i + 2} of {file} has the path {path!r}; "
-                            "CheXpert's paths end in train/patient00001/study1/view1_frontal.jpg or the like.")
+            raise DataError(
+                f"Row {i + 2} of {file} has the path {path!r}; "
+                "CheXpert's paths end in train/patient00001/study1/view1_frontal.jpg or the like."
+            )
         parts.append(match.groups())
     path, split, patient, study = zip(*parts)
-    if 'Frontal/Lateral' not in raw: raw['Frontal/Lateral'] = raw['Path'].str.extract(r'_(frontal|lateral)\.\w+$', expand=False)    # the test labels say it in the name alone
-    if 'AP/PA' not in raw: raw['AP/PA'] = ''
+    if 'Frontal/Lateral' not in raw:
+        raw['Frontal/Lateral'] = raw['Path'].str.extract(
+            r'_(frontal|lateral)\.\w+$', expand=False
+        )  # the test labels say it in the name alone
+    if 'AP/PA' not in raw:
+        raw['AP/PA'] = ''
     view = _texts(raw, 'Frontal/Lateral').str.lower()
     strange = ~view.isin(['frontal', 'lateral']).to_numpy()
     if strange.any():
-        i = int(strange.argmax()); value = str(raw['Frontal/Lateral'].iloc[i])
-        raise DataError(f"Row {i + 2} of {file} has {value!r} in 'Frontal/Lateral'; write Frontal or Lateral.")
-    labels = pd.DataFrame(as_labels(raw, CHEXPERT_FINDINGS, str(file), first_row=2), columns=CHEXPERT_FINDINGS)
-    return pd.DataFrame(dict(path=path, patient=patient, study=study, view=view, projection=_texts(raw, 'AP/PA'),
-                             age=_ages(raw, 'Age'), sex=_sexes(raw, 'Sex'), split=split)).join(labels)
+        i = int(strange.argmax())
+        value = str(raw['Frontal/Lateral'].iloc[i])
+        raise DataError(
+            f"Row {i + 2} of {file} has {value!r} in 'Frontal/Lateral'; write Frontal or Lateral."
+        )
+    labels = pd.DataFrame(
+        as_labels(raw, CHEXPERT_FINDINGS, str(file), first_row=2), columns=CHEXPERT_FINDINGS
+    )
+    return pd.DataFrame(
+        dict(
+            path=path,
+            patient=patient,
+            study=study,
+            view=view,
+            projection=_texts(raw, 'AP/PA'),
+            age=_ages(raw, 'Age'),
+            sex=_sexes(raw, 'Sex'),
+            split=split,
+        )
+    ).join(labels)
 
 # %% ../nbs/12_readers.ipynb #719b5a62
 def read_chexpert(
-    folder: str | Path,          # holds train.csv and/or valid.csv, and the folders train/ and valid/
-    views: str = 'frontal',      # 'frontal' leaves lateral images out, 'all' keeps them
-    name: str | None = None,     # what reports call the data set; the folder's name if None
-) -> XrayTable:                  # `split` says which file a row came from
+    folder: str | Path,       # holds train.csv and/or valid.csv, and the folders train/ and valid/
+    views: str = 'frontal',   # 'frontal' leaves lateral images out, 'all' keeps them
+    name: str | None = None,  # what reports call the data set; the folder's name if None
+) -> XrayTable:  # `split` says which file a row came from
     "Read CheXpert or anything in its layout; raise `DataError` with file and row for whatever is not in order."
-    if views not in ('frontal', 'all'): raise DataError(f"There is no views={views!r}; choose 'frontal' or 'all'.")
+    if views not in ('frontal', 'all'):
+        raise DataError(f"There is no views={views!r}; choose 'frontal' or 'all'.")
     root = _folder(folder)
-    files = [root/f'{part}.csv' for part in ('train', 'valid', 'test') if (root/f'{part}.csv').is_file()]
-    if not files: raise DataError(f"The folder {root} holds neither train.csv nor valid.csv; {_listing(root)}")
+    files = [
+        root / f'{part}.csv'
+        for part in ('train', 'valid', 'test')
+        if (root / f'{part}.csv').is_file()
+    ]
+    if not files:
+        raise DataError(
+            f"The folder {root} holds neither train.csv nor valid.csv; {_listing(root)}"
+        )
     frame = pd.concat([_chexpert_frame(f) for f in files], ignore_index=True)
-    if views == 'frontal': frame = frame[frame['view'] == 'frontal']
-    if not len(frame): raise DataError(f"The label files of {root} list no frontal image; use views='all' to read the lateral ones.")
+    if views == 'frontal':
+        frame = frame[frame['view'] == 'frontal']
+    if not len(frame):
+        raise DataError(
+            f"The label files of {root} list no frontal image; use views='all' to read the lateral ones."
+        )
     return XrayTable(frame, CHEXPERT_FINDINGS, root, name or root.name)
 
 def _listing(root: Path, most: int = 6) -> str:
     "Say what a folder holds, for errors."
-    names = sorted(p.name + '/'*p.is_dir() for p in root.iterdir())
-    return f"it holds {', '.join(names[:most])}{' and more' if len(names) > most else ''}." if names else 'it is empty.'
+    names = sorted(p.name + '/' * p.is_dir() for p in root.iterdir())
+    return (
+        f"it holds {', '.join(names[:most])}{' and more' if len(names) > most else ''}."
+        if names
+        else 'it is empty.'
+    )
 
 # %% ../nbs/12_readers.ipynb #d10262a9
-NIH_FINDINGS = ('No Finding', 'Atelectasis', 'Cardiomegaly', 'Consolidation', 'Edema', 'Effusion', 'Emphysema', 'Fibrosis', 'Hernia',
-                'Infiltration', 'Mass', 'Nodule', 'Pleural_Thickening', 'Pneumonia', 'Pneumothorax')
+NIH_FINDINGS = (
+    'No Finding',
+    'Atelectasis',
+    'Cardiomegaly',
+    'Consolidation',
+    'Edema',
+    'Effusion',
+    'Emphysema',
+    'Fibrosis',
+    'Hernia',
+    'Infiltration',
+    'Mass',
+    'Nodule',
+    'Pleural_Thickening',
+    'Pneumonia',
+    'Pneumothorax',
+)
 REALCXR_COLUMNS = ('path', 'patient_id', 'view', 'origin', *NIH_FINDINGS)
 
 def read_realcxr(
-    folder: str | Path,         # holds labels.csv and images/
-    name: str | None = None,    # what reports call the data set; the folder's name if None
-) -> XrayTable:                 # NIH's findings under the names of this project
+    folder: str | Path,       # holds labels.csv and images/
+    name: str | None = None,  # what reports call the data set; the folder's name if None
+) -> XrayTable:  # NIH's findings under the names of this project
     "Read the small NIH collection; raise `DataError` with file and row for whatever is not in order."
-    root = _folder(folder); file = root/'labels.csv'
-    if not file.is_file(): raise DataError(f"The folder {root} holds no labels.csv; {_listing(root)}")
+    root = _folder(folder)
+    file = root / 'labels.csv'
+    if not file.is_file():
+        raise DataError(f"The folder {root} holds no labels.csv; {_listing(root)}")
     raw = _read_csv(file, REALCXR_COLUMNS)
     findings = [canonical_finding(f) for f in NIH_FINDINGS]
     labels = pd.DataFrame(as_labels(raw, NIH_FINDINGS, str(file), first_row=2), columns=findings)
     study = _texts(raw, 'path').str.extract(r'_(\d+)\.\w+$')[0].fillna('')
-    frame = pd.DataFrame(dict(path=raw['path'], patient=raw['patient_id'], study=study, view='frontal', projection=_texts(raw, 'view'),
-                              age=_ages(raw, 'age'), sex=_sexes(raw, 'sex'), origin=_texts(raw, 'origin')))
+    frame = pd.DataFrame(
+        dict(
+            path=raw['path'],
+            patient=raw['patient_id'],
+            study=study,
+            view='frontal',
+            projection=_texts(raw, 'view'),
+            age=_ages(raw, 'age'),
+            sex=_sexes(raw, 'sex'),
+            origin=_texts(raw, 'origin'),
+        )
+    )
     return XrayTable(frame.join(labels), findings, root, name or root.name)
 
 # %% ../nbs/12_readers.ipynb #b3077730
 def _template(value: str) -> str:
     "Refuse a template that cannot be filled, or that says the same of every row."
-    if not any(column for _, column, _, _ in string.Formatter().parse(value)): raise ValueError('no column')
+    if not any(column for _, column, _, _ in string.Formatter().parse(value)):
+        raise ValueError('no column')
     return value
 
 def _inside(value: str) -> str:
@@ -130,69 +221,152 @@ def _inside(value: str) -> str:
     if value[0] in '/\\~' or '..' in value: raise ValueError('outside')
     return value
 
-_Text     = Annotated[str, Field(min_length=1)]
+_Text = Annotated[str, Field(min_length=1)]
 _Template = Annotated[_Text, AfterValidator(_template)]
-_Pattern  = Annotated[_Text, AfterValidator(_inside)]
+_Pattern = Annotated[_Text, AfterValidator(_inside)]
 
-class _Strict(BaseModel): model_config = ConfigDict(extra='forbid')
-class _Join(_Strict): table: _Pattern; on: Annotated[list[_Text], Field(min_length=1), BeforeValidator(lambda on: [on] if isinstance(on, str) else on)]
-class _Translation(_Strict): column: _Text; values: Annotated[dict[str, str], Field(min_length=1)]; other: str | None = None
-class _Listings(_Strict): lists: Annotated[dict[_Pattern, str], Field(min_length=1)]; key: _Template
-class _ListRule(_Strict): list: _Text; separator: _Text = '|'; absent: Literal['negative', 'unknown']; others: Literal['keep', 'drop'] = 'keep'; void: Sequence[str] = ()
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra='forbid')
+
+class _Join(_Strict):
+    table: _Pattern
+    on: Annotated[
+        list[_Text],
+        Field(min_length=1),
+        BeforeValidator(lambda on: [on] if isinstance(on, str) else on),
+    ]
+
+class _Translation(_Strict):
+    column: _Text
+    values: Annotated[dict[str, str], Field(min_length=1)]
+    other: str | None = None
+
+class _Listings(_Strict):
+    lists: Annotated[dict[_Pattern, str], Field(min_length=1)]
+    key: _Template
+
+class _ListRule(_Strict):
+    list: _Text
+    separator: _Text = '|'
+    absent: Literal['negative', 'unknown']
+    others: Literal['keep', 'drop'] = 'keep'
+    void: Sequence[str] = ()
 
 # %% ../nbs/12_readers.ipynb #212b8ff3
 class _Part(_Strict):
     "One label file and what its columns mean; the description of a word ends the sentence \"it must be ...\"."
-    table: _Pattern | None = Field(None, description='the name of a label file inside the folder, perhaps with *')
+
+    table: _Pattern | None = Field(
+        None, description='the name of a label file inside the folder, perhaps with *'
+    )
     join: list[_Join] | None = Field(None, description='a list of {table: file, on: [columns]}')
-    path: _Template | None = Field(None, description="a template with a column, such as '{image}.png'")
-    find: _Template | None = Field(None, description="a template with a column, such as '{image}.png'")
-    patient: _Template | None = Field(None, description="a template with a column, such as '{patient_id}'; without one everybody were the same patient")
-    study: _Text | _Translation | None = Field(None, description='a template, or {column:, values:, other:}')
-    view: _Text | _Translation | None = Field(None, description='frontal, a template, or {column:, values:, other:}')
-    projection: _Text | _Translation | None = Field(None, description='a template, or {column:, values:, other:}')
-    origin: _Text | _Translation | None = Field(None, description='a template, or {column:, values:, other:}')
+    path: _Template | None = Field(
+        None, description="a template with a column, such as '{image}.png'"
+    )
+    find: _Template | None = Field(
+        None, description="a template with a column, such as '{image}.png'"
+    )
+    patient: _Template | None = Field(
+        None,
+        description="a template with a column, such as '{patient_id}'; without one everybody were the same patient",
+    )
+    study: _Text | _Translation | None = Field(
+        None, description='a template, or {column:, values:, other:}'
+    )
+    view: _Text | _Translation | None = Field(
+        None, description='frontal, a template, or {column:, values:, other:}'
+    )
+    projection: _Text | _Translation | None = Field(
+        None, description='a template, or {column:, values:, other:}'
+    )
+    origin: _Text | _Translation | None = Field(
+        None, description='a template, or {column:, values:, other:}'
+    )
     age: _Text | None = Field(None, description='the name of a column')
     sex: _Text | None = Field(None, description='a template')
-    split: _Text | _Listings | _Translation | None = Field(None, description='a template, {column:, values:, other:}, or {lists: {file: part}, key: template}')
-    findings: _Text | Annotated[list[_Text], Field(min_length=1)] | _ListRule | None = Field(None, description='chexpert, rest, a list of columns, or {list: column, absent: negative or unknown, ...}')
-    names: dict[str, str] | None = Field(None, description="names by name, such as {Effusion: Pleural Effusion}")
+    split: _Text | _Listings | _Translation | None = Field(
+        None,
+        description='a template, {column:, values:, other:}, or {lists: {file: part}, key: template}',
+    )
+    findings: _Text | Annotated[list[_Text], Field(min_length=1)] | _ListRule | None = Field(
+        None,
+        description='chexpert, rest, a list of columns, or {list: column, absent: negative or unknown, ...}',
+    )
+    names: dict[str, str] | None = Field(
+        None, description="names by name, such as {Effusion: Pleural Effusion}"
+    )
     reader: _Text | None = Field(None, description='the name of a column')
     combine: Literal['majority', 'any'] | None = Field(None, description='majority or any')
 
 class _Mapping(_Part):
     name: _Text | None = Field(None, description='some text')
-    parts: Annotated[list[_Part], Field(min_length=1)] | None = Field(None, description='a list of parts, each with words of its own')
+    parts: Annotated[list[_Part], Field(min_length=1)] | None = Field(
+        None, description='a list of parts, each with words of its own'
+    )
 
 def _checked_mapping(text: dict, where: str) -> dict:
     "Give the words of a mapping, each as it must be; raise `DataError` for the first that is not."
-    try: return _Mapping(**text).model_dump(exclude_none=True, exclude_unset=True)
+    try:
+        return _Mapping(**text).model_dump(exclude_none=True, exclude_unset=True)
     except ValidationError as error:
-        place = error.errors()[0]['loc']; word = next((w for w in reversed(place) if w in _Mapping.model_fields and (w != 'parts' or len(place) == 1)), place[0])
-        said = text.get(word) or next((p[word] for p in text.get('parts') or () if isinstance(p, dict) and word in p), text.get('parts'))
-        raise DataError(f'{where} says {word}: {said!r}; it must be {_Mapping.model_fields[word].description}.') from None
+        place = error.errors()[0]['loc']
+        word = next(
+            (
+                w
+                for w in reversed(place)
+                if w in _Mapping.model_fields and (w != 'parts' or len(place) == 1)
+            ),
+            place[0],
+        )
+        said = text.get(word) or next(
+            (p[word] for p in text.get('parts') or () if isinstance(p, dict) and word in p),
+            text.get('parts'),
+        )
+        raise DataError(
+            f'{where} says {word}: {said!r}; it must be {_Mapping.model_fields[word].description}.'
+        ) from None
 
 # %% ../nbs/12_readers.ipynb #b52d5a9c
 _WORDS = tuple(_Mapping.model_fields)
 
 def _load_mapping(mapping: str | Path | dict) -> tuple[dict, str]:
     "Read a mapping by name, from a file or as a dict; raise `DataError` for unknown words and missing ones."
-    if isinstance(mapping, dict): text, where = mapping, 'the mapping'
+    if isinstance(mapping, dict):
+        text, where = mapping, 'the mapping'
     else:
-        file = shipped_file(f'tables/{mapping}.yaml') if mapping in DATASETS else resolve_path(mapping)
+        file = (
+            shipped_file(f'tables/{mapping}.yaml') if mapping in DATASETS else resolve_path(mapping)
+        )
         where = f'the mapping {file.name}'
-        try: text = yaml.load(file.read_text(encoding='utf-8'), _PlainLoader)
-        except OSError as e: raise DataError(f'{where[0].upper()}{where[1:]} cannot be read ({e.strerror}; looked at {file}).') from None
-        except (yaml.YAMLError, UnicodeDecodeError) as e: raise DataError(f"{where[0].upper()}{where[1:]} is not valid YAML: {str(e).splitlines()[0]}.") from None
-    if not isinstance(text, dict): raise DataError(f'{where[0].upper()}{where[1:]} must hold words such as "table:" and "path:".')
+        try:
+            text = yaml.load(file.read_text(encoding='utf-8'), _PlainLoader)
+        except OSError as e:
+            raise DataError(
+                f'{where[0].upper()}{where[1:]} cannot be read ({e.strerror}; looked at {file}).'
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise DataError(
+                f"{where[0].upper()}{where[1:]} is not valid YAML: {str(e).splitlines()[0]}."
+            ) from None
+    if not isinstance(text, dict):
+        raise DataError(
+            f'{where[0].upper()}{where[1:]} must hold words such as "table:" and "path:".'
+        )
     for part in [text, *(p for p in text.get('parts', []) if isinstance(p, dict))]:
         for word in part:
-            if word not in _WORDS: raise DataError(f"{where[0].upper()}{where[1:]} has the word {word!r}; did you mean {nearest(word, _WORDS) or 'one of ' + ', '.join(_WORDS)!r}?")
+            if word not in _WORDS:
+                raise DataError(
+                    f"{where[0].upper()}{where[1:]} has the word {word!r}; did you mean {nearest(word, _WORDS) or 'one of ' + ', '.join(_WORDS)!r}?"
+                )
     text = _checked_mapping(text, f'{where[0].upper()}{where[1:]}')
     for part in [{**text, **p} for p in text.get('parts', [{}])]:
         for word in ('table', 'patient', 'findings'):
-            if word not in part: raise DataError(f'{where[0].upper()}{where[1:]} does not say {word}: it is needed.')
-        if ('path' in part) == ('find' in part): raise DataError(f'{where[0].upper()}{where[1:]} must say either path or find, to tell where an image lies.')
+            if word not in part:
+                raise DataError(f'{where[0].upper()}{where[1:]} does not say {word}: it is needed.')
+        if ('path' in part) == ('find' in part):
+            raise DataError(
+                f'{where[0].upper()}{where[1:]} must say either path or find, to tell where an image lies.'
+            )
     return text, where
 
 # %% ../nbs/12_readers.ipynb #f1ed6eed
@@ -200,7 +374,10 @@ def _column(raw: pd.DataFrame, column: str, file: str) -> pd.Series:
     "A column as text, blanks as ''; raise `DataError` if there is none of that name."
     if column not in raw.columns:
         hint = nearest(column, raw.columns)
-        raise DataError(f"The label file {file} has no column {column!r}; " + (f"did you mean {hint!r}?" if hint else f"it has {', '.join(map(str, raw.columns))}."))
+        raise DataError(
+            f"The label file {file} has no column {column!r}; "
+            + (f"did you mean {hint!r}?" if hint else f"it has {', '.join(map(str, raw.columns))}.")
+        )
     return raw[column].fillna('').astype(str)
 
 def _filled(template: str, raw: pd.DataFrame, file: str) -> pd.Series:
@@ -210,9 +387,14 @@ def _filled(template: str, raw: pd.DataFrame, file: str) -> pd.Series:
         out = out + literal
         if column is None: continue
         value = _column(raw, column, file)
-        if form == 'stem': value = value.str.replace(r'\.[^./]*$', '', regex=True)
-        elif form.startswith('.') and form[1:].isdigit(): value = value.str[:int(form[1:])]
-        elif form: raise DataError(f"The template {template!r} has {form!r}; known are :stem and :.2 (or another number).")
+        if form == 'stem':
+            value = value.str.replace(r'\.[^./]*$', '', regex=True)
+        elif form.startswith('.') and form[1:].isdigit():
+            value = value.str[: int(form[1:])]
+        elif form:
+            raise DataError(
+                f"The template {template!r} has {form!r}; known are :stem and :.2 (or another number)."
+            )
         out = out + value
     return out
 
@@ -225,41 +407,78 @@ def _translated(rule: str | dict, raw: pd.DataFrame, file: str, word: str) -> pd
     strange = out.isna()
     if strange.any() and other is None:
         i = int(strange.to_numpy().argmax())
-        raise DataError(f"Row {i + 2} of {file} has {value.iloc[i]!r} in {rule['column']!r}; the mapping's {word} knows {', '.join(known)} and says nothing of others.")
+        raise DataError(
+            f"Row {i + 2} of {file} has {value.iloc[i]!r} in {rule['column']!r}; the mapping's {word} knows {', '.join(known)} and says nothing of others."
+        )
     return out if other == 'drop' else out.where(~strange, other)
 
 # %% ../nbs/12_readers.ipynb #da62c282
 def _listed(rule: dict, raw: pd.DataFrame, names: dict, file: str) -> pd.DataFrame:
     "Turn a column of lists into one column a finding."
     text = _column(raw, rule['list'], file)
-    if rule.get('separator') == 'quoted': said = text.str.findall("'([^']*)'")
-    else: said = text.str.split(rule.get('separator', '|'), regex=False)
+    if rule.get('separator') == 'quoted':
+        said = text.str.findall("'([^']*)'")
+    else:
+        said = text.str.split(rule.get('separator', '|'), regex=False)
     known = said.explode().dropna().str.strip().pipe(lambda x: x[x != ''])
-    keep = [n for n in known.unique() if n not in rule.get('void', ()) and (rule.get('others', 'keep') == 'keep' or n in names)]
-    absent = {'negative': 0., 'unknown': np.nan}.get(rule.get('absent'))
-    if absent is None: raise DataError(f"A list of findings must say what absence means: write absent: negative, or absent: unknown.")
-    blank = (text == '').to_numpy() | said.map(lambda names: any(n.strip() in rule.get('void', ()) for n in names)).to_numpy(bool)
-    out = pd.DataFrame(np.where(blank[:, None], np.nan, absent).astype(np.float32).repeat(len(keep), 1), raw.index, keep)
+    keep = [
+        n
+        for n in known.unique()
+        if n not in rule.get('void', ()) and (rule.get('others', 'keep') == 'keep' or n in names)
+    ]
+    absent = {'negative': 0.0, 'unknown': np.nan}.get(rule.get('absent'))
+    if absent is None:
+        raise DataError(
+            f"A list of findings must say what absence means: write absent: negative, or absent: unknown."
+        )
+    blank = (text == '').to_numpy() | said.map(
+        lambda names: any(n.strip() in rule.get('void', ()) for n in names)
+    ).to_numpy(bool)
+    out = pd.DataFrame(
+        np.where(blank[:, None], np.nan, absent).astype(np.float32).repeat(len(keep), 1),
+        raw.index,
+        keep,
+    )
     known = known[known.isin(keep)]
-    for name, rows in known.groupby(known.to_numpy()): out.loc[rows.index, name] = 1
+    for name, rows in known.groupby(known.to_numpy()):
+        out.loc[rows.index, name] = 1
     return out
 
 def _mapped_labels(rule, raw: pd.DataFrame, names: dict, used: set[str], file: str) -> pd.DataFrame:
     "Read findings as a rule says; columns are final names, values 1, 0, -1 and NaN."
-    if isinstance(rule, dict): labels = _listed(rule, raw, names, file)
+    if isinstance(rule, dict):
+        labels = _listed(rule, raw, names, file)
     else:
-        columns = {'chexpert': CHEXPERT_FINDINGS, 'rest': [c for c in raw.columns if c not in used]}.get(rule, rule) if isinstance(rule, str) else rule
-        if isinstance(columns, str): raise DataError(f"The mapping says findings: {columns}; write chexpert, rest, a list of columns, or list: with a column.")
-        for c in columns: _column(raw, c, file)
+        columns = (
+            {'chexpert': CHEXPERT_FINDINGS, 'rest': [c for c in raw.columns if c not in used]}.get(
+                rule, rule
+            )
+            if isinstance(rule, str)
+            else rule
+        )
+        if isinstance(columns, str):
+            raise DataError(
+                f"The mapping says findings: {columns}; write chexpert, rest, a list of columns, or list: with a column."
+            )
+        for c in columns:
+            _column(raw, c, file)
         labels = pd.DataFrame(as_labels(raw, columns, file, first_row=2), raw.index, list(columns))
     final = [canonical_finding(names.get(c, c)) for c in labels.columns]
     merged = {}
-    for name, column in zip(final, labels.columns): merged[name] = labels[column] if name not in merged else _either(merged[name], labels[column])
+    for name, column in zip(final, labels.columns):
+        merged[name] = (
+            labels[column] if name not in merged else _either(merged[name], labels[column])
+        )
     return pd.DataFrame(merged, raw.index)
 
 def _either(a: pd.Series, b: pd.Series) -> pd.Series:
     "Two columns of one meaning: yes if one says yes, else perhaps, else no."
-    return pd.Series(np.select([(a == v) | (b == v) for v in (1, -1, 0)], [1., -1., 0.], np.nan).astype(np.float32), a.index)
+    return pd.Series(
+        np.select([(a == v) | (b == v) for v in (1, -1, 0)], [1.0, -1.0, 0.0], np.nan).astype(
+            np.float32
+        ),
+        a.index,
+    )
 
 # %% ../nbs/12_readers.ipynb #f5ea9570
 def _label_file(root: Path, pattern: str) -> Path:
@@ -270,89 +489,171 @@ def _label_file(root: Path, pattern: str) -> Path:
 
 def _read_text(file: Path) -> pd.DataFrame:
     "Read a CSV file (perhaps gzipped) or a file of JSON lines, all as text."
-    if not file.name.endswith(('.json', '.jsonl')): return _read_csv(file, (), dtype=str, keep_default_na=False, na_values=['', 'nan', 'NaN'])
-    try: return pd.read_json(file, lines=True, dtype=False)
-    except (ValueError, OSError) as e: raise DataError(f'The label file {file} cannot be read as lines of JSON: {e}.') from None
+    if not file.name.endswith(('.json', '.jsonl')):
+        return _read_csv(file, (), dtype=str, keep_default_na=False, na_values=['', 'nan', 'NaN'])
+    try:
+        return pd.read_json(file, lines=True, dtype=False)
+    except (ValueError, OSError) as e:
+        raise DataError(f'The label file {file} cannot be read as lines of JSON: {e}.') from None
 
 def _joined(root: Path, part: dict) -> tuple[pd.DataFrame, str]:
     "Read the label file of a part of a mapping, with what is to be joined to it."
-    file = _label_file(root, part['table']); raw = _read_text(file)
+    file = _label_file(root, part['table'])
+    raw = _read_text(file)
     for other in part.get('join', []):
-        second = _label_file(root, other['table']); more = _read_text(second)
-        for c in other['on']: _column(raw, c, str(file)); _column(more, c, str(second))
+        second = _label_file(root, other['table'])
+        more = _read_text(second)
+        for c in other['on']:
+            _column(raw, c, str(file))
+            _column(more, c, str(second))
         if more.duplicated(other['on']).any():
-            raise DataError(f"The label file {second} has two rows for the same {' and '.join(other['on'])}; it cannot be joined to {file.name}.")
-        raw = raw.merge(more[[c for c in more.columns if c in other['on'] or c not in raw.columns]], how='left', on=other['on'])
+            raise DataError(
+                f"The label file {second} has two rows for the same {' and '.join(other['on'])}; it cannot be joined to {file.name}."
+            )
+        raw = raw.merge(
+            more[[c for c in more.columns if c in other['on'] or c not in raw.columns]],
+            how='left',
+            on=other['on'],
+        )
     return raw, str(file)
 
 def _found(root: Path, names: pd.Series) -> pd.Series:
     "Look file names up anywhere below a folder; a name that is nowhere stays as it is."
-    place = {f: os.path.relpath(os.path.join(d, f), root) for d, _, files in os.walk(root) for f in files}
+    place = {
+        f: os.path.relpath(os.path.join(d, f), root) for d, _, files in os.walk(root) for f in files
+    }
     return names.map(lambda n: place.get(n, n))
 
 def _voted(frame: pd.DataFrame, findings: list[str], how: str) -> pd.DataFrame:
     "Join the rows of an image into one by the votes of its readers."
     votes = {v: (frame[findings] == v).groupby(frame['path'], sort=False).sum() for v in (1, 0, -1)}
     yes, no, open_ = (votes[v].to_numpy() for v in (1, 0, -1))
-    if how == 'any': label = np.select([yes > 0, open_ > 0, no > 0], [1., -1., 0.], np.nan)
-    else: label = np.select([yes > no + open_, no > yes + open_, yes + no + open_ > 0], [1., 0., -1.], np.nan)
-    return frame.drop_duplicates('path').set_index('path').assign(**dict(zip(findings, label.T))).reset_index()
+    if how == 'any':
+        label = np.select([yes > 0, open_ > 0, no > 0], [1.0, -1.0, 0.0], np.nan)
+    else:
+        label = np.select(
+            [yes > no + open_, no > yes + open_, yes + no + open_ > 0], [1.0, 0.0, -1.0], np.nan
+        )
+    return (
+        frame.drop_duplicates('path')
+        .set_index('path')
+        .assign(**dict(zip(findings, label.T)))
+        .reset_index()
+    )
 
 # %% ../nbs/12_readers.ipynb #57f83717
 def _split_of(rule, raw: pd.DataFrame, root: Path, file: str) -> pd.Series:
     "The data set's own split: a template, a translation, or lists of names in text files."
-    if not (isinstance(rule, dict) and 'lists' in rule): return _translated(rule, raw, file, 'split')
-    part = {name.strip(): ours for listing, ours in rule['lists'].items() if (root/listing).is_file() for name in (root/listing).read_text().split()}
+    if not (isinstance(rule, dict) and 'lists' in rule):
+        return _translated(rule, raw, file, 'split')
+    part = {
+        name.strip(): ours
+        for listing, ours in rule['lists'].items()
+        if (root / listing).is_file()
+        for name in (root / listing).read_text().split()
+    }
     return _filled(rule['key'], raw, file).map(lambda k: part.get(k, ''))
 
 def _mapped_part(root: Path, part: dict) -> tuple[pd.DataFrame, list[str]]:
     "Read one part of a mapping as the frame of an `XrayTable`, and its findings."
     raw, file = _joined(root, part)
-    frame = pd.DataFrame(dict(path=_filled(part['path'], raw, file) if 'path' in part else _found(root, _filled(part['find'], raw, file)),
-                              patient=_filled(part['patient'], raw, file)))
-    for word in ('study', 'projection', 'origin'): frame[word] = _translated(part[word], raw, file, word) if word in part else ''
+    frame = pd.DataFrame(
+        dict(
+            path=_filled(part['path'], raw, file)
+            if 'path' in part
+            else _found(root, _filled(part['find'], raw, file)),
+            patient=_filled(part['patient'], raw, file),
+        )
+    )
+    for word in ('study', 'projection', 'origin'):
+        frame[word] = _translated(part[word], raw, file, word) if word in part else ''
     frame['view'] = _translated(part.get('view', 'frontal'), raw, file, 'view')
-    frame['sex'] = _filled(part['sex'], raw, file).str[:1].str.upper().where(lambda x: x.isin(['F', 'M']), '') if 'sex' in part else ''
-    frame['age'] = pd.to_numeric(_column(raw, part['age'], file).str.extract(r'(\d+(?:\.\d+)?)')[0], errors='coerce') if 'age' in part else np.nan
+    frame['sex'] = (
+        _filled(part['sex'], raw, file).str[:1].str.upper().where(lambda x: x.isin(['F', 'M']), '')
+        if 'sex' in part
+        else ''
+    )
+    frame['age'] = (
+        pd.to_numeric(
+            _column(raw, part['age'], file).str.extract(r'(\d+(?:\.\d+)?)')[0], errors='coerce'
+        )
+        if 'age' in part
+        else np.nan
+    )
     frame['split'] = _split_of(part['split'], raw, root, file) if 'split' in part else ''
-    used = {c for w in ('path', 'find', 'patient', 'study', 'sex', 'reader', 'age') if isinstance(part.get(w), str) for c in [part[w], *(f for _, f, _, _ in string.Formatter().parse(part[w]) if f)]}
+    used = {
+        c
+        for w in ('path', 'find', 'patient', 'study', 'sex', 'reader', 'age')
+        if isinstance(part.get(w), str)
+        for c in [part[w], *(f for _, f, _, _ in string.Formatter().parse(part[w]) if f)]
+    }
     labels = _mapped_labels(part['findings'], raw, part.get('names', {}), used, file)
     frame = frame.join(labels)
-    if 'reader' in part: _column(raw, part['reader'], file); frame = _voted(frame, list(labels), part.get('combine', 'majority'))
+    if 'reader' in part:
+        _column(raw, part['reader'], file)
+        frame = _voted(frame, list(labels), part.get('combine', 'majority'))
     return frame.dropna(subset=['view', 'projection', 'split']), list(labels)
 
 # %% ../nbs/12_readers.ipynb #e6e45f23
 def read_table(
-    folder: str | Path,           # a data folder
-    mapping: str | Path | dict,   # 'nih', 'mimic', 'chexpert_plus', 'padchest', 'vindr', the path of a .yaml file, or its content
-    views: str = 'frontal',       # 'frontal' leaves lateral images out, 'all' keeps them
-    name: str | None = None,      # what reports call the data set; else the mapping's name, or the folder's
+    folder: str | Path,  # a data folder
+    mapping: str
+    | Path
+    | dict,  # 'nih', 'mimic', 'chexpert_plus', 'padchest', 'vindr', the path of a .yaml file, or its content
+    views: str = 'frontal',  # 'frontal' leaves lateral images out, 'all' keeps them
+    name: str
+    | None = None,  # what reports call the data set; else the mapping's name, or the folder's
 ) -> XrayTable:
     "Read a data set by a column mapping; raise `DataError` naming file, row or word for whatever is not in order."
-    if views not in ('frontal', 'all'): raise DataError(f"There is no views={views!r}; choose 'frontal' or 'all'.")
-    root = _folder(folder); text, where = _load_mapping(mapping)
+    if views not in ('frontal', 'all'):
+        raise DataError(f"There is no views={views!r}; choose 'frontal' or 'all'.")
+    root = _folder(folder)
+    text, where = _load_mapping(mapping)
     parts = [_mapped_part(root, {**text, **p}) for p in text.get('parts', [{}])]
     findings = list(dict.fromkeys(f for _, names in parts for f in names))
-    findings.sort(key=lambda f: CHEXPERT_FINDINGS.index(f) if f in CHEXPERT_FINDINGS else len(CHEXPERT_FINDINGS))   # CheXpert's first, others as they come
+    findings.sort(
+        key=lambda f: (
+            CHEXPERT_FINDINGS.index(f) if f in CHEXPERT_FINDINGS else len(CHEXPERT_FINDINGS)
+        )
+    )  # CheXpert's first, others as they come
     frame = pd.concat([f for f, _ in parts], ignore_index=True)
-    if views == 'frontal': frame = frame[frame['view'] == 'frontal']
-    if not len(frame): raise DataError(f"The label files of {root} list no frontal image; use views='all' to read the lateral ones.")
-    return XrayTable(frame.reindex(columns=[*frame.columns, *(f for f in findings if f not in frame)]), findings, root, name or text.get('name') or root.name)
+    if views == 'frontal':
+        frame = frame[frame['view'] == 'frontal']
+    if not len(frame):
+        raise DataError(
+            f"The label files of {root} list no frontal image; use views='all' to read the lateral ones."
+        )
+    return XrayTable(
+        frame.reindex(columns=[*frame.columns, *(f for f in findings if f not in frame)]),
+        findings,
+        root,
+        name or text.get('name') or root.name,
+    )
 
 # %% ../nbs/12_readers.ipynb #ff9d5d0e
 def read_boxes(
-    folder: str | Path,     # folder of NIH ChestX-ray14 with BBox_List_2017.csv
-) -> pd.DataFrame:          # image, finding, x, y, width, height in pixels of the 1024 x 1024 original
+    folder: str | Path,  # folder of NIH ChestX-ray14 with BBox_List_2017.csv
+) -> pd.DataFrame:  # image, finding, x, y, width, height in pixels of the 1024 x 1024 original
     "Read NIH's hand-drawn boxes; raise `DataError` if the file is missing or not as published."
     file = _label_file(_folder(folder), 'BBox_List_2017*.csv*')
     raw = _read_csv(file, ('Image Index', 'Finding Label'))
     numbers = raw.iloc[:, 2:6].apply(pd.to_numeric, errors='coerce')
-    if numbers.shape[1] < 4 or numbers.isna().any().any(): raise DataError(f'The box list {file} needs x, y, width and height in its columns 3 to 6.')
+    if numbers.shape[1] < 4 or numbers.isna().any().any():
+        raise DataError(f'The box list {file} needs x, y, width and height in its columns 3 to 6.')
     finding = raw['Finding Label'].replace({'Infiltrate': 'Infiltration'}).map(canonical_finding)
-    return pd.DataFrame(dict(image=raw['Image Index'], finding=finding, **dict(zip(('x', 'y', 'width', 'height'), numbers.to_numpy().T))))
+    return pd.DataFrame(
+        dict(
+            image=raw['Image Index'],
+            finding=finding,
+            **dict(zip(('x', 'y', 'width', 'height'), numbers.to_numpy().T)),
+        )
+    )
 
 # %% ../nbs/12_readers.ipynb #47e6dc08
-_PATH_NAMES, _PATIENT_NAMES = ('path', 'image', 'file', 'filename', 'image_path'), ('patient', 'patient_id', 'patientid', 'subject_id', 'subject')
+_PATH_NAMES, _PATIENT_NAMES = (
+    ('path', 'image', 'file', 'filename', 'image_path'),
+    ('patient', 'patient_id', 'patientid', 'subject_id', 'subject'),
+)
 
 def _only_csv(root: Path) -> Path | None:
     "The single CSV file of a folder, or None."
@@ -361,52 +662,94 @@ def _only_csv(root: Path) -> Path | None:
 
 def _named(columns, names: Sequence[str]) -> str | None:
     "The column called by the first of some names that there is, however it is spelled."
-    plain = {str(c).strip().lower().replace(' ', '_').replace('-', '_'): c for c in reversed(list(columns))}
+    plain = {
+        str(c).strip().lower().replace(' ', '_').replace('-', '_'): c
+        for c in reversed(list(columns))
+    }
     return next((plain[n] for n in names if n in plain), None)
 
-_EXTRAS = {'study': ('study', 'study_id'), 'view': ('view',), 'projection': ('projection', 'ap/pa', 'view_position'), 'age': ('age', 'patient_age'), 'sex': ('sex', 'gender', 'patient_sex'),
-           'origin': ('origin', 'source', 'site'), 'split': ('split',)}
+_EXTRAS = {
+    'study': ('study', 'study_id'),
+    'view': ('view',),
+    'projection': ('projection', 'ap/pa', 'view_position'),
+    'age': ('age', 'patient_age'),
+    'sex': ('sex', 'gender', 'patient_sex'),
+    'origin': ('origin', 'source', 'site'),
+    'split': ('split',),
+}
 _BLANK = ['', 'NA', 'N/A', 'nan', 'NaN', 'null', 'None']
 
 def _is_finding(column: str, values: pd.Series) -> bool:
     "Tell whether a column holds labels: a known name, or mostly 1, 0 and -1 (what is not will be refused by row)."
     answers = pd.to_numeric(values.dropna(), errors='coerce').isin([1, 0, -1])
-    return len(answers) > 0 and (canonical_finding(column) in {*CHEXPERT_FINDINGS, *map(canonical_finding, NIH_FINDINGS)} or answers.mean() > .5)
+    return len(answers) > 0 and (
+        canonical_finding(column) in {*CHEXPERT_FINDINGS, *map(canonical_finding, NIH_FINDINGS)}
+        or answers.mean() > 0.5
+    )
 
 def _folder_findings(file: Path, raw: pd.DataFrame, columns: list[str]) -> list[str]:
     "The columns that hold labels; raise `DataError` for none, and for two of one meaning."
     found = [c for c in columns if _is_finding(c, raw[c])]
-    if not found: raise DataError(f"The label file {file} has no column of 1, 0, -1 and blanks, so there is no finding to learn.")
+    if not found:
+        raise DataError(
+            f"The label file {file} has no column of 1, 0, -1 and blanks, so there is no finding to learn."
+        )
     seen = {}
     for c in found:
-        plain = re.sub(r'\.\d+$', '', c) if re.sub(r'\.\d+$', '', c) in raw.columns else c          # pandas calls a second Edema Edema.1
-        if (other := seen.setdefault(canonical_finding(plain), c)) != c: raise DataError(f"The label file {file} has two columns for {canonical_finding(plain)!r}, {other!r} and {c!r}; keep one of them.")
+        plain = (
+            re.sub(r'\.\d+$', '', c) if re.sub(r'\.\d+$', '', c) in raw.columns else c
+        )  # pandas calls a second Edema Edema.1
+        if (other := seen.setdefault(canonical_finding(plain), c)) != c:
+            raise DataError(
+                f"The label file {file} has two columns for {canonical_finding(plain)!r}, {other!r} and {c!r}; keep one of them."
+            )
     return found
 
 # %% ../nbs/12_readers.ipynb #9ebf2b9a
 def read_folder(
-    folder: str | Path,        # holds one CSV file, and images
-    views: str = 'frontal',    # 'frontal' or 'all', if there is a column `view`
-    name: str | None = None,   # what reports call the data set; the folder's name if None
+    folder: str | Path,       # holds one CSV file, and images
+    views: str = 'frontal',   # 'frontal' or 'all', if there is a column `view`
+    name: str | None = None,  # what reports call the data set; the folder's name if None
 ) -> XrayTable:
     "Read a plain folder with one CSV file; raise `DataError` for what cannot be understood."
-    root = _folder(folder); file = _only_csv(root)
-    if file is None: raise DataError(f"The folder {root} holds no single CSV file: name one with a column mapping, or leave only one there; {_listing(root)}")
+    root = _folder(folder)
+    file = _only_csv(root)
+    if file is None:
+        raise DataError(
+            f"The folder {root} holds no single CSV file: name one with a column mapping, or leave only one there; {_listing(root)}"
+        )
     raw = _read_csv(file, (), dtype=str, keep_default_na=False, na_values=_BLANK)
     path, patient = _named(raw.columns, _PATH_NAMES), _named(raw.columns, _PATIENT_NAMES)
-    for what, found, names in (('images', path, _PATH_NAMES), ('patients', patient, _PATIENT_NAMES)):
-        if found is None: raise DataError(f"The label file {file} has no column for the {what} ({', '.join(names)}); it has {', '.join(raw.columns)}. Rename one, or write a column mapping.")
-    extras = {ours: c for ours, names in _EXTRAS.items() if (c := _named(raw.columns, names)) is not None}
+    for what, found, names in (
+        ('images', path, _PATH_NAMES),
+        ('patients', patient, _PATIENT_NAMES),
+    ):
+        if found is None:
+            raise DataError(
+                f"The label file {file} has no column for the {what} ({', '.join(names)}); it has {', '.join(raw.columns)}. Rename one, or write a column mapping."
+            )
+    extras = {
+        ours: c for ours, names in _EXTRAS.items() if (c := _named(raw.columns, names)) is not None
+    }
     rest = [c for c in raw.columns if c not in (path, patient, *extras.values())]
     findings = _folder_findings(file, raw, rest)
-    frame = pd.DataFrame(dict(path=raw[path], patient=raw[patient], **{ours: raw[c] for ours, c in extras.items()}))
-    if 'age' in frame: frame['age'] = _ages(frame, 'age')
-    if 'sex' in frame: frame['sex'] = _sexes(frame, 'sex')
-    if 'view' in frame: frame['view'] = frame['view'].str.lower().fillna('frontal')
-    frame[[canonical_finding(f) for f in findings]] = as_labels(raw, findings, str(file), first_row=2)
-    if views == 'frontal' and 'view' in frame: frame = frame[frame['view'] != 'lateral']
+    frame = pd.DataFrame(
+        dict(path=raw[path], patient=raw[patient], **{ours: raw[c] for ours, c in extras.items()})
+    )
+    if 'age' in frame:
+        frame['age'] = _ages(frame, 'age')
+    if 'sex' in frame:
+        frame['sex'] = _sexes(frame, 'sex')
+    if 'view' in frame:
+        frame['view'] = frame['view'].str.lower().fillna('frontal')
+    frame[[canonical_finding(f) for f in findings]] = as_labels(
+        raw, findings, str(file), first_row=2
+    )
+    if views == 'frontal' and 'view' in frame:
+        frame = frame[frame['view'] != 'lateral']
     aside = [c for c in rest if c not in findings]
-    if aside: print(f"{file.name}: the columns {', '.join(aside)} are no findings and were left aside.")
+    if aside:
+        print(f"{file.name}: the columns {', '.join(aside)} are no findings and were left aside.")
     return XrayTable(frame, [canonical_finding(f) for f in findings], root, name or root.name)
 
 # %% ../nbs/12_readers.ipynb #96a6f8bb
@@ -417,57 +760,111 @@ def _class_dirs(root: Path) -> list[tuple[str, Path]]:
     "The class folders below a folder, each with the part of a split that it lies in."
     dirs = lambda p: sorted(d for d in p.iterdir() if d.is_dir() and d.name[0] not in '._')
     parts = {'train': 'train', 'valid': 'valid', 'val': 'valid', 'test': 'test'}
-    if dirs(root) and all(d.name in parts for d in dirs(root)): return [(parts[p.name], d) for p in dirs(root) for d in dirs(p)]
+    if dirs(root) and all(d.name in parts for d in dirs(root)):
+        return [(parts[p.name], d) for p in dirs(root) for d in dirs(p)]
     return [('', d) for d in dirs(root)]
 
 def read_classes(
-    folder: str | Path,        # one subfolder a class, perhaps below train/, valid/ and test/
-    name: str | None = None,   # what reports call the data set; the folder's name if None
-) -> XrayTable:                # one finding a class; every image its own patient
+    folder: str | Path,       # one subfolder a class, perhaps below train/, valid/ and test/
+    name: str | None = None,  # what reports call the data set; the folder's name if None
+) -> XrayTable:  # one finding a class; every image its own patient
     "Read a folder of classes; raise `DataError` unless there are two classes with images."
     root = _folder(folder)
-    rows = [(str(f.relative_to(root)), split, _NORMAL.get(d.name.lower(), d.name)) for split, d in _class_dirs(root) for f in sorted(d.iterdir()) if f.suffix.lower() in _IMAGE_ENDINGS]
+    rows = [
+        (str(f.relative_to(root)), split, _NORMAL.get(d.name.lower(), d.name))
+        for split, d in _class_dirs(root)
+        for f in sorted(d.iterdir())
+        if f.suffix.lower() in _IMAGE_ENDINGS
+    ]
     classes = list(dict.fromkeys(c for _, _, c in rows))
-    if len(classes) < 2: raise DataError(f"The folder {root} has images of {len(classes)} classes; a folder of classes needs one subfolder a class, with images in at least two; {_listing(root)}")
+    if len(classes) < 2:
+        raise DataError(
+            f"The folder {root} has images of {len(classes)} classes; a folder of classes needs one subfolder a class, with images in at least two; {_listing(root)}"
+        )
     path, split, label = zip(*rows)
-    frame = pd.DataFrame(dict(path=path, patient=path, split=split)).join(pd.DataFrame({c: (np.array(label) == c).astype(np.float32) for c in classes}))
+    frame = pd.DataFrame(dict(path=path, patient=path, split=split)).join(
+        pd.DataFrame({c: (np.array(label) == c).astype(np.float32) for c in classes})
+    )
     return XrayTable(frame, classes, root, name or root.name)
 
 # %% ../nbs/12_readers.ipynb #d827752e
-CHESTMNIST_FINDINGS = ('Atelectasis', 'Cardiomegaly', 'Pleural Effusion', 'Infiltration', 'Mass', 'Nodule', 'Pneumonia', 'Pneumothorax', 'Consolidation', 'Edema', 'Emphysema', 'Fibrosis', 'Pleural_Thickening', 'Hernia')
+CHESTMNIST_FINDINGS = (
+    'Atelectasis',
+    'Cardiomegaly',
+    'Pleural Effusion',
+    'Infiltration',
+    'Mass',
+    'Nodule',
+    'Pneumonia',
+    'Pneumothorax',
+    'Consolidation',
+    'Edema',
+    'Emphysema',
+    'Fibrosis',
+    'Pleural_Thickening',
+    'Hernia',
+)
 _MEDMNIST_PARTS = {'train': 'train', 'val': 'valid', 'test': 'test'}
 
 def _unpack_images(archive: zipfile.ZipFile, member: str, folder: Path) -> int:
     "Write the images of one (N, H, W) uint8 member as PNG files, one after the other; return N."
     with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
-        shape, fortran, dtype = (np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
-        if len(shape) != 3 or fortran or dtype != np.uint8: raise ValueError(f'{member} holds {dtype} of shape {shape}, not (N, H, W) uint8')
+        shape, fortran, dtype = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )(file)
+        if len(shape) != 3 or fortran or dtype != np.uint8:
+            raise ValueError(f'{member} holds {dtype} of shape {shape}, not (N, H, W) uint8')
         folder.mkdir(parents=True)
         for i in range(shape[0]):
-            image = np.frombuffer(file.read(shape[1]*shape[2]), np.uint8).reshape(shape[1:])
-            Image.fromarray(image).save(folder/f'{i:06d}.png', compress_level=1)
+            image = np.frombuffer(file.read(shape[1] * shape[2]), np.uint8).reshape(shape[1:])
+            Image.fromarray(image).save(folder / f'{i:06d}.png', compress_level=1)
     return shape[0]
 
 def read_chestmnist(
-    folder: str | Path,        # holds chestmnist.npz, chestmnist_64.npz or the like
-    name: str | None = None,   # what reports call the data set; the file's name if None
-) -> XrayTable:                # the official split in `split`; every image its own patient, since MedMNIST names none
+    folder: str | Path,       # holds chestmnist.npz, chestmnist_64.npz or the like
+    name: str | None = None,  # what reports call the data set; the file's name if None
+) -> (
+    XrayTable
+):  # the official split in `split`; every image its own patient, since MedMNIST names none
     "Read MedMNIST's ChestMNIST, unpacking it on first use; raise `DataError` for a file that is not as published."
-    root = _folder(folder); file = _label_file(root, 'chestmnist*.npz'); target = root/file.stem
+    root = _folder(folder)
+    file = _label_file(root, 'chestmnist*.npz')
+    target = root / file.stem
     try:
         with zipfile.ZipFile(file) as archive:
             if not target.exists():
-                draft = root/f'.{file.stem}.unpacking'; shutil.rmtree(draft, ignore_errors=True)
-                for part, ours in _MEDMNIST_PARTS.items(): _unpack_images(archive, f'{part}_images.npy', draft/ours)
+                draft = root / f'.{file.stem}.unpacking'
+                shutil.rmtree(draft, ignore_errors=True)
+                for part, ours in _MEDMNIST_PARTS.items():
+                    _unpack_images(archive, f'{part}_images.npy', draft / ours)
                 draft.rename(target)
-        with np.load(file) as stored: labels = {ours: stored[f'{part}_labels'] for part, ours in _MEDMNIST_PARTS.items()}
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as e: raise DataError(f'The file {file} is no ChestMNIST as published ({str(e).strip(chr(34))}); download it again.') from None
-    except OSError as e: raise DataError(f'The file {file} cannot be unpacked beside itself ({e.strerror}); copy it to a folder with room where you may write.') from None
+        with np.load(file) as stored:
+            labels = {ours: stored[f'{part}_labels'] for part, ours in _MEDMNIST_PARTS.items()}
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as e:
+        raise DataError(
+            f'The file {file} is no ChestMNIST as published ({str(e).strip(chr(34))}); download it again.'
+        ) from None
+    except OSError as e:
+        raise DataError(
+            f'The file {file} cannot be unpacked beside itself ({e.strerror}); copy it to a folder with room where you may write.'
+        ) from None
     path = [f'{file.stem}/{part}/{i:06d}.png' for part, y in labels.items() for i in range(len(y))]
     y = np.concatenate(list(labels.values())).astype(np.float32)
-    if y.shape[1] != len(CHESTMNIST_FINDINGS): raise DataError(f'The file {file} has {y.shape[1]} labels an image; ChestMNIST has {len(CHESTMNIST_FINDINGS)}.')
-    frame = pd.DataFrame(dict(path=path, patient=path, split=[p.split('/')[1] for p in path], **dict(zip(CHESTMNIST_FINDINGS, y.T))))
+    if y.shape[1] != len(CHESTMNIST_FINDINGS):
+        raise DataError(
+            f'The file {file} has {y.shape[1]} labels an image; ChestMNIST has {len(CHESTMNIST_FINDINGS)}.'
+        )
+    frame = pd.DataFrame(
+        dict(
+            path=path,
+            patient=path,
+            split=[p.split('/')[1] for p in path],
+            **dict(zip(CHESTMNIST_FINDINGS, y.T)),
+        )
+    )
     frame['No Finding'] = derive_no_finding(y, CHESTMNIST_FINDINGS)
     return XrayTable(frame, ('No Finding', *CHESTMNIST_FINDINGS), root, name or file.stem)
 
@@ -475,38 +872,68 @@ def read_chestmnist(
 def _recognise(root: Path) -> str:
     "Name the data set of a folder by its label files; raise `DataError` saying what was looked for."
     file = _only_csv(root)
-    if (root/'labels.csv').is_file() and set(REALCXR_COLUMNS) <= set(_read_csv(root/'labels.csv', (), nrows=1).columns): return 'realcxr'
-    marks = {'train.csv': 'chexpert', 'valid.csv': 'chexpert', 'Data_Entry_2017*.csv*': 'nih', 'chestmnist*.npz': 'chestmnist', 'mimic-cxr-2.*-metadata.csv*': 'mimic',
-             'df_chexpert_plus_*.csv*': 'chexpert_plus', 'PADCHEST_*.csv*': 'padchest', 'annotations/image_labels_train.csv*': 'vindr'}
+    if (root / 'labels.csv').is_file() and set(REALCXR_COLUMNS) <= set(
+        _read_csv(root / 'labels.csv', (), nrows=1).columns
+    ):
+        return 'realcxr'
+    marks = {
+        'train.csv': 'chexpert',
+        'valid.csv': 'chexpert',
+        'Data_Entry_2017*.csv*': 'nih',
+        'chestmnist*.npz': 'chestmnist',
+        'mimic-cxr-2.*-metadata.csv*': 'mimic',
+        'df_chexpert_plus_*.csv*': 'chexpert_plus',
+        'PADCHEST_*.csv*': 'padchest',
+        'annotations/image_labels_train.csv*': 'vindr',
+    }
     for mark, dataset in marks.items():
-        if any(root.glob(mark)) and (dataset != 'chexpert' or 'Path' in _read_csv(root/mark, (), nrows=1).columns): return dataset
+        if any(root.glob(mark)) and (
+            dataset != 'chexpert' or 'Path' in _read_csv(root / mark, (), nrows=1).columns
+        ):
+            return dataset
     if file is not None: return 'folder'
-    if any(f.suffix.lower() in _IMAGE_ENDINGS for _, d in _class_dirs(root) for f in d.iterdir()): return 'classes'
-    raise DataError(f"The folder {root} is no data set this package knows: looked for {', '.join(marks)}, for a single CSV file, and for one subfolder of images a class; {_listing(root)}")
+    if any(f.suffix.lower() in _IMAGE_ENDINGS for _, d in _class_dirs(root) for f in d.iterdir()):
+        return 'classes'
+    raise DataError(
+        f"The folder {root} is no data set this package knows: looked for {', '.join(marks)}, for a single CSV file, and for one subfolder of images a class; {_listing(root)}"
+    )
 
 # %% ../nbs/12_readers.ipynb #38797ed0
 def read_xrays(
-    folder: str | Path,        # a data folder
-    dataset: str = 'auto',     # one of `config.DATASETS` ('auto' looks at the label files; phantoms lie in CheXpert's layout), or the path of a mapping, .yaml
-    views: str = 'frontal',    # 'frontal' or 'all'
-    name: str | None = None,   # what reports call the data set; the folder's name if None
+    folder: str | Path,  # a data folder
+    dataset: str = 'auto',  # one of `config.DATASETS` ('auto' looks at the label files; phantoms lie in CheXpert's layout), or the path of a mapping, .yaml
+    views: str = 'frontal',  # 'frontal' or 'all'
+    name: str | None = None,  # what reports call the data set; the folder's name if None
 ) -> XrayTable:
     "Read a data folder with the reader that fits it; raise `DataError` if none does."
-    if str(dataset).endswith(('.yaml', '.yml')): return read_table(folder, dataset, views, name)
-    if dataset not in DATASETS: raise DataError(f"There is no dataset={dataset!r}; choose one of {', '.join(DATASETS)}, or a column mapping in a .yaml file.")
-    if dataset == 'auto': dataset = _recognise(_folder(folder))
-    if dataset in ('realcxr', 'classes', 'chestmnist'): return {'realcxr': read_realcxr, 'classes': read_classes, 'chestmnist': read_chestmnist}[dataset](folder, name)
-    if dataset in ('chexpert', 'phantom', 'folder'): return (read_folder if dataset == 'folder' else read_chexpert)(folder, views, name)
+    if str(dataset).endswith(('.yaml', '.yml')):
+        return read_table(folder, dataset, views, name)
+    if dataset not in DATASETS:
+        raise DataError(
+            f"There is no dataset={dataset!r}; choose one of {', '.join(DATASETS)}, or a column mapping in a .yaml file."
+        )
+    if dataset == 'auto':
+        dataset = _recognise(_folder(folder))
+    if dataset in ('realcxr', 'classes', 'chestmnist'):
+        return {'realcxr': read_realcxr, 'classes': read_classes, 'chestmnist': read_chestmnist}[
+            dataset
+        ](folder, name)
+    if dataset in ('chexpert', 'phantom', 'folder'):
+        return (read_folder if dataset == 'folder' else read_chexpert)(folder, views, name)
     return read_table(folder, dataset, views, name)
 
 # %% ../nbs/12_readers.ipynb #0a7237b1
 def check_files(
     table: XrayTable,  # any table of X-rays
     show: int = 3,     # how many missing files an error names
-) -> XrayTable:        # the same table
+) -> XrayTable:  # the same table
     "Make sure that every image of a table is a file; raise `DataError` naming the first rows whose image is missing."
-    missing = [i for i, p in enumerate(table.frame['path']) if not os.path.isfile(f'{table.root}/{p}')]
+    missing = [
+        i for i, p in enumerate(table.frame['path']) if not os.path.isfile(f'{table.root}/{p}')
+    ]
     if not missing: return table
     named = ', '.join(f"row {i} ({table.frame['path'].iloc[i]})" for i in missing[:show])
-    raise DataError(f"{len(missing):,} of the {len(table):,} images of {table.name!r} are missing under {table.root}: {named}"
-                    f"{' and more' if len(missing) > show else ''}; unpack the images there or point dataset_path to where they are.")
+    raise DataError(
+        f"{len(missing):,} of the {len(table):,} images of {table.name!r} are missing under {table.root}: {named}"
+        f"{' and more' if len(missing) > show else ''}; unpack the images there or point dataset_path to where they are."
+    )

@@ -15,45 +15,88 @@ import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
 from .config import DataError, SmlxrayError, resolve_path, write_atomic
 from .episodes import EpisodeSampler
-from .metrics import (EpisodeScores, bootstrap_p, bootstrap_paired, bootstrap_patients, bootstrap_replicates, confusion_matrix, exchange_test, mean_episode_auc, roc_curve)
+from smlxray.metrics import (
+    EpisodeScores,
+    bootstrap_p,
+    bootstrap_paired,
+    bootstrap_patients,
+    bootstrap_replicates,
+    confusion_matrix,
+    exchange_test,
+    mean_episode_auc,
+    roc_curve,
+)
 from .siamese import norm_mode
 from .maml import adapt, use
 from .train import Lab, TaskModel, episode_batch, inner_rates, task_inputs
-from .evaluate import AdaptedMethod, Results, answer, read_answers, read_results, save_results
+from smlxray.evaluate import (
+    AdaptedMethod,
+    Results,
+    answer,
+    read_answers,
+    read_results,
+    save_results,
+)
 
 # %% ../nbs/72_report.ipynb #1f5efb68
-def compare_methods(answers: dict, a: str, others: list, n: int = 1000, seed: int = 0, findings: list = ('mean',)) -> list[dict]:
+def compare_methods(
+    answers: dict, a: str, others: list, n: int = 1000, seed: int = 0, findings: list = ('mean',)
+) -> list[dict]:
     "Compare a method with others on the episodes that both answered; one row a method and finding."
     rows = []
     for b in others:
         for f in findings:
             x, y = _shared(answers[a, f], answers[b, f])
             d = bootstrap_paired(x, y, n=n, seed=seed)
-            rows.append(dict(method=a, over=b, finding=f, episodes=len(x), difference=d.value, low=d.low, high=d.high, p_bootstrap=bootstrap_p(d), p_exchange=exchange_test(x, y, n=n, seed=seed)))
+            rows.append(
+                dict(
+                    method=a,
+                    over=b,
+                    finding=f,
+                    episodes=len(x),
+                    difference=d.value,
+                    low=d.low,
+                    high=d.high,
+                    p_bootstrap=bootstrap_p(d),
+                    p_exchange=exchange_test(x, y, n=n, seed=seed),
+                )
+            )
     return rows
 
 def _shared(x: list, y: list) -> tuple[list, list]:
     "The leading episodes of each finding that both answered."
-    out, most = ([], []), {f: min(sum(e.finding == f for e in side) for side in (x, y)) for f in {e.finding for e in x}}
+    out, most = (
+        ([], []),
+        {
+            f: min(sum(e.finding == f for e in side) for side in (x, y))
+            for f in {e.finding for e in x}
+        },
+    )
     for side, kept in zip((x, y), out):
         seen = dict.fromkeys(most, 0)
         for e in side:
-            if seen.get(e.finding, 0) < most.get(e.finding, 0): kept.append(e); seen[e.finding] += 1
+            if seen.get(e.finding, 0) < most.get(e.finding, 0):
+                kept.append(e)
+                seen[e.finding] += 1
     if not out[0]: raise DataError('the two methods have no episode in common')
     return out
 
-def verdict(low: float, high: float) -> str: return 'better' if low > 0 else 'worse' if high < 0 else 'no difference shown'
+def verdict(low: float, high: float) -> str:
+    return 'better' if low > 0 else 'worse' if high < 0 else 'no difference shown'
 
 # %% ../nbs/72_report.ipynb #a23d4561
 def mean_curves(answers: list[EpisodeScores], points: int = 201) -> dict:
     "Average the ROC and PR curves of episodes: arrays `x`, `tpr` (at false positive rate x) and `precision` (at recall x)."
     x, tpr, precision = np.linspace(0, 1, points), [], []
     for a in answers:
-        c = roc_curve(a.scores, a.labels); yes = (a.labels == 1).sum()
-        tp, fp = c.tpr*yes, c.fpr*(len(a.labels) - yes)
+        c = roc_curve(a.scores, a.labels)
+        yes = (a.labels == 1).sum()
+        tp, fp = c.tpr * yes, c.fpr * (len(a.labels) - yes)
         tpr.append(np.interp(x, c.fpr, c.tpr) if len(c.fpr) > 1 else x)
-        at = np.searchsorted(c.tpr, np.maximum(x, 1e-9) - 1e-12)             # the first threshold that reaches this recall
-        precision.append((tp/np.maximum(tp + fp, 1))[at])
+        at = np.searchsorted(
+            c.tpr, np.maximum(x, 1e-9) - 1e-12
+        )  # the first threshold that reaches this recall
+        precision.append((tp / np.maximum(tp + fp, 1))[at])
     return dict(x=x, tpr=np.mean(tpr, 0), precision=np.mean(precision, 0))
 
 # %% ../nbs/72_report.ipynb #6449a798
@@ -63,22 +106,56 @@ def shots_curve(lab: Lab, method, shots=(1, 2, 5, 7, 15, 30), episodes: int = No
     for k in shots:
         answers, refused = [], []
         for f in lab.findings.novel:
-            try: s = EpisodeSampler(lab.table, lab.test, f, k, m.queries, match_on=d.match_on, negatives=d.negatives, seed=lab.settings.training.seed)
-            except DataError as error: refused.append(str(error)); continue
+            try:
+                s = EpisodeSampler(
+                    lab.table,
+                    lab.test,
+                    f,
+                    k,
+                    m.queries,
+                    match_on=d.match_on,
+                    negatives=d.negatives,
+                    seed=lab.settings.training.seed,
+                )
+            except DataError as error:
+                refused.append(str(error))
+                continue
             answers += answer(method, [s.episode(i) for i in range(episodes or e.episodes)], lab)
-        row = dict(method=method.name, shots=k, findings=len(lab.findings.novel) - len(refused), refused=refused)
-        if answers: i = bootstrap_patients(answers, n=e.bootstrap, seed=lab.settings.training.seed); row |= dict(auc=i.value, low=i.low, high=i.high)
+        row = dict(
+            method=method.name,
+            shots=k,
+            findings=len(lab.findings.novel) - len(refused),
+            refused=refused,
+        )
+        if answers:
+            i = bootstrap_patients(answers, n=e.bootstrap, seed=lab.settings.training.seed)
+            row |= dict(auc=i.value, low=i.low, high=i.high)
         rows.append(row)
     return rows
 
-def steps_curve(results: Results, net, algorithm: str, steps=(0, 1, 2, 5, 10), episodes: int = None) -> list[dict]:
+def steps_curve(
+    results: Results, net, algorithm: str, steps=(0, 1, 2, 5, 10), episodes: int = None
+) -> list[dict]:
     "Measure a meta-learned network after several numbers of inner steps on the evaluation episodes; nothing is chosen by it."
     lab, rows = results.lab, []
     tasks = [e for es in results.episodes.values() for e in es[:episodes]]
     losses = np.mean([_support_losses(lab, net, algorithm, e, max(steps)) for e in tasks[:4]], 0)
     for k in steps:
-        answers = answer(AdaptedMethod(algorithm, lab, net, algorithm, k), tasks, lab); i = bootstrap_patients(answers, n=lab.settings.evaluation.bootstrap, seed=lab.settings.training.seed)
-        rows.append(dict(method=algorithm, steps=k, auc=i.value, low=i.low, high=i.high, support_loss=float(losses[k]), episodes=len(tasks)))
+        answers = answer(AdaptedMethod(algorithm, lab, net, algorithm, k), tasks, lab)
+        i = bootstrap_patients(
+            answers, n=lab.settings.evaluation.bootstrap, seed=lab.settings.training.seed
+        )
+        rows.append(
+            dict(
+                method=algorithm,
+                steps=k,
+                auc=i.value,
+                low=i.low,
+                high=i.high,
+                support_loss=float(losses[k]),
+                episodes=len(tasks),
+            )
+        )
     return rows
 
 def _adapted(lab: Lab, net, algorithm: str, episode, steps: int):
@@ -87,7 +164,13 @@ def _adapted(lab: Lab, net, algorithm: str, episode, steps: int):
     support, labels, query, _ = episode_batch(lab, episode)
     with torch.no_grad(), norm_mode(net, m.batch_norm, support):
         s, q, features = task_inputs(model, support, query, algorithm, m.batch_norm)
-        fast = adapt(model, lambda call: call(s, labels, None, features), steps=steps, lr=inner_rates(model, lab.settings, algorithm), params=model.adaptable(algorithm))
+        fast = adapt(
+            model,
+            lambda call: call(s, labels, None, features),
+            steps=steps,
+            lr=inner_rates(model, lab.settings, algorithm),
+            params=model.adaptable(algorithm),
+        )
         loss = use(model, fast)(s, labels, None, features)
     return model, fast, (support, labels, query), loss
 
@@ -103,22 +186,63 @@ def hardest_errors(answers: dict, episodes: dict, method: str, most: int = 6) ->
     for f, es in episodes.items():
         for e, a in zip(es, answers[method, f]):
             for r, s, y in zip(e.query, a.scores, a.labels):
-                other = a.scores[a.labels != y]; wrong = (other > s) if y else (other < s)
-                found.setdefault((int(r), f, int(y)), []).append(float((wrong + .5*(other == s)).mean()))
-    rows = [dict(row=r, finding=f, label=y, displacement=float(np.mean(v)), times=len(v)) for (r, f, y), v in found.items()]
+                other = a.scores[a.labels != y]
+                wrong = (other > s) if y else (other < s)
+                found.setdefault((int(r), f, int(y)), []).append(
+                    float((wrong + 0.5 * (other == s)).mean())
+                )
+    rows = [
+        dict(row=r, finding=f, label=y, displacement=float(np.mean(v)), times=len(v))
+        for (r, f, y), v in found.items()
+    ]
     worst = sorted(rows, key=lambda x: (-x['displacement'], -x['times'], x['row']))
     return [x for y in (1, 0) for x in [w for w in worst if w['label'] == y][:most]]
 
 # %% ../nbs/72_report.ipynb #955a7138
 _INK, _BLUE, _WARM, _GREY = '#1f2a37', '#2563a8', '#c8553d', '#9aa5b1'
-_LOOK = {'font.size': 9, 'axes.edgecolor': '#c5ccd3', 'axes.labelcolor': _INK, 'text.color': _INK, 'xtick.color': '#5b6875', 'ytick.color': '#5b6875', 'axes.spines.top': False, 'axes.spines.right': False,
-         'axes.grid': True, 'grid.color': '#eef1f4', 'legend.frameon': False, 'legend.fontsize': 8, 'axes.titlesize': 9, 'axes.titleweight': 'bold', 'svg.fonttype': 'path', 'svg.hashsalt': 'smlxray'}
-_PALETTE = ('#2563a8', '#c8553d', '#3d8b6d', '#8a5aa8', '#b8862b', '#4aa3c0', '#7a7f87', '#d17fa0', '#5f7a1f', '#a34a4a', '#3f3f8f')
+_LOOK = {
+    'font.size': 9,
+    'axes.edgecolor': '#c5ccd3',
+    'axes.labelcolor': _INK,
+    'text.color': _INK,
+    'xtick.color': '#5b6875',
+    'ytick.color': '#5b6875',
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'axes.grid': True,
+    'grid.color': '#eef1f4',
+    'legend.frameon': False,
+    'legend.fontsize': 8,
+    'axes.titlesize': 9,
+    'axes.titleweight': 'bold',
+    'svg.fonttype': 'path',
+    'svg.hashsalt': 'smlxray',
+}
+_PALETTE = (
+    '#2563a8',
+    '#c8553d',
+    '#3d8b6d',
+    '#8a5aa8',
+    '#b8862b',
+    '#4aa3c0',
+    '#7a7f87',
+    '#d17fa0',
+    '#5f7a1f',
+    '#a34a4a',
+    '#3f3f8f',
+)
 
 def _save(fig, folder: Path, name: str, kind: str = 'svg') -> Path:
     "Save a figure in the run's folder `figures`."
-    path = folder/'figures'/f'{name}.{kind}'; path.parent.mkdir(exist_ok=True)
-    fig.savefig(path, bbox_inches='tight', dpi=130, **(dict(metadata=dict(Date=None)) if kind == 'svg' else {})); plt.close(fig)
+    path = folder / 'figures' / f'{name}.{kind}'
+    path.parent.mkdir(exist_ok=True)
+    fig.savefig(
+        path,
+        bbox_inches='tight',
+        dpi=130,
+        **(dict(metadata=dict(Date=None)) if kind == 'svg' else {}),
+    )
+    plt.close(fig)
     return path
 
 # %% ../nbs/72_report.ipynb #1241dd0c
@@ -127,25 +251,70 @@ def draw_curves(answers: dict, method: str, findings: list, compared: str = '') 
     with plt.rc_context(_LOOK):
         fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.5))
         for f, colour in zip(findings, _PALETTE):
-            c = mean_curves(answers[method, f]); a = answers[method, f]
-            axes[0].plot(c['x'], c['tpr'], color=colour, label=f'{f}  {mean_episode_auc(a):.2f}'); axes[1].plot(c['x'], c['precision'], color=colour)
-        if compared: c = mean_curves(answers[compared, 'mean']); axes[0].plot(c['x'], c['tpr'], color=_GREY, ls='--', label=f'{compared} (mean)'); axes[1].plot(c['x'], c['precision'], color=_GREY, ls='--')
-        axes[0].plot([0, 1], [0, 1], color=_GREY, lw=.8, ls=':'); axes[1].axhline(.5, color=_GREY, lw=.8, ls=':')
-        axes[0].set(xlabel='false positive rate', ylabel='sensitivity', title='ROC', xlim=(0, 1), ylim=(0, 1.01)); axes[0].legend(loc='lower right')
-        axes[1].set(xlabel='recall', ylabel='precision (half of the queries are positive)', title='Precision and recall', xlim=(0, 1), ylim=(.3, 1.01)); fig.tight_layout()
+            c = mean_curves(answers[method, f])
+            a = answers[method, f]
+            axes[0].plot(c['x'], c['tpr'], color=colour, label=f'{f}  {mean_episode_auc(a):.2f}')
+            axes[1].plot(c['x'], c['precision'], color=colour)
+        if compared:
+            c = mean_curves(answers[compared, 'mean'])
+            axes[0].plot(c['x'], c['tpr'], color=_GREY, ls='--', label=f'{compared} (mean)')
+            axes[1].plot(c['x'], c['precision'], color=_GREY, ls='--')
+        axes[0].plot([0, 1], [0, 1], color=_GREY, lw=0.8, ls=':')
+        axes[1].axhline(0.5, color=_GREY, lw=0.8, ls=':')
+        axes[0].set(
+            xlabel='false positive rate',
+            ylabel='sensitivity',
+            title='ROC',
+            xlim=(0, 1),
+            ylim=(0, 1.01),
+        )
+        axes[0].legend(loc='lower right')
+        axes[1].set(
+            xlabel='recall',
+            ylabel='precision (half of the queries are positive)',
+            title='Precision and recall',
+            xlim=(0, 1),
+            ylim=(0.3, 1.01),
+        )
+        fig.tight_layout()
     return fig
 
 def draw_confusion(answers: dict, method: str, findings: list) -> plt.Figure:
     "Draw a method's decisions at logit zero, one small matrix a finding."
     with plt.rc_context({**_LOOK, 'axes.grid': False}):
-        columns = min(len(findings), 4); lines = -(-len(findings)//columns)
-        fig, axes = plt.subplots(lines, columns, figsize=(1.9*columns, 2.1*lines), squeeze=False)
-        for ax in axes.flat: ax.axis('off')
+        columns = min(len(findings), 4)
+        lines = -(-len(findings) // columns)
+        fig, axes = plt.subplots(
+            lines, columns, figsize=(1.9 * columns, 2.1 * lines), squeeze=False
+        )
+        for ax in axes.flat:
+            ax.axis('off')
         for ax, f in zip(axes.flat, findings):
-            s, y = (np.concatenate([getattr(a, k) for a in answers[method, f]]) for k in ('scores', 'labels')); m = confusion_matrix(y, s > 0); share = m/m.sum(1, keepdims=True)
-            ax.axis('on'); ax.imshow(share, cmap='Blues', vmin=0, vmax=1.1)
-            for i, j in np.ndindex(2, 2): ax.text(j, i, f'{share[i, j]:.0%}\n{m[i, j]}', ha='center', va='center', color='white' if share[i, j] > .6 else _INK)
-            ax.set(xticks=[0, 1], yticks=[0, 1], xticklabels=['said no', 'said yes'], yticklabels=['is not', 'is'], title=f); ax.tick_params(length=0)
+            s, y = (
+                np.concatenate([getattr(a, k) for a in answers[method, f]])
+                for k in ('scores', 'labels')
+            )
+            m = confusion_matrix(y, s > 0)
+            share = m / m.sum(1, keepdims=True)
+            ax.axis('on')
+            ax.imshow(share, cmap='Blues', vmin=0, vmax=1.1)
+            for i, j in np.ndindex(2, 2):
+                ax.text(
+                    j,
+                    i,
+                    f'{share[i, j]:.0%}\n{m[i, j]}',
+                    ha='center',
+                    va='center',
+                    color='white' if share[i, j] > 0.6 else _INK,
+                )
+            ax.set(
+                xticks=[0, 1],
+                yticks=[0, 1],
+                xticklabels=['said no', 'said yes'],
+                yticklabels=['is not', 'is'],
+                title=f,
+            )
+            ax.tick_params(length=0)
         fig.tight_layout()
     return fig
 
@@ -153,30 +322,72 @@ def draw_confusion(answers: dict, method: str, findings: list) -> plt.Figure:
 def draw_line(rows: list[dict], x: str, label: str, log: bool = False) -> plt.Figure:
     "Draw AUC with its interval against shots or steps."
     with plt.rc_context(_LOOK):
-        fig, ax = plt.subplots(figsize=(3.7, 2.7)); rows = [r for r in rows if 'auc' in r]; at = [r[x] for r in rows]
-        most = max(r.get('findings', 0) for r in rows); whole, part = ([r for r in rows if (r.get('findings', 0) == most) == w] for w in (True, False)); get = lambda side, k: [r[k] for r in side]
-        ax.fill_between(get(whole, x), get(whole, 'low'), get(whole, 'high'), color=_BLUE, alpha=.13, lw=0); ax.plot(get(whole, x), get(whole, 'auc'), 'o-', color=_BLUE, ms=4)
-        for r in part: ax.plot([r[x]]*2, [r['low'], r['high']], color=_GREY, lw=1); ax.plot(r[x], r['auc'], 'o', mfc='white', color=_GREY, ms=5); ax.annotate(f"{r['findings']} of {most}", (r[x], r['auc']), (0, 7), textcoords='offset points', ha='center', fontsize=7)
-        if log: ax.set_xscale('log')
-        ax.set_xticks(at, [str(v) for v in at]); ax.minorticks_off(); ax.axhline(.5, color=_GREY, lw=.8, ls=':'); ax.set(xlabel=label, ylabel='AUC'); fig.tight_layout()
+        fig, ax = plt.subplots(figsize=(3.7, 2.7))
+        rows = [r for r in rows if 'auc' in r]
+        at = [r[x] for r in rows]
+        most = max(r.get('findings', 0) for r in rows)
+        whole, part = (
+            [r for r in rows if (r.get('findings', 0) == most) == w] for w in (True, False)
+        )
+        get = lambda side, k: [r[k] for r in side]
+        ax.fill_between(
+            get(whole, x), get(whole, 'low'), get(whole, 'high'), color=_BLUE, alpha=0.13, lw=0
+        )
+        ax.plot(get(whole, x), get(whole, 'auc'), 'o-', color=_BLUE, ms=4)
+        for r in part:
+            ax.plot([r[x]] * 2, [r['low'], r['high']], color=_GREY, lw=1)
+            ax.plot(r[x], r['auc'], 'o', mfc='white', color=_GREY, ms=5)
+            ax.annotate(
+                f"{r['findings']} of {most}",
+                (r[x], r['auc']),
+                (0, 7),
+                textcoords='offset points',
+                ha='center',
+                fontsize=7,
+            )
+        if log:
+            ax.set_xscale('log')
+        ax.set_xticks(at, [str(v) for v in at])
+        ax.minorticks_off()
+        ax.axhline(0.5, color=_GREY, lw=0.8, ls=':')
+        ax.set(xlabel=label, ylabel='AUC')
+        fig.tight_layout()
     return fig
 
 def draw_reliability(points: list[dict]) -> plt.Figure:
     "Draw reliability curves before and after the temperature; the size of a dot is the share of queries."
     with plt.rc_context(_LOOK):
-        fig, ax = plt.subplots(figsize=(3.7, 3.1)); ax.plot([0, 1], [0, 1], color=_GREY, lw=.8, ls=':')
-        for kind, colour, name in (('raw', _GREY, 'as it is'), ('tempered', _BLUE, 'with temperature')):
-            p = [r for r in points if r['kind'] == kind]; ax.plot([r['promised'] for r in p], [r['came_true'] for r in p], color=colour, label=name); ax.scatter([r['promised'] for r in p], [r['came_true'] for r in p], [8 + 160*r['share'] for r in p], color=colour)
-        ax.set(xlabel='promised', ylabel='came true', xlim=(-.02, 1.02), ylim=(-.02, 1.02)); ax.legend(loc='upper left'); fig.tight_layout()
+        fig, ax = plt.subplots(figsize=(3.7, 3.1))
+        ax.plot([0, 1], [0, 1], color=_GREY, lw=0.8, ls=':')
+        for kind, colour, name in (
+            ('raw', _GREY, 'as it is'),
+            ('tempered', _BLUE, 'with temperature'),
+        ):
+            p = [r for r in points if r['kind'] == kind]
+            ax.plot(
+                [r['promised'] for r in p], [r['came_true'] for r in p], color=colour, label=name
+            )
+            ax.scatter(
+                [r['promised'] for r in p],
+                [r['came_true'] for r in p],
+                [8 + 160 * r['share'] for r in p],
+                color=colour,
+            )
+        ax.set(xlabel='promised', ylabel='came true', xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        ax.legend(loc='upper left')
+        fig.tight_layout()
     return fig
 
 # %% ../nbs/72_report.ipynb #624d9a8a
-def episode_embeddings(lab: Lab, net, algorithm: str, episode, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def episode_embeddings(
+    lab: Lab, net, algorithm: str, episode, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
     "Embed support, then query of an episode before and after adaptation, (S + Q, D) each."
     both = []
     for k in (0, steps):
         model, fast, (support, labels, query), _ = _adapted(lab, net, algorithm, episode, k)
-        with torch.no_grad(), norm_mode(net, lab.settings.meta.batch_norm, support): z = use(model, fast).net(torch.cat([support[:len(episode.support)], query]))
+        with torch.no_grad(), norm_mode(net, lab.settings.meta.batch_norm, support):
+            z = use(model, fast).net(torch.cat([support[: len(episode.support)], query]))
         both.append(z.float().cpu().numpy())
     return tuple(both)
 
@@ -184,12 +395,37 @@ def draw_adaptation(lab: Lab, net, algorithm: str, episode, steps: int) -> plt.F
     "Draw an episode's embeddings before and after adaptation in the plane of their two main directions."
     with plt.rc_context({**_LOOK, 'axes.grid': False}):
         fig, axes = plt.subplots(1, 2, figsize=(7.6, 3.1))
-        for ax, z, title in zip(axes, episode_embeddings(lab, net, algorithm, episode, steps), ('before', f'after {steps} steps')):
-            z = z - z.mean(0); xy = z@np.linalg.svd(z, full_matrices=False)[2][:2].T; n = len(episode.support)
-            for y, colour, word in ((0, _BLUE, f'no {episode.finding}'), (1, _WARM, episode.finding)):
-                ax.scatter(*xy[n:][episode.query_labels == y].T, s=22, color=colour, alpha=.55, lw=0, label=f'{word}, query'); ax.scatter(*xy[:n][episode.support_labels == y].T, s=46, facecolor='none', edgecolor=colour, lw=1.6, label=f'{word}, support')
+        for ax, z, title in zip(
+            axes,
+            episode_embeddings(lab, net, algorithm, episode, steps),
+            ('before', f'after {steps} steps'),
+        ):
+            z = z - z.mean(0)
+            xy = z @ np.linalg.svd(z, full_matrices=False)[2][:2].T
+            n = len(episode.support)
+            for y, colour, word in (
+                (0, _BLUE, f'no {episode.finding}'),
+                (1, _WARM, episode.finding),
+            ):
+                ax.scatter(
+                    *xy[n:][episode.query_labels == y].T,
+                    s=22,
+                    color=colour,
+                    alpha=0.55,
+                    lw=0,
+                    label=f'{word}, query',
+                )
+                ax.scatter(
+                    *xy[:n][episode.support_labels == y].T,
+                    s=46,
+                    facecolor='none',
+                    edgecolor=colour,
+                    lw=1.6,
+                    label=f'{word}, support',
+                )
             ax.set(xticks=[], yticks=[], title=title)
-        axes[1].legend(loc='center left', bbox_to_anchor=(1, .5)); fig.tight_layout()
+        axes[1].legend(loc='center left', bbox_to_anchor=(1, 0.5))
+        fig.tight_layout()
     return fig
 
 # %% ../nbs/72_report.ipynb #88d819ae
@@ -197,138 +433,346 @@ def draw_errors(lab: Lab, errors: list[dict]) -> plt.Figure:
     "Show the worst X-rays: missed findings above, false alarms below. The picture belongs into `runs/` and nowhere else."
     wide = max(sum(x['label'] == y for x in errors) for y in (0, 1))
     with plt.rc_context({**_LOOK, 'axes.grid': False}):
-        fig, axes = plt.subplots(2, wide, figsize=(1.55*wide, 4.1), squeeze=False)
-        for ax in axes.flat: ax.axis('off')
+        fig, axes = plt.subplots(2, wide, figsize=(1.55 * wide, 4.1), squeeze=False)
+        for ax in axes.flat:
+            ax.axis('off')
         for y, line, word in ((1, axes[0], 'missed'), (0, axes[1], 'false alarm')):
             for ax, x in zip(line, [x for x in errors if x['label'] == y]):
-                ax.imshow(np.asarray(lab.pixels.gather(np.array([x['row']])))[0, 0], cmap='gray', vmin=0, vmax=255)
-                ax.set_title(f"{word}: {x['finding']}\nbehind {x['displacement']:.0%}, row {x['row']}", fontsize=6.5, fontweight='normal')
-        fig.tight_layout(pad=.4)
+                ax.imshow(
+                    np.asarray(lab.pixels.gather(np.array([x['row']])))[0, 0],
+                    cmap='gray',
+                    vmin=0,
+                    vmax=255,
+                )
+                ax.set_title(
+                    f"{word}: {x['finding']}\nbehind {x['displacement']:.0%}, row {x['row']}",
+                    fontsize=6.5,
+                    fontweight='normal',
+                )
+        fig.tight_layout(pad=0.4)
     return fig
 
 # %% ../nbs/72_report.ipynb #ca3c3cb9
-def _text(x) -> str: return html.escape(str(x))
-def _value(x, digits: int = 3) -> str: return '' if x is None or x != x else f'{x:.{digits}f}'
-def _signed(x, digits: int = 3) -> str: return f'{x:+.{digits}f}'.replace('-', '\u2212')
-def _span(r: dict, key: str, low: str, high: str, form=_value) -> str: return f'<b>{form(r[key])}</b> <small>{form(r[low])} to {form(r[high])}</small>'
+def _text(x) -> str:
+    return html.escape(str(x))
+
+def _value(x, digits: int = 3) -> str:
+    return '' if x is None or x != x else f'{x:.{digits}f}'
+
+def _signed(x, digits: int = 3) -> str:
+    return f'{x:+.{digits}f}'.replace('-', '\u2212')
+
+def _span(r: dict, key: str, low: str, high: str, form=_value) -> str:
+    return f'<b>{form(r[key])}</b> <small>{form(r[low])} to {form(r[high])}</small>'
 
 def _figure(folder: Path, name: str, words: str, wide: bool = True) -> str:
     "A figure of the run as part of the page, or nothing if the run has none."
     for kind, mime in (('svg', 'image/svg+xml'), ('png', 'image/png')):
-        path = folder/'figures'/f'{name}.{kind}'
-        if path.exists(): return f'<figure class="{"wide" if wide else "half"}"><img alt="{_text(words)}" src="data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{_text(words)}</figcaption></figure>'
+        path = folder / 'figures' / f'{name}.{kind}'
+        if path.exists():
+            return f'<figure class="{"wide" if wide else "half"}"><img alt="{_text(words)}" src="data:{mime};base64,{base64.b64encode(path.read_bytes()).decode()}"><figcaption>{_text(words)}</figcaption></figure>'
     return ''
 
 def _table(head: list[str], rows: list[list[str]], marks: list[str] = None) -> str:
     "An HTML table from cells that are HTML already; `marks` are classes of the rows."
-    body = ''.join(f'<tr class="{m}">' + ''.join(f'<td>{c}</td>' for c in r) + '</tr>' for r, m in zip(rows, marks or ['']*len(rows)))
+    body = ''.join(
+        f'<tr class="{m}">' + ''.join(f'<td>{c}</td>' for c in r) + '</tr>'
+        for r, m in zip(rows, marks or [''] * len(rows))
+    )
     return f'<div class="scroll"><table><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead><tbody>{body}</tbody></table></div>'
 
-def _bar(low: float, value: float, high: float, left: float, right: float, zero: float, strong: bool = False) -> str:
+def _bar(
+    low: float,
+    value: float,
+    high: float,
+    left: float,
+    right: float,
+    zero: float,
+    strong: bool = False,
+) -> str:
     "An interval as a small drawing between `left` and `right`, with a line at `zero`."
-    x = lambda v: 4 + 192*(min(max(v, left), right) - left)/(right - left); colour = _BLUE if strong else '#7d8894'
-    return (f'<svg class="bar" viewBox="0 0 200 16" role="img" aria-label="{value:.3f} from {low:.3f} to {high:.3f}"><line x1="{x(zero):.1f}" x2="{x(zero):.1f}" y1="0" y2="16" stroke="#8d98a4" stroke-dasharray="2 2"/>'
-            f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="8" y2="8" stroke="{colour}" stroke-width="{4 if strong else 3}" stroke-linecap="round" opacity=".55"/><circle cx="{x(value):.1f}" cy="8" r="4" fill="{colour}"/></svg>')
+    x = lambda v: 4 + 192 * (min(max(v, left), right) - left) / (right - left)
+    colour = _BLUE if strong else '#7d8894'
+    return (
+        f'<svg class="bar" viewBox="0 0 200 16" role="img" aria-label="{value:.3f} from {low:.3f} to {high:.3f}"><line x1="{x(zero):.1f}" x2="{x(zero):.1f}" y1="0" y2="16" stroke="#8d98a4" stroke-dasharray="2 2"/>'
+        f'<line x1="{x(low):.1f}" x2="{x(high):.1f}" y1="8" y2="8" stroke="{colour}" stroke-width="{4 if strong else 3}" stroke-linecap="round" opacity=".55"/><circle cx="{x(value):.1f}" cy="8" r="4" fill="{colour}"/></svg>'
+    )
 
 # %% ../nbs/72_report.ipynb #64ddba1f
 def _main_table(r: dict) -> str:
     "Mean over findings: every method with its interval, and what adaptation gained."
-    rows = [x for x in r['rows'] if x['finding'] == 'mean' and not x.get('control')]; left = min(.45, *(x['auc_low'] for x in rows))
-    cells = [[_text(x['method']), _span(x, 'auc', 'auc_low', 'auc_high'), _bar(x['auc_low'], x['auc'], x['auc_high'], left, 1, .5, x['method'] == r['default']), _value(x['ap']), _value(x['accuracy']), str(x['adapted_steps']), _text(x['batch_norm']), str(x['episodes']),
-              _span(x, 'gain', 'gain_low', 'gain_high', _signed) if 'gain' in x else ''] for x in rows]
-    return _table(['method', 'AUC, 95 %', '', 'AP', 'accuracy', 'steps', 'batch norm', 'episodes', 'gain by adaptation, 95 %'], cells, ['default' if x['method'] == r['default'] else '' for x in rows])
+    rows = [x for x in r['rows'] if x['finding'] == 'mean' and not x.get('control')]
+    left = min(0.45, *(x['auc_low'] for x in rows))
+    cells = [
+        [
+            _text(x['method']),
+            _span(x, 'auc', 'auc_low', 'auc_high'),
+            _bar(x['auc_low'], x['auc'], x['auc_high'], left, 1, 0.5, x['method'] == r['default']),
+            _value(x['ap']),
+            _value(x['accuracy']),
+            str(x['adapted_steps']),
+            _text(x['batch_norm']),
+            str(x['episodes']),
+            _span(x, 'gain', 'gain_low', 'gain_high', _signed) if 'gain' in x else '',
+        ]
+        for x in rows
+    ]
+    return _table(
+        [
+            'method',
+            'AUC, 95 %',
+            '',
+            'AP',
+            'accuracy',
+            'steps',
+            'batch norm',
+            'episodes',
+            'gain by adaptation, 95 %',
+        ],
+        cells,
+        ['default' if x['method'] == r['default'] else '' for x in rows],
+    )
 
 def _finding_table(r: dict) -> str:
     "Findings across, methods down, the AUC as a shade of blue."
-    findings = [*r['data']['novel'], 'mean']; by = {(x['method'], x['finding']): x for x in r['rows'] if not x.get('control')}; methods = list(dict.fromkeys(m for m, _ in by))
-    shade = lambda v: f'background:rgba(37,99,168,{max(0, min(1, (v - .5)/.5))*.42:.2f})'
-    cell = lambda x: f'<span class="shade" style="{shade(x["auc"])}"><b>{x["auc"]:.3f}</b><small>{x["auc_low"]:.2f} to {x["auc_high"]:.2f}</small></span>' if x else ''
-    return _table(['method', *map(_text, findings)], [[_text(m), *(cell(by.get((m, f))) for f in findings)] for m in methods], ['default' if m == r['default'] else '' for m in methods])
+    findings = [*r['data']['novel'], 'mean']
+    by = {(x['method'], x['finding']): x for x in r['rows'] if not x.get('control')}
+    methods = list(dict.fromkeys(m for m, _ in by))
+    shade = lambda v: f'background:rgba(37,99,168,{max(0, min(1, (v - 0.5) / 0.5)) * 0.42:.2f})'
+    cell = lambda x: (
+        f'<span class="shade" style="{shade(x["auc"])}"><b>{x["auc"]:.3f}</b><small>{x["auc_low"]:.2f} to {x["auc_high"]:.2f}</small></span>'
+        if x
+        else ''
+    )
+    return _table(
+        ['method', *map(_text, findings)],
+        [[_text(m), *(cell(by.get((m, f))) for f in findings)] for m in methods],
+        ['default' if m == r['default'] else '' for m in methods],
+    )
 
 def _comparison_table(rows: list[dict]) -> str:
     "Paired differences with their verdicts."
-    edge = max(.05, *(max(abs(x['low']), abs(x['high'])) for x in rows))
-    return _table([f"{_text(rows[0]['method'])} minus", 'difference in AUC, 95 %', '', 'p, exchange', 'p, bootstrap', 'episodes', 'verdict'],
-                  [[_text(x['over']), _span(x, 'difference', 'low', 'high', _signed), _bar(x['low'], x['difference'], x['high'], -edge, edge, 0, x['low'] > 0), _value(x['p_exchange']), _value(x['p_bootstrap']), str(x['episodes']),
-                    f'<span class="tag {verdict(x["low"], x["high"]).split()[0]}">{verdict(x["low"], x["high"])}</span>'] for x in rows])
+    edge = max(0.05, *(max(abs(x['low']), abs(x['high'])) for x in rows))
+    return _table(
+        [
+            f"{_text(rows[0]['method'])} minus",
+            'difference in AUC, 95 %',
+            '',
+            'p, exchange',
+            'p, bootstrap',
+            'episodes',
+            'verdict',
+        ],
+        [
+            [
+                _text(x['over']),
+                _span(x, 'difference', 'low', 'high', _signed),
+                _bar(x['low'], x['difference'], x['high'], -edge, edge, 0, x['low'] > 0),
+                _value(x['p_exchange']),
+                _value(x['p_bootstrap']),
+                str(x['episodes']),
+                f'<span class="tag {verdict(x["low"], x["high"]).split()[0]}">{verdict(x["low"], x["high"])}</span>',
+            ]
+            for x in rows
+        ],
+    )
 
 # %% ../nbs/72_report.ipynb #cf32d6cc
 def headline(r: dict) -> str:
     "Say in two or three sentences what came out, from the rows of `results.json`."
-    mean = {x['method']: x for x in r['rows'] if x['finding'] == 'mean' and not x.get('control')}; d = mean[r['default']]; n = len(r['data']['novel'])
+    mean = {x['method']: x for x in r['rows'] if x['finding'] == 'mean' and not x.get('control')}
+    d = mean[r['default']]
+    n = len(r['data']['novel'])
     out = f"{r['default']} reaches a mean AUC of {d['auc']:.3f} (95 % {d['auc_low']:.3f} to {d['auc_high']:.3f}) on {n} finding{'s' if n > 1 else ''} that no training step has seen, with {d['shots']} example{'s' if d['shots'] > 1 else ''} of each class."
     if rows := [x for x in r.get('tables', {}).get('comparisons', []) if x['finding'] == 'mean']:
-        best = max(rows, key=lambda x: mean[x['over']]['auc']); v = verdict(best['low'], best['high'])
-        out += f" The best other row is {best['over']} with {mean[best['over']]['auc']:.3f}; " + ('no difference is shown' if v == 'no difference shown' else f'{r["default"]} is {v}') + f" ({_signed(best['difference'])}, {_signed(best['low'])} to {_signed(best['high'])}, paired)."
-    if 'gain' in d: out += f" Adaptation itself changes the AUC by {_signed(d['gain'])} ({_signed(d['gain_low'])} to {_signed(d['gain_high'])}): " + {'better': 'a gain.', 'worse': 'a loss.', 'no difference shown': 'no gain is shown.'}[verdict(d['gain_low'], d['gain_high'])]
+        best = max(rows, key=lambda x: mean[x['over']]['auc'])
+        v = verdict(best['low'], best['high'])
+        out += (
+            f" The best other row is {best['over']} with {mean[best['over']]['auc']:.3f}; "
+            + ('no difference is shown' if v == 'no difference shown' else f'{r["default"]} is {v}')
+            + f" ({_signed(best['difference'])}, {_signed(best['low'])} to {_signed(best['high'])}, paired)."
+        )
+    if 'gain' in d:
+        out += (
+            f" Adaptation itself changes the AUC by {_signed(d['gain'])} ({_signed(d['gain_low'])} to {_signed(d['gain_high'])}): "
+            + {'better': 'a gain.', 'worse': 'a loss.', 'no difference shown': 'no gain is shown.'}[
+                verdict(d['gain_low'], d['gain_high'])
+            ]
+        )
     return out
 
 def _cards(r: dict) -> str:
     "The numbers that a reader looks for first."
-    d = next(x for x in r['rows'] if x['finding'] == 'mean' and x['method'] == r['default']); controls = [x for x in r['rows'] if x.get('control') and x['finding'] == 'mean']
-    cards = [(f"{d['auc']:.3f}", 'mean AUC', f"{d['auc_low']:.3f} to {d['auc_high']:.3f}"), (str(d['shots']), 'shots a class', f"{d['queries']} queries a class"), (str(len(r['data']['novel'])), 'novel findings', f"{d['episodes']} episodes in all"),
-             (str(d['patients']), 'test patients', 'judged as queries')]
-    if controls: held = sum(bool(x['holds']) for x in controls); cards.append((f'{held} of {len(controls)}', 'controls at chance', 'as they must' if held == len(controls) else 'something leaks'))
-    return '<div class="cards">' + ''.join(f'<div class="card"><b>{a}</b><span>{_text(b)}</span><small>{_text(c)}</small></div>' for a, b, c in cards) + '</div>'
+    d = next(x for x in r['rows'] if x['finding'] == 'mean' and x['method'] == r['default'])
+    controls = [x for x in r['rows'] if x.get('control') and x['finding'] == 'mean']
+    cards = [
+        (f"{d['auc']:.3f}", 'mean AUC', f"{d['auc_low']:.3f} to {d['auc_high']:.3f}"),
+        (str(d['shots']), 'shots a class', f"{d['queries']} queries a class"),
+        (str(len(r['data']['novel'])), 'novel findings', f"{d['episodes']} episodes in all"),
+        (str(d['patients']), 'test patients', 'judged as queries'),
+    ]
+    if controls:
+        held = sum(bool(x['holds']) for x in controls)
+        cards.append(
+            (
+                f'{held} of {len(controls)}',
+                'controls at chance',
+                'as they must' if held == len(controls) else 'something leaks',
+            )
+        )
+    return (
+        '<div class="cards">'
+        + ''.join(
+            f'<div class="card"><b>{a}</b><span>{_text(b)}</span><small>{_text(c)}</small></div>'
+            for a, b, c in cards
+        )
+        + '</div>'
+    )
 
 # %% ../nbs/72_report.ipynb #de15e162
 def _protocol(r: dict) -> str:
     "What was asked, of whom, and what the intervals cover."
-    d, s = next(x for x in r['rows'] if x['finding'] == 'mean' and x['method'] == r['default']), r['settings']
-    related = f" Relatives of them in the hierarchy of labels were left out of training: {', '.join(r['data']['related'])}." if r['data']['related'] else ''
+    d, s = (
+        next(x for x in r['rows'] if x['finding'] == 'mean' and x['method'] == r['default']),
+        r['settings'],
+    )
+    related = (
+        f" Relatives of them in the hierarchy of labels were left out of training: {', '.join(r['data']['related'])}."
+        if r['data']['related']
+        else ''
+    )
     synthetic = s['data']['dataset'] == 'phantom' or 'phantom' in r['data']['name'].lower()
-    note = '<p class="note">These X-rays are synthetic. The page shows that the machinery works and says nothing about patients.</p>' if synthetic else ''
-    return (f"{note}<p>Protocol: <b>{_text(d['protocol'])}</b>. A task asks for one finding; its support shows {d['shots']} patients with it and {d['shots']} without, its query {d['queries']} of each, all of them different people, one image a patient. "
-            f"Novel findings: <b>{_text(', '.join(r['data']['novel']))}</b>.{_text(related)}</p>"
-            "<p>Every row answers the same episodes. The AUC is the mean of per-episode AUCs, then of findings; scores are never pooled over episodes. The 95 % intervals resample query <b>patients</b>, so drawing more episodes cannot narrow them. "
-            "They cover which patients happened to be in the test set; they do not cover another training seed, another split of the patients, other findings or another hospital.</p>")
+    note = (
+        '<p class="note">These X-rays are synthetic. The page shows that the machinery works and says nothing about patients.</p>'
+        if synthetic
+        else ''
+    )
+    return (
+        f"{note}<p>Protocol: <b>{_text(d['protocol'])}</b>. A task asks for one finding; its support shows {d['shots']} patients with it and {d['shots']} without, its query {d['queries']} of each, all of them different people, one image a patient. "
+        f"Novel findings: <b>{_text(', '.join(r['data']['novel']))}</b>.{_text(related)}</p>"
+        "<p>Every row answers the same episodes. The AUC is the mean of per-episode AUCs, then of findings; scores are never pooled over episodes. The 95 % intervals resample query <b>patients</b>, so drawing more episodes cannot narrow them. "
+        "They cover which patients happened to be in the test set; they do not cover another training seed, another split of the patients, other findings or another hospital.</p>"
+    )
 
 # %% ../nbs/72_report.ipynb #f516d0dc
 def _controls(r: dict) -> str:
     "The rows that must be at one half."
     rows = [x for x in r['rows'] if x.get('control') and x['finding'] == 'mean']
     if not rows: return ''
-    held = lambda x: '<span class="tag better">holds 0.5</span>' if x['holds'] else '<span class="tag worse">does not hold 0.5</span>'
-    words = ('<p>With shuffled support labels, or with the projection (AP or PA) as the only information, there is nothing to know. One half must lie in the 99.9 % interval; where it does not, the scores come from somewhere else than the support. '
-             'Where it does, a leak within the interval is still possible: over few episodes the interval is wide. Where negatives are matched on the projection, that control is at one half by construction and checks the matching alone.</p>')
-    cells = [[_text(x['method']), _span(x, 'auc', 'auc_low', 'auc_high'), _bar(x['auc_low'], x['auc'], x['auc_high'], 0, 1, .5), _text(x['interval']), held(x)] for x in rows]
+    held = lambda x: (
+        '<span class="tag better">holds 0.5</span>'
+        if x['holds']
+        else '<span class="tag worse">does not hold 0.5</span>'
+    )
+    words = (
+        '<p>With shuffled support labels, or with the projection (AP or PA) as the only information, there is nothing to know. One half must lie in the 99.9 % interval; where it does not, the scores come from somewhere else than the support. '
+        'Where it does, a leak within the interval is still possible: over few episodes the interval is wide. Where negatives are matched on the projection, that control is at one half by construction and checks the matching alone.</p>'
+    )
+    cells = [
+        [
+            _text(x['method']),
+            _span(x, 'auc', 'auc_low', 'auc_high'),
+            _bar(x['auc_low'], x['auc'], x['auc_high'], 0, 1, 0.5),
+            _text(x['interval']),
+            held(x),
+        ]
+        for x in rows
+    ]
     return words + _table(['control', 'AUC, 99.9 %', '', 'interval', ''], cells)
 
 # %% ../nbs/72_report.ipynb #4d6e30be
 def _folds(rows: list[dict]) -> str:
     "Other novel findings, a column a fold."
-    folds, by = list(dict.fromkeys(x['fold'] for x in rows)), {(x['method'], x['fold']): x for x in rows}
-    return ('<h3>Other novel findings</h3><p>Each fold is a training of its own, in a run of its own; this page is about the first. The last column takes all findings together, and its intervals resample a patient in all folds at once.</p>' +
-            _table(['method', *map(_text, folds)], [[_text(m), *(_span(by[m, f], 'auc', 'auc_low', 'auc_high') for f in folds)] for m in dict.fromkeys(m for m, _ in by)]))
+    folds, by = (
+        list(dict.fromkeys(x['fold'] for x in rows)),
+        {(x['method'], x['fold']): x for x in rows},
+    )
+    return (
+        '<h3>Other novel findings</h3><p>Each fold is a training of its own, in a run of its own; this page is about the first. The last column takes all findings together, and its intervals resample a patient in all folds at once.</p>'
+        + _table(
+            ['method', *map(_text, folds)],
+            [
+                [_text(m), *(_span(by[m, f], 'auc', 'auc_low', 'auc_high') for f in folds)]
+                for m in dict.fromkeys(m for m, _ in by)
+            ],
+        )
+    )
 
 def _ways(rows: list[dict]) -> str:
     "Several findings at once."
     keys = [k for k in ('harmonic', 'seen', 'unseen', 'macro', 'micro') if k in rows[0]]
-    return (f'<h3>{_text(rows[0]["protocol"].capitalize())}</h3><p>One logit a finding, from its positives against all others. The harmonic mean is of the AUCs of seen and unseen findings. '
-            'The micro average pools the findings of an episode and rewards knowing which of them is common; it stands here because others report it.</p>' +
-            _table(['method', *keys, 'episodes'], [[_text(x['method']), *(_span(x, k, f'{k}_low', f'{k}_high') for k in keys), str(x['episodes'])] for x in rows]))
+    return (
+        f'<h3>{_text(rows[0]["protocol"].capitalize())}</h3><p>One logit a finding, from its positives against all others. The harmonic mean is of the AUCs of seen and unseen findings. '
+        'The micro average pools the findings of an episode and rewards knowing which of them is common; it stands here because others report it.</p>'
+        + _table(
+            ['method', *keys, 'episodes'],
+            [
+                [
+                    _text(x['method']),
+                    *(_span(x, k, f'{k}_low', f'{k}_high') for k in keys),
+                    str(x['episodes']),
+                ]
+                for x in rows
+            ],
+        )
+    )
 
 def _verification(rows: list[dict]) -> str:
     "Pairs, and one of n."
     bar = lambda x: _bar(x['low'], x['value'], x['high'], 0, 1, x['chance'])
-    return ('<h3>Verification, without any support</h3><p>Same or different for pairs of one stratum, and one shot, one of n (Koch 2015), on novel findings.</p>' +
-            _table(['method', 'examination', 'measure', 'value, 95 %', '', 'chance', 'trials'],
-                   [[_text(x['method']), _text(x['protocol']), x['measure'], _span(x, 'value', 'low', 'high'), bar(x), _value(x['chance'], 2), str(x['trials'])] for x in rows]))
+    return (
+        '<h3>Verification, without any support</h3><p>Same or different for pairs of one stratum, and one shot, one of n (Koch 2015), on novel findings.</p>'
+        + _table(
+            ['method', 'examination', 'measure', 'value, 95 %', '', 'chance', 'trials'],
+            [
+                [
+                    _text(x['method']),
+                    _text(x['protocol']),
+                    x['measure'],
+                    _span(x, 'value', 'low', 'high'),
+                    bar(x),
+                    _value(x['chance'], 2),
+                    str(x['trials']),
+                ]
+                for x in rows
+            ],
+        )
+    )
 
 def _other_protocols(tables: dict) -> str:
     "Other novel findings, several findings at once, and verification."
-    return ''.join(write(tables[name]) for name, write in dict(folds=_folds, ways=_ways, verification=_verification).items() if tables.get(name))
+    return ''.join(
+        write(tables[name])
+        for name, write in dict(folds=_folds, ways=_ways, verification=_verification).items()
+        if tables.get(name)
+    )
 
 # %% ../nbs/72_report.ipynb #54240f58
 def _repeat(r: dict, folder: Path) -> str:
     "All that repeats the run."
     from smlxray.config import Settings
+
     v, changed = r['versions'], ' (the code had been changed since)' if r.get('changed') else ''
-    facts = [('data', f"{r['data']['name']}: {r['data']['rows']:,} X-rays of {r['data']['patients']:,} patients"), ('digest of the table', r['data']['digest']), ('commit', (r.get('commit') or 'not run from a checkout') + changed), ('seed', r['settings']['training']['seed']),
-             ('salt of the patient split', r['settings']['data']['split_seed']), ('versions', ', '.join(f'{k} {x}' for k, x in v.items()))]
-    hidden = json.loads(json.dumps(r['settings'])); hidden['data']['dataset_path'] = Path(hidden['data']['dataset_path']).name; hidden['data']['cache_path'] = Path(hidden['data']['cache_path']).name; hidden['evaluation']['runs_path'] = Path(hidden['evaluation']['runs_path']).name
-    return (_table(['', ''], [[_text(a), f'<code>{_text(b)}</code>'] for a, b in facts]) + f'<p>Again, with the settings that lie beside this page:</p><pre>papermill nbs/evaluate_meta.ipynb again.ipynb -p config runs/{_text(folder.name)}/config.yaml -p run again</pre>'
-            f'<details><summary>All settings</summary><pre>{_text(Settings(**hidden).to_yaml())}</pre></details><p>Files beside this page: <code>results.json</code> and <code>results.csv</code> (all rows), <code>answers.npz</code> (every episode and score; every number above follows from it), <code>tables/</code> and <code>figures/</code>.</p>')
+    facts = [
+        (
+            'data',
+            f"{r['data']['name']}: {r['data']['rows']:,} X-rays of {r['data']['patients']:,} patients",
+        ),
+        ('digest of the table', r['data']['digest']),
+        ('commit', (r.get('commit') or 'not run from a checkout') + changed),
+        ('seed', r['settings']['training']['seed']),
+        ('salt of the patient split', r['settings']['data']['split_seed']),
+        ('versions', ', '.join(f'{k} {x}' for k, x in v.items())),
+    ]
+    hidden = json.loads(json.dumps(r['settings']))
+    hidden['data']['dataset_path'] = Path(hidden['data']['dataset_path']).name
+    hidden['data']['cache_path'] = Path(hidden['data']['cache_path']).name
+    hidden['evaluation']['runs_path'] = Path(hidden['evaluation']['runs_path']).name
+    return (
+        _table(['', ''], [[_text(a), f'<code>{_text(b)}</code>'] for a, b in facts])
+        + f'<p>Again, with the settings that lie beside this page:</p><pre>papermill nbs/evaluate_meta.ipynb again.ipynb -p config runs/{_text(folder.name)}/config.yaml -p run again</pre>'
+        f'<details><summary>All settings</summary><pre>{_text(Settings(**hidden).to_yaml())}</pre></details><p>Files beside this page: <code>results.json</code> and <code>results.csv</code> (all rows), <code>answers.npz</code> (every episode and score; every number above follows from it), <code>tables/</code> and <code>figures/</code>.</p>'
+    )
 
 # %% ../nbs/72_report.ipynb #3bc85396
 _STYLE = '''
@@ -347,106 +791,362 @@ pre{background:var(--wash);border:1px solid var(--line);border-radius:8px;paddin
 def _page(title: str, run: str, lead: str, cards: str, sections: list[tuple[str, str]]) -> str:
     "A whole page; sections without content are left out."
     parts = [(f's{i}', name, body) for i, (name, body) in enumerate(sections) if body]
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title><style>{_STYLE}</style></head><body>'
-            f'<header><div><span class="run">{_text(run)}</span><h1>{_text(title)}</h1><p>{_text(lead)}</p></div></header><main>{cards}<nav>{"".join(f"""<a href="#{i}">{_text(n)}</a>""" for i, n, _ in parts)}</nav>'
-            + ''.join(f'<section id="{i}"><h2>{_text(n)}</h2>{b}</section>' for i, n, b in parts) + '<footer>Written by smlxray, research software and no medical device.</footer></main></body></html>\n')
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title><style>{_STYLE}</style></head><body>'
+        f'<header><div><span class="run">{_text(run)}</span><h1>{_text(title)}</h1><p>{_text(lead)}</p></div></header><main>{cards}<nav>{"".join(f"""<a href="#{i}">{_text(n)}</a>""" for i, n, _ in parts)}</nav>'
+        + ''.join(f'<section id="{i}"><h2>{_text(n)}</h2>{b}</section>' for i, n, b in parts)
+        + '<footer>Written by smlxray, research software and no medical device.</footer></main></body></html>\n'
+    )
 
 # %% ../nbs/72_report.ipynb #3409d67a
 def _shots_and_steps(folder: Path, shots: list[dict]) -> str:
     "The two curves, and the findings whose patients do not suffice."
-    out = _figure(folder, 'shots', 'AUC against the number of shots. Band: 95 %, patients. An open circle is a mean over fewer findings and not to be joined with the others.', wide=False)
-    out += _figure(folder, 'steps', 'AUC against the number of inner steps, on the evaluation episodes; nothing was chosen by it. Band: 95 %, patients.', wide=False)
-    if refused := sorted({x for s in shots for x in s['refused']}): out += '<details><summary>Where the patients do not suffice</summary>' + ''.join(f'<p><small>{_text(x)}</small></p>' for x in refused) + '</details>'
+    out = _figure(
+        folder,
+        'shots',
+        'AUC against the number of shots. Band: 95 %, patients. An open circle is a mean over fewer findings and not to be joined with the others.',
+        wide=False,
+    )
+    out += _figure(
+        folder,
+        'steps',
+        'AUC against the number of inner steps, on the evaluation episodes; nothing was chosen by it. Band: 95 %, patients.',
+        wide=False,
+    )
+    if refused := sorted({x for s in shots for x in s['refused']}):
+        out += (
+            '<details><summary>Where the patients do not suffice</summary>'
+            + ''.join(f'<p><small>{_text(x)}</small></p>' for x in refused)
+            + '</details>'
+        )
     return out
 
 def _calibration(folder: Path, rows: list[dict]) -> str:
     "Brier scores before and after the temperature, and the reliability curve."
     if not rows: return ''
     words = f"<p>Probabilities assume a prevalence of <b>{rows[0]['prevalence']:.0%}</b>. The temperature of each episode is learned from its support alone, each pair scored by a model that adapted to the others.</p>"
-    cells = [[_text(x['method']), _value(x['brier']), f"<b>{_value(x['brier_tempered'])}</b>", _value(x['brier_coin']), _value(x['temperature'], 2), str(x['episodes'])] for x in rows]
-    return (words + _table(['method', 'Brier, as it is', 'with temperature', 'a coin', 'median temperature', 'episodes'], cells) +
-            _figure(folder, 'reliability', 'What was promised and what came true; the size of a dot is its share of the queries.', wide=False))
+    cells = [
+        [
+            _text(x['method']),
+            _value(x['brier']),
+            f"<b>{_value(x['brier_tempered'])}</b>",
+            _value(x['brier_coin']),
+            _value(x['temperature'], 2),
+            str(x['episodes']),
+        ]
+        for x in rows
+    ]
+    return (
+        words
+        + _table(
+            [
+                'method',
+                'Brier, as it is',
+                'with temperature',
+                'a coin',
+                'median temperature',
+                'episodes',
+            ],
+            cells,
+        )
+        + _figure(
+            folder,
+            'reliability',
+            'What was promised and what came true; the size of a dot is its share of the queries.',
+            wide=False,
+        )
+    )
 
 # %% ../nbs/72_report.ipynb #405d86e1
 def render_report(folder: Path) -> Path:
     "Write `report.html` from the files of a run; raise `SmlxrayError` if there are none."
-    folder = resolve_path(folder); r = read_results(folder); t = r.get('tables', {})
+    folder = resolve_path(folder)
+    r = read_results(folder)
+    t = r.get('tables', {})
     r['default'] = r.get('default') or [x['method'] for x in r['rows'] if not x.get('control')][-1]
     comparisons = [x for x in t.get('comparisons', []) if x['finding'] == 'mean']
     sections = [
         ('What was asked', _protocol(r)),
         ('All methods, mean over findings', _main_table(r)),
         ('Finding by finding', _finding_table(r)),
-        ('Is it better than something simpler?', _comparison_table(comparisons) if t.get('comparisons') else ''),
+        (
+            'Is it better than something simpler?',
+            _comparison_table(comparisons) if t.get('comparisons') else '',
+        ),
         ('Controls', _controls(r)),
-        ('Curves', _figure(folder, 'curves', f"Mean of the episodes' curves, {r['default']}. In grey the best other row.")),
-        ('Decisions', _figure(folder, 'confusion', 'Decisions at logit zero, counted over all episodes.')),
+        (
+            'Curves',
+            _figure(
+                folder,
+                'curves',
+                f"Mean of the episodes' curves, {r['default']}. In grey the best other row.",
+            ),
+        ),
+        (
+            'Decisions',
+            _figure(folder, 'confusion', 'Decisions at logit zero, counted over all episodes.'),
+        ),
         ('Shots and steps', _shots_and_steps(folder, t.get('shots', []))),
-        ('What adaptation does', _figure(folder, 'embeddings', 'Embeddings of one episode before and after adaptation, in the plane of their two main directions.')),
+        (
+            'What adaptation does',
+            _figure(
+                folder,
+                'embeddings',
+                'Embeddings of one episode before and after adaptation, in the plane of their two main directions.',
+            ),
+        ),
         ('Calibration', _calibration(folder, t.get('calibration', []))),
         ('Other examinations', _other_protocols(t)),
-        ('Hardest errors', _figure(folder, 'errors', 'The X-rays that stand furthest on the wrong side: behind which share of the opposite class, and their row in the table. Patients: keep this page private.')),
-        ('How to repeat it', _repeat(r, folder))]
+        (
+            'Hardest errors',
+            _figure(
+                folder,
+                'errors',
+                'The X-rays that stand furthest on the wrong side: behind which share of the opposite class, and their row in the table. Patients: keep this page private.',
+            ),
+        ),
+        ('How to repeat it', _repeat(r, folder)),
+    ]
     title = f"{r['rows'][0]['shots']}-shot chest X-rays: {', '.join(r['data']['novel'])}"
-    return write_atomic(folder/'report.html', _page(title, f'smlxray report, run {folder.name}', headline(r), _cards(r), sections))
+    return write_atomic(
+        folder / 'report.html',
+        _page(title, f'smlxray report, run {folder.name}', headline(r), _cards(r), sections),
+    )
 
 # %% ../nbs/72_report.ipynb #5c9d5a8f
 def write_report(results: Results, nets: dict = None, episodes: int = 10) -> Path:
     "Save results, tables and figures of a run and write its `report.html`; `nets` are the meta-learned networks by algorithm, `episodes` bounds the two curves."
     lab, folder, default, nets = results.lab, results.lab.folder, results.default, nets or {}
-    plain = [m for m in dict.fromkeys(r['method'] for r in results.rows if not isinstance(r.get('control'), str)) if m != default]
-    s, findings = lab.settings, list(results.episodes); results.tables['comparisons'] = compare_methods(results.answers, default, plain, s.evaluation.bootstrap, s.training.seed, ['mean', *findings])
+    plain = [
+        m
+        for m in dict.fromkeys(
+            r['method'] for r in results.rows if not isinstance(r.get('control'), str)
+        )
+        if m != default
+    ]
+    s, findings = lab.settings, list(results.episodes)
+    results.tables['comparisons'] = compare_methods(
+        results.answers,
+        default,
+        plain,
+        s.evaluation.bootstrap,
+        s.training.seed,
+        ['mean', *findings],
+    )
     results.tables['errors'] = hardest_errors(results.answers, results.episodes, default)
-    if default in nets and 'steps' not in results.tables: results.tables['steps'] = steps_curve(results, nets[default], default, episodes=episodes)
-    save_results(results); save_tables(results.tables, folder)
+    if default in nets and 'steps' not in results.tables:
+        results.tables['steps'] = steps_curve(results, nets[default], default, episodes=episodes)
+    save_results(results)
+    save_tables(results.tables, folder)
     best = max(plain, key=lambda m: mean_episode_auc(results.answers[m, 'mean'])) if plain else ''
-    _save(draw_curves(results.answers, default, findings, best), folder, 'curves'); _save(draw_confusion(results.answers, default, findings), folder, 'confusion'); _save(draw_errors(lab, results.tables['errors']), folder, 'errors', 'png')
-    if t := results.tables.get('shots'): _save(draw_line(t, 'shots', 'shots a class', log=True), folder, 'shots')
-    if t := results.tables.get('steps'): _save(draw_line(t, 'steps', 'inner steps'), folder, 'steps')
-    if t := results.tables.get('reliability'): _save(draw_reliability([p for p in t if p['method'] == t[0]['method']]), folder, 'reliability')
-    if default in nets: _save(draw_adaptation(lab, nets[default], default, results.episodes[findings[0]][0], s.meta.adapt_steps), folder, 'embeddings')
+    _save(draw_curves(results.answers, default, findings, best), folder, 'curves')
+    _save(draw_confusion(results.answers, default, findings), folder, 'confusion')
+    _save(draw_errors(lab, results.tables['errors']), folder, 'errors', 'png')
+    if t := results.tables.get('shots'):
+        _save(draw_line(t, 'shots', 'shots a class', log=True), folder, 'shots')
+    if t := results.tables.get('steps'):
+        _save(draw_line(t, 'steps', 'inner steps'), folder, 'steps')
+    if t := results.tables.get('reliability'):
+        _save(
+            draw_reliability([p for p in t if p['method'] == t[0]['method']]), folder, 'reliability'
+        )
+    if default in nets:
+        _save(
+            draw_adaptation(
+                lab, nets[default], default, results.episodes[findings[0]][0], s.meta.adapt_steps
+            ),
+            folder,
+            'embeddings',
+        )
     return render_report(folder)
 
 def save_tables(tables: dict, folder: Path) -> None:
     "Write each table as `tables/<name>.csv`."
-    for name, rows in tables.items(): write_atomic(folder/'tables'/f'{name}.csv', pd.DataFrame(rows).to_csv(index=False))
+    for name, rows in tables.items():
+        write_atomic(folder / 'tables' / f'{name}.csv', pd.DataFrame(rows).to_csv(index=False))
 
 # %% ../nbs/72_report.ipynb #0d982920
 def compare_runs(a: Path, b: Path, n: int = 1000, seed: int = 0) -> list[dict]:
     "Compare each method that two runs have in common, and their default methods, on the episodes they share; raises `DataError` if there are none."
     ra, rb, (xa, ea), (xb, eb) = read_results(a), read_results(b), read_answers(a), read_answers(b)
-    if ra['data']['digest'] != rb['data']['digest']: raise DataError(f"{Path(a).name} and {Path(b).name} were made from different tables ({ra['data']['digest']} and {rb['data']['digest']}), so no episode is the same; evaluate both on one.")
-    key = lambda e: (e.finding, e.seed, e.support.tobytes(), e.query.tobytes()); place = {key(e): (e.finding, i) for es in eb.values() for i, e in enumerate(es)}
-    shared = [((f, i), place[key(e)]) for f, es in ea.items() for i, e in enumerate(es) if key(e) in place]
-    if not shared: raise DataError(f'{Path(a).name} and {Path(b).name} share no episode: shots, queries, matching, split and seed must be the same')
-    pick = lambda x, m, side: [x[m, f][i] for f, i in side if i < len(x.get((m, f), []))]; rows = []
-    plain = [[x['method'] for x in r['rows'] if x['finding'] == 'mean' and not x.get('control')] for r in (ra, rb)]
-    for m, o in dict.fromkeys([(ra.get('default') or plain[0][-1], rb.get('default') or plain[1][-1]), *((m, m) for m in plain[0] if m in plain[1])]):
-        x, y = _shared(pick(xa, m, [s for s, _ in shared]), pick(xb, o, [s for _, s in shared])); d = bootstrap_paired(x, y, n=n, seed=seed)
-        rows.append(dict(method=m, over=o, finding='mean', episodes=len(x), auc=mean_episode_auc(x), auc_over=mean_episode_auc(y), difference=d.value, low=d.low, high=d.high, p_bootstrap=bootstrap_p(d), p_exchange=exchange_test(x, y, n=n, seed=seed)))
+    if ra['data']['digest'] != rb['data']['digest']:
+        raise DataError(
+            f"{Path(a).name} and {Path(b).name} were made from different tables ({ra['data']['digest']} and {rb['data']['digest']}), so no episode is the same; evaluate both on one."
+        )
+    key = lambda e: (e.finding, e.seed, e.support.tobytes(), e.query.tobytes())
+    place = {key(e): (e.finding, i) for es in eb.values() for i, e in enumerate(es)}
+    shared = [
+        ((f, i), place[key(e)]) for f, es in ea.items() for i, e in enumerate(es) if key(e) in place
+    ]
+    if not shared:
+        raise DataError(
+            f'{Path(a).name} and {Path(b).name} share no episode: shots, queries, matching, split and seed must be the same'
+        )
+    pick = lambda x, m, side: [x[m, f][i] for f, i in side if i < len(x.get((m, f), []))]
+    rows = []
+    plain = [
+        [x['method'] for x in r['rows'] if x['finding'] == 'mean' and not x.get('control')]
+        for r in (ra, rb)
+    ]
+    for m, o in dict.fromkeys(
+        [
+            (ra.get('default') or plain[0][-1], rb.get('default') or plain[1][-1]),
+            *((m, m) for m in plain[0] if m in plain[1]),
+        ]
+    ):
+        x, y = _shared(pick(xa, m, [s for s, _ in shared]), pick(xb, o, [s for _, s in shared]))
+        d = bootstrap_paired(x, y, n=n, seed=seed)
+        rows.append(
+            dict(
+                method=m,
+                over=o,
+                finding='mean',
+                episodes=len(x),
+                auc=mean_episode_auc(x),
+                auc_over=mean_episode_auc(y),
+                difference=d.value,
+                low=d.low,
+                high=d.high,
+                p_bootstrap=bootstrap_p(d),
+                p_exchange=exchange_test(x, y, n=n, seed=seed),
+            )
+        )
     return rows
 
 def write_comparison(a: Path, b: Path, n: int = 1000) -> Path:
     "Write `compare-<b>.html` into the folder of run a: its methods against those of run b on the episodes they share."
-    a, b = resolve_path(a), resolve_path(b); rows = compare_runs(a, b, n); edge = max(.02, *(max(abs(x['low']), abs(x['high'])) for x in rows)); first = rows[0]
-    ra, rb = (read_results(f)['settings'] for f in (a, b)); changed = [(f'{k}.{j}', ra[k][j], rb[k].get(j)) for k in ra for j in ra[k] if j not in ('run', 'runs_path', 'cache_path', 'dataset_path') and ra[k][j] != rb[k].get(j)]
-    table = _table(['method', f'in {_text(a.name)}', f'in {_text(b.name)}', 'difference, 95 %', '', 'p, exchange', 'episodes', 'verdict'], [[_text(x['method'] if x['method'] == x['over'] else f"{x['method']} against {x['over']}"), _value(x['auc']), _value(x['auc_over']), _span(x, 'difference', 'low', 'high', _signed),
-        _bar(x['low'], x['difference'], x['high'], -edge, edge, 0, x['low'] > 0), _value(x['p_exchange']), str(x['episodes']), f'<span class="tag {verdict(x["low"], x["high"]).split()[0]}">{verdict(x["low"], x["high"])}</span>'] for x in rows], ['default'] + ['']*(len(rows) - 1))
+    a, b = resolve_path(a), resolve_path(b)
+    rows = compare_runs(a, b, n)
+    edge = max(0.02, *(max(abs(x['low']), abs(x['high'])) for x in rows))
+    first = rows[0]
+    ra, rb = (read_results(f)['settings'] for f in (a, b))
+    changed = [
+        (f'{k}.{j}', ra[k][j], rb[k].get(j))
+        for k in ra
+        for j in ra[k]
+        if j not in ('run', 'runs_path', 'cache_path', 'dataset_path') and ra[k][j] != rb[k].get(j)
+    ]
+    table = _table(
+        [
+            'method',
+            f'in {_text(a.name)}',
+            f'in {_text(b.name)}',
+            'difference, 95 %',
+            '',
+            'p, exchange',
+            'episodes',
+            'verdict',
+        ],
+        [
+            [
+                _text(
+                    x['method']
+                    if x['method'] == x['over']
+                    else f"{x['method']} against {x['over']}"
+                ),
+                _value(x['auc']),
+                _value(x['auc_over']),
+                _span(x, 'difference', 'low', 'high', _signed),
+                _bar(x['low'], x['difference'], x['high'], -edge, edge, 0, x['low'] > 0),
+                _value(x['p_exchange']),
+                str(x['episodes']),
+                f'<span class="tag {verdict(x["low"], x["high"]).split()[0]}">{verdict(x["low"], x["high"])}</span>',
+            ]
+            for x in rows
+        ],
+        ['default'] + [''] * (len(rows) - 1),
+    )
     lead = f"On {first['episodes']} shared episodes, {first['method']} of {a.name} has an AUC of {first['auc']:.3f} and {first['over']} of {b.name} one of {first['auc_over']:.3f}: {verdict(first['low'], first['high'])} ({_signed(first['difference'])}, {_signed(first['low'])} to {_signed(first['high'])}, paired over patients)."
-    settings = _table(['setting', _text(a.name), _text(b.name)], [[f'<code>{k}</code>', _text(x), _text(y)] for k, x, y in changed]) if changed else '<p>The settings are the same.</p>'
-    return write_atomic(a/f'compare-{b.name}.html', _page(f'{a.name} against {b.name}', 'smlxray, two runs on the same episodes', lead, '', [('Paired on shared episodes', table), ('What differs between them', settings)]))
+    settings = (
+        _table(
+            ['setting', _text(a.name), _text(b.name)],
+            [[f'<code>{k}</code>', _text(x), _text(y)] for k, x, y in changed],
+        )
+        if changed
+        else '<p>The settings are the same.</p>'
+    )
+    return write_atomic(
+        a / f'compare-{b.name}.html',
+        _page(
+            f'{a.name} against {b.name}',
+            'smlxray, two runs on the same episodes',
+            lead,
+            '',
+            [('Paired on shared episodes', table), ('What differs between them', settings)],
+        ),
+    )
 
 # %% ../nbs/72_report.ipynb #77e6c374
 def combine_runs(folders: list[Path], n: int = 1000, seed: int = 0) -> list[dict]:
     "Combine runs of one recipe over splits and seeds: one row a method, with its interval, what that covers, and the default method's difference from it."
-    facts = {(r['settings']['data']['split_seed'], r['settings']['training']['seed']): (f, r) for f in folders for r in [read_results(f)]}
-    if len(facts) < len(folders): raise DataError('two of the runs have the same salt and the same seed, so they are one replicate, not two')
-    plain = lambda r: {f'{k}.{j}': v for k, part in r['settings'].items() for j, v in part.items() if j not in ('run', 'runs_path', 'cache_path', 'dataset_path', 'split_seed', 'seed', 'progress', 'workers', 'device')} | dict(digest=r['data']['digest'])
-    first, runs = plain(next(iter(facts.values()))[1]), {k: read_answers(f).answers for k, (f, _) in facts.items()}
-    if other := sorted({k for _, r in facts.values() for k, v in plain(r).items() if first.get(k) != v}): raise DataError(f"the runs differ in {', '.join(other)}; replicates differ in the seed and the salt of the split only")
-    default = next(iter(facts.values()))[1]['default']; rows = []
-    for m in [m for m, f in next(iter(runs.values())) if f == 'mean' and all((m, 'mean') in a for a in runs.values())]:
-        mine, theirs = ({k: a[x, 'mean'] for k, a in runs.items()} for x in (m, default)); i = bootstrap_replicates(mine, n=n, seed=seed)
+    facts = {
+        (r['settings']['data']['split_seed'], r['settings']['training']['seed']): (f, r)
+        for f in folders
+        for r in [read_results(f)]
+    }
+    if len(facts) < len(folders):
+        raise DataError(
+            'two of the runs have the same salt and the same seed, so they are one replicate, not two'
+        )
+    plain = lambda r: (
+        {
+            f'{k}.{j}': v
+            for k, part in r['settings'].items()
+            for j, v in part.items()
+            if j
+            not in (
+                'run',
+                'runs_path',
+                'cache_path',
+                'dataset_path',
+                'split_seed',
+                'seed',
+                'progress',
+                'workers',
+                'device',
+            )
+        }
+        | dict(digest=r['data']['digest'])
+    )
+    first, runs = (
+        plain(next(iter(facts.values()))[1]),
+        {k: read_answers(f).answers for k, (f, _) in facts.items()},
+    )
+    if other := sorted(
+        {k for _, r in facts.values() for k, v in plain(r).items() if first.get(k) != v}
+    ):
+        raise DataError(
+            f"the runs differ in {', '.join(other)}; replicates differ in the seed and the salt of the split only"
+        )
+    default = next(iter(facts.values()))[1]['default']
+    rows = []
+    for m in [
+        m
+        for m, f in next(iter(runs.values()))
+        if f == 'mean' and all((m, 'mean') in a for a in runs.values())
+    ]:
+        mine, theirs = ({k: a[x, 'mean'] for k, a in runs.items()} for x in (m, default))
+        i = bootstrap_replicates(mine, n=n, seed=seed)
         d = bootstrap_replicates(theirs, mine, n=n, seed=seed) if default and m != default else None
-        rows.append(dict(method=m, runs=len(runs), patients=i.patients, auc=i.value, low=i.low, high=i.high, covers=i.covers) | (dict(default_minus=d.value, default_minus_low=d.low, default_minus_high=d.high, p_bootstrap=bootstrap_p(d)) if d else {}))
+        rows.append(
+            dict(
+                method=m,
+                runs=len(runs),
+                patients=i.patients,
+                auc=i.value,
+                low=i.low,
+                high=i.high,
+                covers=i.covers,
+            )
+            | (
+                dict(
+                    default_minus=d.value,
+                    default_minus_low=d.low,
+                    default_minus_high=d.high,
+                    p_bootstrap=bootstrap_p(d),
+                )
+                if d
+                else {}
+            )
+        )
     return rows

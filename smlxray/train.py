@@ -24,10 +24,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
-from .config import ConfigError, DataError, Settings, SmlxrayError, resolve_path, run_folder, set_seed, write_atomic
+from smlxray.config import (
+    ConfigError,
+    DataError,
+    Settings,
+    SmlxrayError,
+    resolve_path,
+    run_folder,
+    set_seed,
+    write_atomic,
+)
 from .phantom import ensure_phantoms
-from .data import (XrayTable, PatientSplit, FindingSplit, apply_policy, balanced_seed, own_split, split_patients, split_findings, training_rows,
-                          check_patient_disjoint, check_finding_disjoint)
+from smlxray.data import (
+    XrayTable,
+    PatientSplit,
+    FindingSplit,
+    apply_policy,
+    balanced_seed,
+    own_split,
+    split_patients,
+    split_findings,
+    training_rows,
+    check_patient_disjoint,
+    check_finding_disjoint,
+)
 from .readers import read_xrays, check_files
 from .cache import ImageCache, open_pixels, to_float, augment
 from .siamese import SiameseNet, cosine_similarity, norm_mode
@@ -41,39 +61,71 @@ from .engines import checkpointed
 @dataclass
 class Lab:
     "Hold all that an experiment needs: settings, table, pixels, and who belongs to which side."
-    settings: Settings  # the validated settings of the run
-    table: XrayTable  # every X-ray, raw labels
-    pixels: ImageCache  # `.gather(rows)` gives (B, 1, H, W) uint8
+
+    settings: Settings      # the validated settings of the run
+    table: XrayTable        # every X-ray, raw labels
+    pixels: ImageCache      # `.gather(rows)` gives (B, 1, H, W) uint8
     patients: PatientSplit  # rows by side: train, valid, test; no patient on two sides
     findings: FindingSplit  # base and novel findings; no finding on both sides
-    train: np.ndarray  # rows for both training loops: training patients, no image with a novel finding
-    valid: np.ndarray  # rows for thresholds and early looks: validation patients, no image with a novel finding
+    train: (
+        np.ndarray
+    )  # rows for both training loops: training patients, no image with a novel finding
+    valid: (
+        np.ndarray
+    )  # rows for thresholds and early looks: validation patients, no image with a novel finding
     folder: Path  # the run folder, `runs/<name>`
 
     @property
-    def test(self): return self.patients.test
+    def test(self):
+        return self.patients.test
+
     @property
-    def device(self): return pick_device(self.settings)
+    def device(self):
+        return pick_device(self.settings)
+
     def sampler(self, rows: np.ndarray, findings) -> EpisodeSampler:
         "Sample few-shot tasks of some findings from some rows, as the settings say."
         d, m = self.settings.data, self.settings.meta
-        return EpisodeSampler(self.table, rows, findings, m.shots, m.queries, match_on=d.match_on, negatives=d.negatives, seed=self.settings.training.seed)
+        return EpisodeSampler(
+            self.table,
+            rows,
+            findings,
+            m.shots,
+            m.queries,
+            match_on=d.match_on,
+            negatives=d.negatives,
+            seed=self.settings.training.seed,
+        )
 
 # %% ../nbs/65_train.ipynb #fe86334f
 def pick_device(settings: Settings) -> torch.device:
     "Turn `training.device` into a device; `auto` takes an accelerator if there is one."
     name = settings.training.device
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    try: return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError): raise SmlxrayError(f"training.device is {name!r}, which this machine does not have; use 'auto' or 'cpu'.") from None
+    if name == 'auto':
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise SmlxrayError(
+            f"training.device is {name!r}, which this machine does not have; use 'auto' or 'cpu'."
+        ) from None
 
 # %% ../nbs/65_train.ipynb #edb1b6dc
 def open_table(settings: Settings) -> XrayTable:
     "Read the X-rays that the settings name; draw the phantoms first if they are asked for and absent."
     d, folder = settings.data, resolve_path(settings.data.dataset_path)
     if d.dataset == 'phantom':
-        ensure_phantoms(folder, patients=d.patients, size=d.phantom_size, seed=0, workers=d.workers, progress=settings.training.progress)
-    return read_xrays(folder, dataset='chexpert' if d.dataset == 'phantom' else d.dataset, views=d.views)
+        ensure_phantoms(
+            folder,
+            patients=d.patients,
+            size=d.phantom_size,
+            seed=0,
+            workers=d.workers,
+            progress=settings.training.progress,
+        )
+    return read_xrays(
+        folder, dataset='chexpert' if d.dataset == 'phantom' else d.dataset, views=d.views
+    )
 
 # %% ../nbs/65_train.ipynb #e2383c06
 def deal_patients(
@@ -83,42 +135,64 @@ def deal_patients(
     "Deal patients to train, valid and test as the settings say; raise `DataError` where that cannot be."
     d = settings.data
     if d.split == 'own': return _with_valid(table, own_split(table), d), settings
-    seed = balanced_seed(table, d.valid_fraction, d.test_fraction) if d.split_seed == 'auto' else int(d.split_seed)
-    settings = settings.model_copy(update=dict(data=d.model_copy(update=dict(split_seed=str(seed)))))
+    seed = (
+        balanced_seed(table, d.valid_fraction, d.test_fraction)
+        if d.split_seed == 'auto'
+        else int(d.split_seed)
+    )
+    settings = settings.model_copy(
+        update=dict(data=d.model_copy(update=dict(split_seed=str(seed))))
+    )
     return split_patients(table, d.valid_fraction, d.test_fraction, seed), settings
 
 def _with_valid(table: XrayTable, split: PatientSplit, d) -> PatientSplit:
     "Take validation patients from the training part of a data set that names none."
     if len(split.valid) or not d.valid_fraction: return split
-    mine = split_patients(table[split.train], d.valid_fraction, 0, 0 if d.split_seed == 'auto' else int(d.split_seed))
+    mine = split_patients(
+        table[split.train], d.valid_fraction, 0, 0 if d.split_seed == 'auto' else int(d.split_seed)
+    )
     return split._replace(train=split.train[mine.train], valid=split.train[mine.valid])
 
 # %% ../nbs/65_train.ipynb #322bb1d7
-TOO_MANY = .05  # share of unreadable images above which nothing begins
+TOO_MANY = 0.05  # share of unreadable images above which nothing begins
 
 def readable(table: XrayTable, pixels) -> np.ndarray:  # (N,) bool
     "Mark the rows that have pixels; raise `DataError` if more than one in twenty has none."
     lost = np.flatnonzero(~pixels.usable)
-    if len(lost) > TOO_MANY*len(table):
+    if len(lost) > TOO_MANY * len(table):
         row = int(lost[0])
-        raise DataError(f"{len(lost):,} of the {len(table):,} images of {table.name!r} cannot be read, row {row} for one: {pixels.quarantined[row]} `smlxray data check --list FILE` lists them; mend the folder, or take the rows out of its table.")
+        raise DataError(
+            f"{len(lost):,} of the {len(table):,} images of {table.name!r} cannot be read, row {row} for one: {pixels.quarantined[row]} `smlxray data check --list FILE` lists them; mend the folder, or take the rows out of its table."
+        )
     return pixels.usable
 
 # %% ../nbs/65_train.ipynb #3a0547a5
 def open_lab(settings: Settings) -> Lab:
     "Open table, pixels and splits for a run; raise `DataError` if a patient or a finding stands on two sides, or too many images are unreadable."
-    if settings.evaluation.folds: raise ConfigError('evaluation.folds makes several runs of one: give it to the notebook evaluate_meta, which trains each of them, or name one list as novel_findings.')
+    if settings.evaluation.folds:
+        raise ConfigError(
+            'evaluation.folds makes several runs of one: give it to the notebook evaluate_meta, which trains each of them, or name one list as novel_findings.'
+        )
     d, table = settings.data, open_table(settings)
     patients, settings = deal_patients(settings, table)
     findings = split_findings(table, d.novel_findings)
     check_patient_disjoint(table, patients.train, patients.valid, patients.test)
     check_finding_disjoint(findings.base, findings.novel)
-    if not d.use_cache: check_files(table)   # nobody else would look before training does
-    pixels = open_pixels(table, tuple(d.image_size), use_cache=d.use_cache, cache_path=resolve_path(d.cache_path), workers=d.workers,
-                         progress=settings.training.progress)
+    if not d.use_cache:
+        check_files(table)  # nobody else would look before training does
+    pixels = open_pixels(
+        table,
+        tuple(d.image_size),
+        use_cache=d.use_cache,
+        cache_path=resolve_path(d.cache_path),
+        workers=d.workers,
+        progress=settings.training.progress,
+    )
     usable = readable(table, pixels)
     patients = PatientSplit(*(rows[usable[rows]] for rows in patients))
-    train, valid = (training_rows(table, rows, findings.novel) for rows in (patients.train, patients.valid))
+    train, valid = (
+        training_rows(table, rows, findings.novel) for rows in (patients.train, patients.valid)
+    )
     return Lab(settings, table, pixels, patients, findings, train, valid, run_folder(settings))
 
 # %% ../nbs/65_train.ipynb #2ba6c957
@@ -137,7 +211,15 @@ def rows_to_batch(
 def base_targets(lab: Lab) -> torch.Tensor:  # (N, F) float32 from 0 to 1, and NaN
     "Give the labels that the Siamese loss may see: base findings, blanks and uncertain ones by policy."
     d, columns = lab.settings.data, [lab.table.findings.index(f) for f in lab.findings.base]
-    return torch.from_numpy(apply_policy(lab.table.labels[:, columns], d.uncertain, d.blanks, lab.findings.base, lab.settings.training.seed))
+    return torch.from_numpy(
+        apply_policy(
+            lab.table.labels[:, columns],
+            d.uncertain,
+            d.blanks,
+            lab.findings.base,
+            lab.settings.training.seed,
+        )
+    )
 
 # %% ../nbs/65_train.ipynb #53f773ce
 def epoch_batches(
@@ -155,16 +237,22 @@ def epoch_batches(
 # %% ../nbs/65_train.ipynb #ce8acf34
 class MetricsLog:
     "Append rows to a run's `metrics.jsonl`; starting a phase again replaces that phase, resuming it keeps its first rows."
+
     def __init__(self, folder: Path, phase: str, keep: int = 0):
         mine = read_metrics(folder, phase)[:keep]
-        self.path, self.phase, self.start = Path(folder)/'metrics.jsonl', phase, time.time() - (mine[-1]['seconds'] if mine else 0)
+        self.path, self.phase, self.start = (
+            Path(folder) / 'metrics.jsonl',
+            phase,
+            time.time() - (mine[-1]['seconds'] if mine else 0),
+        )
         kept = [r for r in read_metrics(folder) if r['phase'] != phase] + mine
         write_atomic(self.path, ''.join(json.dumps(r) + '\n' for r in kept))
 
     def add(self, **values):
         "Write one row at once, so that a killed run keeps what it had."
         row = dict(phase=self.phase, **values, seconds=round(time.time() - self.start, 2))
-        with self.path.open('a') as f: f.write(json.dumps(row) + '\n')
+        with self.path.open('a') as f:
+            f.write(json.dumps(row) + '\n')
 
 # %% ../nbs/65_train.ipynb #79f632c5
 def read_metrics(folder: Path, phase: str = None) -> list[dict]:
@@ -177,37 +265,93 @@ def read_metrics(folder: Path, phase: str = None) -> list[dict]:
 def table_digest(table: XrayTable) -> str:  # 16 hex digits
     "Fingerprint a table: paths, patients and raw labels."
     sha = blake2b(digest_size=8)
-    for part in (table.frame['path'], table.frame['patient']): sha.update('\n'.join(map(str, part)).encode())
-    sha.update(np.nan_to_num(table.labels, nan=-9.).tobytes()); sha.update('|'.join(table.findings).encode())
+    for part in (table.frame['path'], table.frame['patient']):
+        sha.update('\n'.join(map(str, part)).encode())
+    sha.update(np.nan_to_num(table.labels, nan=-9.0).tobytes())
+    sha.update('|'.join(table.findings).encode())
     return sha.hexdigest()
 
 # %% ../nbs/65_train.ipynb #4ecdd886
 def recipe(lab: Lab, phase: str) -> dict:
     "Collect what a phase's weights depend on: the data, the split, and the settings of the loop."
-    s = lab.settings; flat = s.flat()
-    keys = ['image_size', 'uncertain', 'blanks', 'views', 'split', 'split_seed', 'sampling', 'novel_findings', 'valid_fraction', 'test_fraction', 'seed', 'backbone', 'pretrained', 'embedding_dim', 'margin',
-            'similarity_rule', 'label_weight', 'batch_size', 'siamese_epochs', 'siamese_lr', 'weight_decay', 'augment']
-    if phase != 'siamese': keys += ['inner_lr', 'body_rate', 'meta_lr', 'adapt_steps', 'shots', 'queries', 'meta_batch', 'batch_norm', 'match_on', 'negatives', 'meta_episodes']
-    return dict(phase=phase, table=table_digest(lab.table), unreadable=int((~lab.pixels.usable).sum()), **{k: flat[k] for k in keys})
+    s = lab.settings
+    flat = s.flat()
+    keys = [
+        'image_size',
+        'uncertain',
+        'blanks',
+        'views',
+        'split',
+        'split_seed',
+        'sampling',
+        'novel_findings',
+        'valid_fraction',
+        'test_fraction',
+        'seed',
+        'backbone',
+        'pretrained',
+        'embedding_dim',
+        'margin',
+        'similarity_rule',
+        'label_weight',
+        'batch_size',
+        'siamese_epochs',
+        'siamese_lr',
+        'weight_decay',
+        'augment',
+    ]
+    if phase != 'siamese':
+        keys += [
+            'inner_lr',
+            'body_rate',
+            'meta_lr',
+            'adapt_steps',
+            'shots',
+            'queries',
+            'meta_batch',
+            'batch_norm',
+            'match_on',
+            'negatives',
+            'meta_episodes',
+        ]
+    return dict(
+        phase=phase,
+        table=table_digest(lab.table),
+        unreadable=int((~lab.pixels.usable).sum()),
+        **{k: flat[k] for k in keys},
+    )
 
 # %% ../nbs/65_train.ipynb #6c96e3be
 def save_checkpoint(net: SiameseNet, path: Path, made_by: dict):
     "Write weights, network shape and recipe as one safetensors file, whole or not at all."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix('.part')
     tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    save_file(tensors, part, metadata=dict(net=json.dumps(net.to_config()), recipe=json.dumps(made_by)))
+    save_file(
+        tensors, part, metadata=dict(net=json.dumps(net.to_config()), recipe=json.dumps(made_by))
+    )
     part.replace(path)
 
 # %% ../nbs/65_train.ipynb #56096ab9
-def load_checkpoint(path: Path, device='cpu') -> tuple[SiameseNet, dict]:  # the network in eval mode, and the recipe
+def load_checkpoint(
+    path: Path, device='cpu'
+) -> tuple[SiameseNet, dict]:  # the network in eval mode, and the recipe
     "Read a checkpoint; no code of the file is ever run. Raises `SmlxrayError` for a missing or broken file."
     path = Path(path)
-    if not path.exists(): raise SmlxrayError(f'There is no checkpoint {path.name} in {path.parent.name}/; train it first, or name another run.')
+    if not path.exists():
+        raise SmlxrayError(
+            f'There is no checkpoint {path.name} in {path.parent.name}/; train it first, or name another run.'
+        )
     try:
-        with safe_open(path, 'pt') as f: meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
-        net = SiameseNet.from_config(json.loads(meta['net'])); net.load_state_dict(tensors)
-    except Exception as e: raise SmlxrayError(f'{path.name} is not a readable smlxray checkpoint ({type(e).__name__}); delete it and train again.') from e
+        with safe_open(path, 'pt') as f:
+            meta, tensors = f.metadata(), {k: f.get_tensor(k) for k in f.keys()}
+        net = SiameseNet.from_config(json.loads(meta['net']))
+        net.load_state_dict(tensors)
+    except Exception as e:
+        raise SmlxrayError(
+            f'{path.name} is not a readable smlxray checkpoint ({type(e).__name__}); delete it and train again.'
+        ) from e
     return net.to(device).eval(), json.loads(meta['recipe'])
 
 # %% ../nbs/65_train.ipynb #04f76918
@@ -217,7 +361,7 @@ def recipe_changes(old: dict, new: dict) -> list[str]:
     return [f'{k}: {old.get(k)} -> {new[k]}' for k in new if old.get(k) != new[k]]
 
 # %% ../nbs/65_train.ipynb #fdab2653
-STATE_EVERY = 60.  # seconds between two states of the second loop; the first writes one an epoch
+STATE_EVERY = 60.0  # seconds between two states of the second loop; the first writes one an epoch
 
 def state_path(lab: Lab, phase: str) -> Path:
     "Say where an interrupted phase keeps its state, beside its weights to be."
@@ -225,28 +369,63 @@ def state_path(lab: Lab, phase: str) -> Path:
 
 def save_state(path: Path, model: nn.Module, opt, schedule, done: int, made_by: dict, scaler=None):
     "Write where a loop stands after `done` rounds as one safetensors file, whole or not at all."
-    s = opt.state_dict(); path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {f'model.{k}': v for k, v in model.state_dict().items()} | {'random': torch.get_rng_state()}
-    tensors |= {f'opt.{i}.{k}': torch.as_tensor(v) for i, values in s['state'].items() for k, v in values.items()}
-    told = dict(done=done, groups=s['param_groups'], schedule=schedule.state_dict(), scaler=scaler.state_dict() if scaler else None, recipe=made_by)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path.with_suffix('.part'), metadata=dict(state=json.dumps(told)))
+    s = opt.state_dict()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {f'model.{k}': v for k, v in model.state_dict().items()} | {
+        'random': torch.get_rng_state()
+    }
+    tensors |= {
+        f'opt.{i}.{k}': torch.as_tensor(v)
+        for i, values in s['state'].items()
+        for k, v in values.items()
+    }
+    told = dict(
+        done=done,
+        groups=s['param_groups'],
+        schedule=schedule.state_dict(),
+        scaler=scaler.state_dict() if scaler else None,
+        recipe=made_by,
+    )
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+        path.with_suffix('.part'),
+        metadata=dict(state=json.dumps(told)),
+    )
     path.with_suffix('.part').replace(path)
 
 # %% ../nbs/65_train.ipynb #5ac25968
-def load_state(path: Path, model: nn.Module, opt, schedule, made_by: dict, scaler=None) -> int:  # rounds that are done; 0 if there is nothing to go on from
+def load_state(
+    path: Path, model: nn.Module, opt, schedule, made_by: dict, scaler=None
+) -> int:  # rounds that are done; 0 if there is nothing to go on from
     "Put a loop back where it stood; a state that is broken or was made differently is left alone, with a word."
     if not path.exists(): return 0
     try:
-        with safe_open(path, 'pt') as f: told, tensors = json.loads(f.metadata()['state']), {k: f.get_tensor(k) for k in f.keys()}
-    except Exception: print(f'{path.name} cannot be read; starting from the beginning.'); return 0
-    if changes := recipe_changes(told['recipe'], made_by): print(f"{path.name} was made differently ({'; '.join(changes)}); starting from the beginning."); return 0
-    model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
+        with safe_open(path, 'pt') as f:
+            told, tensors = (
+                json.loads(f.metadata()['state']),
+                {k: f.get_tensor(k) for k in f.keys()},
+            )
+    except Exception:
+        print(f'{path.name} cannot be read; starting from the beginning.')
+        return 0
+    if changes := recipe_changes(told['recipe'], made_by):
+        print(
+            f"{path.name} was made differently ({'; '.join(changes)}); starting from the beginning."
+        )
+        return 0
+    model.load_state_dict(
+        {k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')}
+    )
     moments = {}
     for k, v in tensors.items():
-        if k.startswith('opt.'): _, i, name = k.split('.', 2); moments.setdefault(int(i), {})[name] = v
+        if k.startswith('opt.'):
+            _, i, name = k.split('.', 2)
+            moments.setdefault(int(i), {})[name] = v
     groups = [{k: tuple(v) if k == 'betas' else v for k, v in g.items()} for g in told['groups']]
-    opt.load_state_dict(dict(state=moments, param_groups=groups)); schedule.load_state_dict(told['schedule'])
-    if scaler and told['scaler']: scaler.load_state_dict(told['scaler'])
+    opt.load_state_dict(dict(state=moments, param_groups=groups))
+    schedule.load_state_dict(told['schedule'])
+    if scaler and told['scaler']:
+        scaler.load_state_dict(told['scaler'])
     torch.set_rng_state(tensors['random'])
     print(f'{path.name}: going on after {told["done"]}.')
     return told['done']
@@ -265,12 +444,13 @@ def finished(lab: Lab, phase: str) -> SiameseNet | None:
 def make_accelerator(settings: Settings) -> Accelerator:
     "Let `accelerate` decide about device, precision and processes, within the settings."
     device = pick_device(settings)
-    AcceleratorState._reset_state()   # or a run before this one, in the same process, would have chosen the precision
+    AcceleratorState._reset_state()  # or a run before this one, in the same process, would have chosen the precision
     return Accelerator(cpu=device.type == 'cpu', mixed_precision=settings.training.precision)
 
 # %% ../nbs/65_train.ipynb #8a36342d
 class NamingSiamese(nn.Module):
     "A Siamese network with a linear layer that names findings; `forward` gives embeddings (B, D) and finding logits (B, F)."
+
     def __init__(self, net: SiameseNet, findings: int):
         super().__init__()
         self.net, self.namer = net, nn.Linear(net.head[0].in_features, findings)
@@ -280,49 +460,77 @@ class NamingSiamese(nn.Module):
         return self.net.embed_features(features), self.namer(features)
 
 # %% ../nbs/65_train.ipynb #2ab29bb1
-def siamese_loss(lab: Lab, model: NamingSiamese, targets: torch.Tensor, rows: np.ndarray, generator=None) -> torch.Tensor:  # a scalar
+def siamese_loss(
+    lab: Lab, model: NamingSiamese, targets: torch.Tensor, rows: np.ndarray, generator=None
+) -> torch.Tensor:  # a scalar
     "Embed a batch once, compare all its pairs, and name its findings."
     s = lab.settings.siamese
     z, logits = model(rows_to_batch(lab, rows, generator))
-    y = targets[rows].to(z.device); known = ~y.isnan()
-    certain = y.masked_fill((y > 0) & (y < 1), float('nan'))    # a smoothed label is worth naming, but makes nobody alike
+    y = targets[rows].to(z.device)
+    known = ~y.isnan()
+    certain = y.masked_fill(
+        (y > 0) & (y < 1), float('nan')
+    )  # a smoothed label is worth naming, but makes nobody alike
     loss = contrastive_loss(z.float(), label_similarity(certain, s.similarity_rule), s.margin)
-    if s.label_weight: loss = loss + s.label_weight * nn.functional.binary_cross_entropy_with_logits(logits.float()[known], y[known])
+    if s.label_weight:
+        loss = loss + s.label_weight * nn.functional.binary_cross_entropy_with_logits(
+            logits.float()[known], y[known]
+        )
     return loss
 
 # %% ../nbs/65_train.ipynb #1ce55856
 @torch.no_grad()
-def embed_rows(lab: Lab, net: nn.Module, rows: np.ndarray, batch_size: int = 128) -> torch.Tensor:  # (len(rows), D) float32, on the CPU
+def embed_rows(
+    lab: Lab, net: nn.Module, rows: np.ndarray, batch_size: int = 128
+) -> torch.Tensor:  # (len(rows), D) float32, on the CPU
     "Embed rows of the table in eval mode, batch by batch."
-    training = net.training; net.eval()
-    parts = [net(rows_to_batch(lab, rows[i:i + batch_size])).float().cpu() for i in range(0, len(rows), batch_size)]
+    training = net.training
+    net.eval()
+    parts = [
+        net(rows_to_batch(lab, rows[i : i + batch_size])).float().cpu()
+        for i in range(0, len(rows), batch_size)
+    ]
     net.train(training)
     return torch.cat(parts)
 
 # %% ../nbs/65_train.ipynb #c3590386
-def pair_labels(lab: Lab, rows: np.ndarray, findings: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pair_labels(
+    lab: Lab, rows: np.ndarray, findings: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "List pairs i < j of different patients with `same` = they share a finding or both have none."
     columns = [lab.table.findings.index(f) for f in findings]
-    y = torch.from_numpy(apply_policy(lab.table.labels[rows][:, columns], uncertain='ignore', blanks='negative'))
+    y = torch.from_numpy(
+        apply_policy(lab.table.labels[rows][:, columns], uncertain='ignore', blanks='negative')
+    )
     alike = label_similarity(y, 'any').numpy()
     i, j = np.triu_indices(len(rows), 1)
     keep = (lab.table.patients[rows][i] != lab.table.patients[rows][j]) & ~np.isnan(alike[i, j])
     return i[keep], j[keep], alike[i, j][keep] > 0.5
 
 # %% ../nbs/65_train.ipynb #380a45ff
-def pair_similarities(lab: Lab, net: nn.Module, rows: np.ndarray, findings: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def pair_similarities(
+    lab: Lab, net: nn.Module, rows: np.ndarray, findings: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
     "Give, for the pairs of `pair_labels`, their cosine similarity and whether they are the same."
     i, j, same = pair_labels(lab, rows, findings)
     return cosine_similarity(embed_rows(lab, net, rows)).numpy()[i, j], same
 
 # %% ../nbs/65_train.ipynb #9384956a
-def similarity_report(lab: Lab, net: nn.Module, rows: np.ndarray, threshold: float = None, findings: list[str] = None) -> dict:
+def similarity_report(
+    lab: Lab, net: nn.Module, rows: np.ndarray, threshold: float = None, findings: list[str] = None
+) -> dict:
     "Say how well similarity tells same from different; choose the threshold unless one is given."
     rows = rows[:2000]
     s, same = pair_similarities(lab, net, rows, findings or lab.findings.base)
-    if same.all() or not same.any(): return dict(pairs=len(same), auc=None, accuracy=None, threshold=threshold)
+    if same.all() or not same.any():
+        return dict(pairs=len(same), auc=None, accuracy=None, threshold=threshold)
     threshold = choose_threshold(s, same) if threshold is None else threshold
-    return dict(pairs=len(same), auc=float(auc(s, same)), accuracy=float(similarity_accuracy(s, same, threshold)), threshold=float(threshold))
+    return dict(
+        pairs=len(same),
+        auc=float(auc(s, same)),
+        accuracy=float(similarity_accuracy(s, same, threshold)),
+        threshold=float(threshold),
+    )
 
 # %% ../nbs/65_train.ipynb #dabcc086
 @torch.no_grad()
@@ -330,49 +538,85 @@ def fit_pair_logits(lab: Lab, net: SiameseNet, limit: int = 600):
     "Set the network's `scale` and `bias` so that `scale * s + bias` is the logit of two training X-rays being alike."
     s, same = pair_similarities(lab, net, lab.train[:limit], lab.findings.base)
     fit = LogisticRegression(class_weight='balanced', C=1e4).fit(s[:, None], same)
-    scale = max(float(fit.coef_[0, 0]), 1.)
-    net.scale.fill_(scale); net.bias.fill_(-scale * (s[same].mean() + s[~same].mean()) / 2)
+    scale = max(float(fit.coef_[0, 0]), 1.0)
+    net.scale.fill_(scale)
+    net.bias.fill_(-scale * (s[same].mean() + s[~same].mean()) / 2)
 
 # %% ../nbs/65_train.ipynb #d3d7a630
 def train_siamese(lab: Lab, net: SiameseNet = None) -> SiameseNet:  # in eval mode
     "Teach a network to compare X-rays of base findings (Hadsell et al. 2006, over all pairs of a batch)."
     s, t = lab.settings, lab.settings.training
     if done := finished(lab, 'siamese'): return done
-    set_seed(t.seed); s.to_yaml(lab.folder/'config.yaml')
+    set_seed(t.seed)
+    s.to_yaml(lab.folder / 'config.yaml')
     acc = make_accelerator(s)
-    net = (net or SiameseNet(s.siamese.backbone, s.siamese.embedding_dim, pretrained=s.siamese.pretrained)).train()
+    net = (
+        net
+        or SiameseNet(s.siamese.backbone, s.siamese.embedding_dim, pretrained=s.siamese.pretrained)
+    ).train()
     model = NamingSiamese(net, len(lab.findings.base))
     opt = torch.optim.AdamW(model.parameters(), lr=t.siamese_lr, weight_decay=t.weight_decay)
     steps = len(epoch_batches(lab.train, s.data.batch_size, t.seed, 0)) * t.siamese_epochs
-    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, t.siamese_lr, total_steps=max(steps, 1), pct_start=.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        opt, t.siamese_lr, total_steps=max(steps, 1), pct_start=0.15
+    )
     model, opt = acc.prepare(model, opt)
     state, made_by = state_path(lab, 'siamese'), recipe(lab, 'siamese')
-    begin = load_state(state, acc.unwrap_model(model), opt, schedule, made_by, acc.scaler) if t.resume else 0
+    begin = (
+        load_state(state, acc.unwrap_model(model), opt, schedule, made_by, acc.scaler)
+        if t.resume
+        else 0
+    )
     targets, log = base_targets(lab), MetricsLog(lab.folder, 'siamese', begin)
-    for epoch in tqdm(range(begin, t.siamese_epochs), initial=begin, total=t.siamese_epochs, desc='learn to compare', unit='epoch', disable=not t.progress):
+    for epoch in tqdm(
+        range(begin, t.siamese_epochs),
+        initial=begin,
+        total=t.siamese_epochs,
+        desc='learn to compare',
+        unit='epoch',
+        disable=not t.progress,
+    ):
         loss = siamese_epoch(lab, acc, model, opt, schedule, targets, epoch)
-        log.add(epoch=epoch + 1, loss=loss, **{f'valid_{k}': v for k, v in similarity_report(lab, net, lab.valid).items()})
-        if acc.is_main_process: save_state(state, acc.unwrap_model(model), opt, schedule, epoch + 1, made_by, acc.scaler)
+        log.add(
+            epoch=epoch + 1,
+            loss=loss,
+            **{f'valid_{k}': v for k, v in similarity_report(lab, net, lab.valid).items()},
+        )
+        if acc.is_main_process:
+            save_state(
+                state, acc.unwrap_model(model), opt, schedule, epoch + 1, made_by, acc.scaler
+            )
     fit_pair_logits(lab, net.eval())
-    save_checkpoint(net, checkpoint_path(lab, 'siamese'), made_by); state.unlink(missing_ok=True)
+    save_checkpoint(net, checkpoint_path(lab, 'siamese'), made_by)
+    state.unlink(missing_ok=True)
     return net
 
 # %% ../nbs/65_train.ipynb #48241f9c
 def training_batches(lab: Lab, epoch: int, process=(0, 1)) -> list[np.ndarray]:
     "Give the batches of an epoch, shuffled or balanced."
     d, seed = lab.settings.data, lab.settings.training.seed
-    if d.sampling == 'balanced': return balanced_batches(lab.table, lab.train, lab.findings.base, d.batch_size, seed, epoch, process)
+    if d.sampling == 'balanced':
+        return balanced_batches(
+            lab.table, lab.train, lab.findings.base, d.batch_size, seed, epoch, process
+        )
     return epoch_batches(lab.train, d.batch_size, seed, epoch, process)
 
 # %% ../nbs/65_train.ipynb #1e2399d3
 def siamese_epoch(lab, acc, model, opt, schedule, targets, epoch) -> float:  # the mean loss
     "Walk over the batches of an epoch."
-    t = lab.settings.training; losses = []
+    t = lab.settings.training
+    losses = []
     model.train()
     for k, rows in enumerate(training_batches(lab, epoch, (acc.process_index, acc.num_processes))):
-        generator = torch.Generator().manual_seed(hash((t.seed, epoch, k)) % 2**31) if t.augment else None
-        with acc.autocast(): loss = siamese_loss(lab, model, targets, rows, generator)
-        opt.zero_grad(); acc.backward(loss); opt.step(); schedule.step()
+        generator = (
+            torch.Generator().manual_seed(hash((t.seed, epoch, k)) % 2**31) if t.augment else None
+        )
+        with acc.autocast():
+            loss = siamese_loss(lab, model, targets, rows, generator)
+        opt.zero_grad()
+        acc.backward(loss)
+        opt.step()
+        schedule.step()
         losses.append(loss.item())
     return float(np.mean(losses))
 
@@ -384,13 +628,19 @@ def checkpoint_path(lab: Lab, phase: str) -> Path:
 # %% ../nbs/65_train.ipynb #78955dc4
 class TaskModel(nn.Module):
     "Wrap a `SiameseNet`: `(support, labels)` gives the inner loss, `(support, labels, query)` gives the query logits."
-    def __init__(self, net: SiameseNet): super().__init__(); self.net = net
 
-    def forward(self, support, labels, query=None, from_features=False):  # images (S, 1, H, W) or features (S, C), (S,), images or features
+    def __init__(self, net: SiameseNet):
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, support, labels, query=None, from_features=False
+    ):  # images (S, 1, H, W) or features (S, C), (S,), images or features
         embed = self.net.embed_features if from_features else self.net
-        if query is None: return pair_loss(embed(support), labels, self.net.scale, self.net.bias)
+        if query is None:
+            return pair_loss(embed(support), labels, self.net.scale, self.net.bias)
         z = embed(torch.cat([support, query]))
-        return query_scores(z[len(support):], z[:len(support)], labels, self.net.scale)
+        return query_scores(z[len(support) :], z[: len(support)], labels, self.net.scale)
 
     def adaptable(self, algorithm: str) -> list[str]:
         "Name the parameters that the inner loop may change."
@@ -401,12 +651,23 @@ def episode_batch(
     lab: Lab,
     episode: Episode,
     generator: torch.Generator = None,  # given: augment support and query (training); None: plain pixels
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # support (S, 1, H, W), labels (S,), query (Q, 1, H, W), labels (Q,)
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]:  # support (S, 1, H, W), labels (S,), query (Q, 1, H, W), labels (Q,)
     "Gather an episode's pixels and labels; with one shot the support gets a second, augmented view of each image."
-    support, query = (rows_to_batch(lab, rows, generator) for rows in (episode.support, episode.query))
-    ys, yq = (torch.as_tensor(y, dtype=torch.float32, device=support.device) for y in (episode.support_labels, episode.query_labels))
+    support, query = (
+        rows_to_batch(lab, rows, generator) for rows in (episode.support, episode.query)
+    )
+    ys, yq = (
+        torch.as_tensor(y, dtype=torch.float32, device=support.device)
+        for y in (episode.support_labels, episode.query_labels)
+    )
     if int(ys.sum()) == 1:
-        views = rows_to_batch(lab, episode.support, generator or torch.Generator().manual_seed(int(episode.seed) % 2**31))
+        views = rows_to_batch(
+            lab,
+            episode.support,
+            generator or torch.Generator().manual_seed(int(episode.seed) % 2**31),
+        )
         support, ys = torch.cat([support, views]), torch.cat([ys, ys])
     return support, ys, query, yq
 
@@ -415,53 +676,90 @@ def training_sampler(lab: Lab) -> EpisodeSampler:
     "Sample few-shot tasks over base findings and training patients; say which findings are too rare."
     usable, rare = [], []
     for f in lab.findings.base:
-        try: lab.sampler(lab.train, f); usable.append(f)
-        except SmlxrayError: rare.append(f)
-    if not usable: raise SmlxrayError(f'No base finding has {lab.settings.meta.shots} + 8 patients on each side for training; lower meta.shots or bring more patients.')
-    if rare: print(f"Too few patients for training tasks, left out: {', '.join(rare)}.")
+        try:
+            lab.sampler(lab.train, f)
+            usable.append(f)
+        except SmlxrayError:
+            rare.append(f)
+    if not usable:
+        raise SmlxrayError(
+            f'No base finding has {lab.settings.meta.shots} + 8 patients on each side for training; lower meta.shots or bring more patients.'
+        )
+    if rare:
+        print(f"Too few patients for training tasks, left out: {', '.join(rare)}.")
     return lab.sampler(lab.train, usable)
 
 # %% ../nbs/65_train.ipynb #5990eeed
-def task_inputs(model: TaskModel, support, query, algorithm: str, batch_norm: str) -> tuple[torch.Tensor, torch.Tensor, bool]:
+def task_inputs(
+    model: TaskModel, support, query, algorithm: str, batch_norm: str
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
     "Give what the inner loop works on: images, or, for ANIL, features computed once; and which of the two it is."
     if algorithm != 'anil' or batch_norm == 'transductive': return support, query, False
     f = model.net.features(torch.cat([support, query]))
-    return f[:len(support)], f[len(support):], True
+    return f[: len(support)], f[len(support) :], True
 
 # %% ../nbs/65_train.ipynb #77ae6d9d
 def inner_rates(model: TaskModel, settings: Settings, algorithm: str) -> dict[str, float]:
     "Give each parameter that adapts its inner learning rate: `inner_lr`, times `body_rate` in the backbone."
     m = settings.meta
-    return {k: m.inner_lr * (m.body_rate if k.startswith('net.backbone.') else 1.) for k in model.adaptable(algorithm)}
+    return {
+        k: m.inner_lr * (m.body_rate if k.startswith('net.backbone.') else 1.0)
+        for k in model.adaptable(algorithm)
+    }
 
 # %% ../nbs/65_train.ipynb #8c5d6246
 def task_losses(support, labels, query, query_labels, from_features=False):
     "Turn an episode's tensors into the pair (support loss, query loss) of functions of a callable model."
     bce = nn.functional.binary_cross_entropy_with_logits
-    return (lambda call: call(support, labels, None, from_features)), (lambda call: bce(call(support, labels, query, from_features), query_labels))
+    return (lambda call: call(support, labels, None, from_features)), (
+        lambda call: bce(call(support, labels, query, from_features), query_labels)
+    )
 
 # %% ../nbs/65_train.ipynb #48c0cb3f
-def add_meta_gradients(lab: Lab, model: TaskModel, episodes: list[Episode], algorithm: str, generator=None) -> float:  # mean query loss
+def add_meta_gradients(
+    lab: Lab, model: TaskModel, episodes: list[Episode], algorithm: str, generator=None
+) -> float:  # mean query loss
     "Add the mean meta-gradient of some episodes to `.grad` and return their mean query loss."
     m, losses = lab.settings.meta, []
     for e in episodes:
         support, ys, query, yq = episode_batch(lab, e, generator)
-        with norm_mode(model.net, m.batch_norm, support), checkpointed(model.net.blocks() if m.checkpoint_backbone else []):
+        with (
+            norm_mode(model.net, m.batch_norm, support),
+            checkpointed(model.net.blocks() if m.checkpoint_backbone else []),
+        ):
             xs, xq, from_features = task_inputs(model, support, query, algorithm, m.batch_norm)
             losses_of = lambda xs, xq: task_losses(xs, ys, xq, yq, from_features)
-            try: result = meta_gradient(model, lambda call, xs, xq: losses_of(xs, xq)[0](call), lambda call, xs, xq: losses_of(xs, xq)[1](call), m.adapt_steps, inner_rates(model, lab.settings, algorithm),
-                                        model.adaptable(algorithm), algorithm, m.engine, given=(xs, xq), budget=m.memory_gb*1e9)
-            except AdaptationError as error: raise SmlxrayError(f'Task {e.finding!r} (episode seed {e.seed}): {error}') from error
-        accumulate(model, result.grads, 1 / len(episodes)); losses.append(result.query_loss)
+            try:
+                result = meta_gradient(
+                    model,
+                    lambda call, xs, xq: losses_of(xs, xq)[0](call),
+                    lambda call, xs, xq: losses_of(xs, xq)[1](call),
+                    m.adapt_steps,
+                    inner_rates(model, lab.settings, algorithm),
+                    model.adaptable(algorithm),
+                    algorithm,
+                    m.engine,
+                    given=(xs, xq),
+                    budget=m.memory_gb * 1e9,
+                )
+            except AdaptationError as error:
+                raise SmlxrayError(
+                    f'Task {e.finding!r} (episode seed {e.seed}): {error}'
+                ) from error
+        accumulate(model, result.grads, 1 / len(episodes))
+        losses.append(result.query_loss)
     return float(np.mean(losses))
 
 # %% ../nbs/65_train.ipynb #27847ea7
-def train_meta(lab: Lab, net: SiameseNet, algorithm: str = None) -> SiameseNet:  # a new network, in eval mode
+def train_meta(
+    lab: Lab, net: SiameseNet, algorithm: str = None
+) -> SiameseNet:  # a new network, in eval mode
     "Teach a Siamese network to adapt (MAML, Finn et al. 2017; ANIL, Raghu et al. 2020); the network given is left as it is."
     s, t, m = lab.settings, lab.settings.training, lab.settings.meta
     algorithm = algorithm or m.algorithm
     if done := finished(lab, algorithm): return done
-    set_seed(t.seed); s.to_yaml(lab.folder/'config.yaml')
+    set_seed(t.seed)
+    s.to_yaml(lab.folder / 'config.yaml')
     acc, sampler = make_accelerator(s), training_sampler(lab)
     model = TaskModel(SiameseNet.from_config(net.to_config())).to(acc.device)
     model.net.load_state_dict(net.state_dict())
@@ -471,23 +769,42 @@ def train_meta(lab: Lab, net: SiameseNet, algorithm: str = None) -> SiameseNet: 
     state, made_by, saved = state_path(lab, algorithm), recipe(lab, algorithm), time.time()
     begin = load_state(state, model, opt, schedule, made_by) if t.resume else 0
     log = MetricsLog(lab.folder, algorithm, begin)
-    for step in tqdm(range(begin, steps), initial=begin, total=steps, desc=f'learn to adapt ({algorithm})', unit='step', disable=not t.progress):
-        loss = outer_step(lab, acc, model, opt, sampler, algorithm, step); schedule.step()
+    for step in tqdm(
+        range(begin, steps),
+        initial=begin,
+        total=steps,
+        desc=f'learn to adapt ({algorithm})',
+        unit='step',
+        disable=not t.progress,
+    ):
+        loss = outer_step(lab, acc, model, opt, sampler, algorithm, step)
+        schedule.step()
         log.add(step=step + 1, episodes=(step + 1) * m.meta_batch, query_loss=loss)
-        if acc.is_main_process and time.time() - saved >= STATE_EVERY: save_state(state, model, opt, schedule, step + 1, made_by); saved = time.time()
-    save_checkpoint(model.net, checkpoint_path(lab, algorithm), made_by); state.unlink(missing_ok=True)
+        if acc.is_main_process and time.time() - saved >= STATE_EVERY:
+            save_state(state, model, opt, schedule, step + 1, made_by)
+            saved = time.time()
+    save_checkpoint(model.net, checkpoint_path(lab, algorithm), made_by)
+    state.unlink(missing_ok=True)
     return model.net.eval()
 
 # %% ../nbs/65_train.ipynb #9fa5ee02
-def outer_step(lab, acc, model, opt, sampler, algorithm, step) -> float:  # mean query loss over all processes
+def outer_step(
+    lab, acc, model, opt, sampler, algorithm, step
+) -> float:  # mean query loss over all processes
     "Take one step of the outer loop; with several processes each brings its share of the meta-batch."
     t, m = lab.settings.training, lab.settings.meta
-    mine = range(step * m.meta_batch, (step + 1) * m.meta_batch)[acc.process_index::acc.num_processes]
+    mine = range(step * m.meta_batch, (step + 1) * m.meta_batch)[
+        acc.process_index :: acc.num_processes
+    ]
     generator = torch.Generator().manual_seed(1_000_003 * t.seed + step) if t.augment else None
     opt.zero_grad()
-    with acc.autocast(): loss = add_meta_gradients(lab, model, [sampler.sample(i) for i in mine], algorithm, generator)
-    for p in model.parameters(): p.grad = acc.reduce(p.grad, 'mean')
-    nn.utils.clip_grad_norm_(model.parameters(), 10.)
+    with acc.autocast():
+        loss = add_meta_gradients(
+            lab, model, [sampler.sample(i) for i in mine], algorithm, generator
+        )
+    for p in model.parameters():
+        p.grad = acc.reduce(p.grad, 'mean')
+    nn.utils.clip_grad_norm_(model.parameters(), 10.0)
     opt.step()
     return float(acc.reduce(torch.tensor(loss, device=acc.device), 'mean'))
 
@@ -497,9 +814,12 @@ def _ensure(lab: Lab, phase: str, train) -> SiameseNet:
     if path.exists():
         net, made_by = load_checkpoint(path, lab.device)
         changes = recipe_changes(made_by, recipe(lab, phase))
-        if not changes: print(f'{phase}: using {path.name}.'); return net
+        if not changes:
+            print(f'{phase}: using {path.name}.')
+            return net
         print(f"{phase}: {path.name} was made differently ({'; '.join(changes)}); training again.")
-    else: print(f'{phase}: no checkpoint yet; training one.')
+    else:
+        print(f'{phase}: no checkpoint yet; training one.')
     return train()
 
 # %% ../nbs/65_train.ipynb #b7f8f48d

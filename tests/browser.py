@@ -1,103 +1,216 @@
 "A served application and a real browser, for `test_pages.py` here and the tours in `tests_long`."
+
 import json, os, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-FLAGS = ['--no-sandbox', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
+FLAGS = [
+    '--no-sandbox',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--disable-dev-shm-usage',
+]
 
 
 def lacking(why):
     "Skip with the reason; where CI=true, fail with it."
-    (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)(f'{why}, so the pages are not tested in a browser')
+    (pytest.fail if os.environ.get('CI') == 'true' else pytest.skip)(
+        f'{why}, so the pages are not tested in a browser'
+    )
 
 
 def need_browser() -> str:
     "The path of Debian's Chromium."
-    try: import playwright.sync_api, voila
-    except ImportError as e: lacking(f'the package {e.name} is missing')
-    return shutil.which('chromium') or lacking('there is no chromium here (apt-get install chromium)')
+    try:
+        import playwright.sync_api, voila
+    except ImportError as e:
+        lacking(f'the package {e.name} is missing')
+    return shutil.which('chromium') or lacking(
+        'there is no chromium here (apt-get install chromium)'
+    )
 
 
 def small_run(home: Path, **changes) -> Path:
     "Train a small network on phantoms; give its run folder."
     from smlxray.app import make_demo
-    given = dict(preset='tiny', run='small', patients=450, phantom_size=64, image_size=32, siamese_epochs=1, meta_episodes=2, episodes=2, adapt_steps=5, shots=2, valid_fraction=.2)
-    return make_demo(**{**given, 'dataset_path': str(home/'data'), 'cache_path': str(home/'cache'), 'runs_path': str(home/'runs'), **changes})
+
+    given = dict(
+        preset='tiny',
+        run='small',
+        patients=450,
+        phantom_size=64,
+        image_size=32,
+        siamese_epochs=1,
+        meta_episodes=2,
+        episodes=2,
+        adapt_steps=5,
+        shots=2,
+        valid_fraction=0.2,
+    )
+    return make_demo(
+        **{
+            **given,
+            'dataset_path': str(home / 'data'),
+            'cache_path': str(home / 'cache'),
+            'runs_path': str(home / 'runs'),
+            **changes,
+        }
+    )
 
 
 class Served:
     "A running `smlxray app`, its address, and the folder that it takes for its home."
+
     def __init__(self, home: Path, run: Path):
-        with socket.socket() as s: s.bind(('127.0.0.1', 0)); self.port = s.getsockname()[1]
-        self.home, self.scratch, self.log = home, home/'scratch', home/'server.log'; self.scratch.mkdir(exist_ok=True)
-        env = {k: v for k, v in os.environ.items() if k != 'SMLXRAY_APP'} | dict(HOME=str(self.scratch), TMPDIR=str(self.scratch), OMP_NUM_THREADS='1')
-        words = [sys.executable, '-m', 'smlxray.cli', 'app', '--run', str(run), '--port', str(self.port), '--store', str(home/'store')]
-        self.process = subprocess.Popen(words, env=env, stdout=self.log.open('w'), stderr=subprocess.STDOUT)
+        with socket.socket() as s:
+            s.bind(('127.0.0.1', 0))
+            self.port = s.getsockname()[1]
+        self.home, self.scratch, self.log = home, home / 'scratch', home / 'server.log'
+        self.scratch.mkdir(exist_ok=True)
+        env = {k: v for k, v in os.environ.items() if k != 'SMLXRAY_APP'} | dict(
+            HOME=str(self.scratch), TMPDIR=str(self.scratch), OMP_NUM_THREADS='1'
+        )
+        words = [
+            sys.executable,
+            '-m',
+            'smlxray.cli',
+            'app',
+            '--run',
+            str(run),
+            '--port',
+            str(self.port),
+            '--store',
+            str(home / 'store'),
+        ]
+        self.process = subprocess.Popen(
+            words, env=env, stdout=self.log.open('w'), stderr=subprocess.STDOUT
+        )
         self.url, end = f'http://127.0.0.1:{self.port}/', time.time() + 180
         while 'Ready: open' not in self.log.read_text():
             assert self.process.poll() is None and time.time() < end, self.log.read_text()[-2000:]
-            time.sleep(.3)
+            time.sleep(0.3)
 
     def kernels(self) -> list[int]:
         "Process ids of the visitors' kernels."
+
         def words(pid):
-            try: return Path(f'/proc/{pid}/cmdline').read_text()
-            except OSError: return ''   # gone meanwhile
-        return [int(p) for p in os.listdir('/proc') if p.isdigit() and 'ipykernel_launcher' in words(p) and str(self.scratch) in words(p)]
+            try:
+                return Path(f'/proc/{pid}/cmdline').read_text()
+            except OSError:
+                return ''  # gone meanwhile
+
+        return [
+            int(p)
+            for p in os.listdir('/proc')
+            if p.isdigit() and 'ipykernel_launcher' in words(p) and str(self.scratch) in words(p)
+        ]
+
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
-        try: self.process.wait(60)
-        except subprocess.TimeoutExpired: self.process.kill()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
 
 
 class Visitor:
     "A browser window of somebody's own."
-    def __init__(self, browser, served, width=1280, height=1000):
-        self.context = browser.new_context(viewport=dict(width=width, height=height), accept_downloads=True)
-        self.page, self.asked, self.errors = self.context.new_page(), [], []
-        self.page.on('request', lambda r: self.asked.append(r.url)); self.page.on('websocket', lambda w: self.asked.append(w.url)); self.page.on('pageerror', lambda e: self.errors.append(str(e)))
-        start = time.time(); self.page.goto(served.url, timeout=120_000); self.page.wait_for_selector('.sx-thumb', timeout=120_000); self.first_view = time.time() - start
 
-    def outside(self) -> list[str]: return [u for u in self.asked if not u.startswith(('http://127.0.0.1', 'ws://127.0.0.1', 'data:', 'blob:'))]
-    def open(self, name): self.page.get_by_role('tab', name=name).click(); self.page.wait_for_timeout(300)
+    def __init__(self, browser, served, width=1280, height=1000):
+        self.context = browser.new_context(
+            viewport=dict(width=width, height=height), accept_downloads=True
+        )
+        self.page, self.asked, self.errors = self.context.new_page(), [], []
+        self.page.on('request', lambda r: self.asked.append(r.url))
+        self.page.on('websocket', lambda w: self.asked.append(w.url))
+        self.page.on('pageerror', lambda e: self.errors.append(str(e)))
+        start = time.time()
+        self.page.goto(served.url, timeout=120_000)
+        self.page.wait_for_selector('.sx-thumb', timeout=120_000)
+        self.first_view = time.time() - start
+
+    def outside(self) -> list[str]:
+        return [
+            u
+            for u in self.asked
+            if not u.startswith(('http://127.0.0.1', 'ws://127.0.0.1', 'data:', 'blob:'))
+        ]
+
+    def open(self, name):
+        self.page.get_by_role('tab', name=name).click()
+        self.page.wait_for_timeout(300)
+
     def upload(self, label, *files):
         "Give files, as (name, bytes), to the control of that label on the open page."
-        self.page.locator('.sx-upload:visible').filter(has_text=label).locator('input').set_input_files([dict(name=n, mimeType='application/octet-stream', buffer=d) for n, d in files])
+        self.page.locator('.sx-upload:visible').filter(has_text=label).locator(
+            'input'
+        ).set_input_files(
+            [dict(name=n, mimeType='application/octet-stream', buffer=d) for n, d in files]
+        )
+
     def field(self, label):
         "The control of that label on the open page."
-        return self.page.locator('.sx-field:visible').filter(has=self.page.locator('label span').get_by_text(label, exact=True)).locator('input, select')
+        return (
+            self.page.locator('.sx-field:visible')
+            .filter(has=self.page.locator('label span').get_by_text(label, exact=True))
+            .locator('input, select')
+        )
+
     def says(self, words, timeout=60_000):
         "Wait until the open page says something."
-        self.page.locator('.sx-notice:visible').filter(has_text=words).first.wait_for(timeout=timeout)
+        self.page.locator('.sx-notice:visible').filter(has_text=words).first.wait_for(
+            timeout=timeout
+        )
+
     def changes(self, selector, before, timeout=60_000):
         "Wait until the first such element says something else."
-        self.page.wait_for_function('([s, b]) => document.querySelector(s).innerText !== b', arg=[selector, before], timeout=timeout)
-    def thumbs(self, label): return self.page.locator('.sx-gallery:visible').and_(self.page.get_by_label(label)).locator('button')
-    def close(self): self.context.close()
+        self.page.wait_for_function(
+            '([s, b]) => document.querySelector(s).innerText !== b',
+            arg=[selector, before],
+            timeout=timeout,
+        )
+
+    def thumbs(self, label):
+        return (
+            self.page.locator('.sx-gallery:visible')
+            .and_(self.page.get_by_label(label))
+            .locator('button')
+        )
+
+    def close(self):
+        self.context.close()
 
 
 @contextmanager
 def browsing():
     "A Chromium."
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=need_browser(), args=FLAGS)
-        try: yield browser
-        finally: browser.close()
+        try:
+            yield browser
+        finally:
+            browser.close()
 
 
 def png(grey) -> bytes:
     "An image as PNG."
     import io
     from PIL import Image
-    out = io.BytesIO(); Image.fromarray(grey).save(out, 'PNG'); return out.getvalue()
+
+    out = io.BytesIO()
+    Image.fromarray(grey).save(out, 'PNG')
+    return out.getvalue()
 
 
 def phantom(patient, findings=(), size=96):
     "A phantom as uint8."
     import numpy as np
     from smlxray.phantom import draw_phantom
+
     image = draw_phantom(patient, list(findings), size=size).image
-    return image if image.dtype == np.uint8 else (image*255).astype(np.uint8)
+    return image if image.dtype == np.uint8 else (image * 255).astype(np.uint8)

@@ -1,4 +1,5 @@
 """What the cache promises across processes: a killed builder leaves nothing that passes for a cache, the next one goes on, and two builders share one result."""
+
 import multiprocessing, os, signal, subprocess, sys, time
 from pathlib import Path
 
@@ -8,7 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from smlxray.cache import PIECE, DirectPixels, ImageCache, StaleCache, _take_over, cache_info, cache_key
+from smlxray.cache import (
+    PIECE,
+    DirectPixels,
+    ImageCache,
+    StaleCache,
+    _take_over,
+    cache_info,
+    cache_key,
+)
 from smlxray.data import XrayTable
 
 SIZE, COUNT = (32, 32), 200
@@ -34,20 +43,36 @@ print(cache.ImageCache.build(table, (32, 32), folder + '/cache', workers=2, prog
 @pytest.fixture
 def table(tmp_path: Path) -> XrayTable:
     rng = np.random.default_rng(0)
-    (tmp_path/'images').mkdir()
+    (tmp_path / 'images').mkdir()
     for row in range(COUNT):
-        Image.fromarray(rng.integers(0, 256, (40, 36), dtype=np.uint8)).save(tmp_path/f'images/{row}.png')
-    frame = pd.DataFrame({'path': [f'{row}.png' for row in range(COUNT)], 'patient': [f'p{row}' for row in range(COUNT)], 'study': 'study1',
-                          'view': 'frontal', 'projection': 'PA', 'Edema': np.arange(COUNT) % 2.0})
-    frame.to_csv(tmp_path/'table.csv', index=False)
-    return XrayTable(frame, ['Edema'], tmp_path/'images', 'test')
+        Image.fromarray(rng.integers(0, 256, (40, 36), dtype=np.uint8)).save(
+            tmp_path / f'images/{row}.png'
+        )
+    frame = pd.DataFrame(
+        {
+            'path': [f'{row}.png' for row in range(COUNT)],
+            'patient': [f'p{row}' for row in range(COUNT)],
+            'study': 'study1',
+            'view': 'frontal',
+            'projection': 'PA',
+            'Edema': np.arange(COUNT) % 2.0,
+        }
+    )
+    frame.to_csv(tmp_path / 'table.csv', index=False)
+    return XrayTable(frame, ['Edema'], tmp_path / 'images', 'test')
 
 
 def start(folder: Path, log: str, pause: float) -> subprocess.Popen:
     "Start a builder that hears Ctrl-C, even if these tests run in the background of a shell, which lets its children ignore it."
-    command = [sys.executable, '-c', BUILDER, str(folder), str(folder/log), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'},
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    command = [sys.executable, '-c', BUILDER, str(folder), str(folder / log), str(pause)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 180):
@@ -58,71 +83,98 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 180):
         time.sleep(0.01)
 
 
-def folders(cache: Path) -> list[str]: return sorted(p.name for p in cache.iterdir() if p.is_dir())
+def folders(cache: Path) -> list[str]:
+    return sorted(p.name for p in cache.iterdir() if p.is_dir())
 
 
-def lines(log: Path) -> int: return log.read_text().count('\n') if log.exists() else 0
+def lines(log: Path) -> int:
+    return log.read_text().count('\n') if log.exists() else 0
 
 
 @pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_builder_leaves_no_cache_and_the_next_goes_on(table, tmp_path, how):
-    key, undisturbed = cache_key(table, SIZE), ImageCache.build(table, SIZE, tmp_path/'calm', progress=False)
+    key, undisturbed = (
+        cache_key(table, SIZE),
+        ImageCache.build(table, SIZE, tmp_path / 'calm', progress=False),
+    )
     builder = start(tmp_path, 'log', 0.04)
-    wait_until(lambda: lines(tmp_path/'log') > 150, builder)
+    wait_until(lambda: lines(tmp_path / 'log') > 150, builder)
     builder.send_signal(how)
     builder.communicate(timeout=180)
-    assert builder.returncode != 0 and folders(tmp_path/'cache') == [f'{key}.building']
-    with pytest.raises(StaleCache, match='There is no cache'): ImageCache.open(tmp_path/'cache', table, SIZE)
-    assert list(cache_info(tmp_path/'cache')['state']) == ['half built']
+    assert builder.returncode != 0 and folders(tmp_path / 'cache') == [f'{key}.building']
+    with pytest.raises(StaleCache, match='There is no cache'):
+        ImageCache.open(tmp_path / 'cache', table, SIZE)
+    assert list(cache_info(tmp_path / 'cache')['state']) == ['half built']
 
-    second = start(tmp_path, 'log2', 0)                       # the lock died with its holder
+    second = start(tmp_path, 'log2', 0)  # the lock died with its holder
     out, err = second.communicate(timeout=180)
     assert second.returncode == 0, err
-    assert lines(tmp_path/'log2') <= COUNT - PIECE, 'at least one piece was safe on the disk'
-    assert folders(tmp_path/'cache') == [key]
-    cache = ImageCache.open(tmp_path/'cache', table, SIZE)
+    assert lines(tmp_path / 'log2') <= COUNT - PIECE, 'at least one piece was safe on the disk'
+    assert folders(tmp_path / 'cache') == [key]
+    cache = ImageCache.open(tmp_path / 'cache', table, SIZE)
     cache.verify()
     assert cache.manifest['sha256'] == undisturbed.manifest['sha256']
-    assert (cache.path/'pixels.npy').read_bytes() == (undisturbed.path/'pixels.npy').read_bytes()
+    assert (cache.path / 'pixels.npy').read_bytes() == (
+        undisturbed.path / 'pixels.npy'
+    ).read_bytes()
     assert torch.equal(cache.gather(range(COUNT)), DirectPixels(table, SIZE).gather(range(COUNT)))
 
 
 def test_a_damaged_draft_is_not_believed(table, tmp_path):
-    whole = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
-    expected, key = (whole.path/'pixels.npy').read_bytes(), whole.path.name
-    _take_over(whole.path, tmp_path/f'cache/{key}.building')
-    with open(tmp_path/f'cache/{key}.building/pixels.npy', 'r+b') as file: file.seek(128 + 70*32*32); file.write(b'damage')      # in the second piece
-    with open(tmp_path/f'cache/{key}.building/journal.jsonl', 'r+') as file: file.truncate(len(file.read()) - 9)                 # the last line is half written
-    (whole.path/'manifest.json').unlink()
-    again = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    whole = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
+    expected, key = (whole.path / 'pixels.npy').read_bytes(), whole.path.name
+    _take_over(whole.path, tmp_path / f'cache/{key}.building')
+    with open(tmp_path / f'cache/{key}.building/pixels.npy', 'r+b') as file:
+        file.seek(128 + 70 * 32 * 32)
+        file.write(b'damage')  # in the second piece
+    with open(tmp_path / f'cache/{key}.building/journal.jsonl', 'r+') as file:
+        file.truncate(len(file.read()) - 9)  # the last line is half written
+    (whole.path / 'manifest.json').unlink()
+    again = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
     again.verify()
-    assert (again.path/'pixels.npy').read_bytes() == expected
+    assert (again.path / 'pixels.npy').read_bytes() == expected
 
 
 def test_a_file_size_limit_is_a_sentence_and_nothing_is_lost(table, tmp_path):
-    code = BUILDER.replace('table = ', 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))\ntable = ', 1)
-    code = code.replace('print(cache', 'try: print(cache').replace("['sha256'])", "['sha256'])\nexcept ValueError as e: print('refused:', e)")
-    out = subprocess.run([sys.executable, '-c', code, str(tmp_path), str(tmp_path/'log'), '0'], capture_output=True, text=True)
-    assert out.returncode == 0 and 'refused: The cache' in out.stdout and 'cannot be written (File too large)' in out.stdout, out
-    with pytest.raises(StaleCache): ImageCache.open(tmp_path/'cache', table, SIZE)
-    cache = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    code = BUILDER.replace(
+        'table = ',
+        'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))\ntable = ',
+        1,
+    )
+    code = code.replace('print(cache', 'try: print(cache').replace(
+        "['sha256'])", "['sha256'])\nexcept ValueError as e: print('refused:', e)"
+    )
+    out = subprocess.run(
+        [sys.executable, '-c', code, str(tmp_path), str(tmp_path / 'log'), '0'],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        out.returncode == 0
+        and 'refused: The cache' in out.stdout
+        and 'cannot be written (File too large)' in out.stdout
+    ), out
+    with pytest.raises(StaleCache):
+        ImageCache.open(tmp_path / 'cache', table, SIZE)
+    cache = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
     cache.verify()
 
 
 def test_killed_while_replacing_a_stale_cache(table, tmp_path):
-    old = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    old = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
     kept = old.gather([0, 1]).clone()
-    Image.fromarray(np.zeros((40, 36), np.uint8)).save(tmp_path/'images/0.png')
-    log = tmp_path/'log'
+    Image.fromarray(np.zeros((40, 36), np.uint8)).save(tmp_path / 'images/0.png')
+    log = tmp_path / 'log'
     builder = start(tmp_path, 'log', 0.02)
     wait_until(lambda: log.exists() and log.read_text().count('\n') > 20, builder)
     builder.kill()
     builder.communicate()
     assert torch.equal(old.gather([0, 1]), kept)
-    with pytest.raises(StaleCache, match='have changed'): ImageCache.open(tmp_path/'cache', table, SIZE)
-    new = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
+    with pytest.raises(StaleCache, match='have changed'):
+        ImageCache.open(tmp_path / 'cache', table, SIZE)
+    new = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
     assert not new.gather([0]).any() and torch.equal(new.gather([1]), kept[1:])
-    assert folders(tmp_path/'cache') == [old.path.name]
+    assert folders(tmp_path / 'cache') == [old.path.name]
 
 
 def test_two_builders_share_one_result(table, tmp_path):
@@ -130,24 +182,33 @@ def test_two_builders_share_one_result(table, tmp_path):
     outputs = [b.communicate(timeout=300) for b in builders]
     assert [b.returncode for b in builders] == [0, 0], outputs
     sums = [out.split()[-1] for out, _ in outputs]
-    assert sums[0] == sums[1] == ImageCache.open(tmp_path/'cache', table, SIZE).manifest['sha256']
-    read = [(tmp_path/f'log{i}').read_text().count('\n') for i in range(2)]
+    assert sums[0] == sums[1] == ImageCache.open(tmp_path / 'cache', table, SIZE).manifest['sha256']
+    read = [(tmp_path / f'log{i}').read_text().count('\n') for i in range(2)]
     assert sorted(read) == [0, COUNT], 'only one of them may have read the images'
-    assert folders(tmp_path/'cache') == [cache_key(table, SIZE)]
+    assert folders(tmp_path / 'cache') == [cache_key(table, SIZE)]
 
 
-def _total(cache, rows) -> int: return int(cache.gather(rows).sum())
+def _total(cache, rows) -> int:
+    return int(cache.gather(rows).sum())
 
 
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
 def test_gather_in_other_processes(table, tmp_path, method):
-    if method not in multiprocessing.get_all_start_methods(): pytest.skip(f'{method} does not exist here')
-    cache = ImageCache.build(table, SIZE, tmp_path/'cache', progress=False)
-    expected = [_total(cache, [i, i + 1]) for i in range(4)]  # the map is open before the processes start
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f'{method} does not exist here')
+    cache = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
+    expected = [
+        _total(cache, [i, i + 1]) for i in range(4)
+    ]  # the map is open before the processes start
     with multiprocessing.get_context(method).Pool(2) as pool:
         assert pool.starmap(_total, [(cache, [i, i + 1]) for i in range(4)]) == expected
 
 
 def test_any_number_of_threads_gives_the_same_file(table, tmp_path):
-    sums = {ImageCache.build(table, SIZE, tmp_path/f'cache{n}', workers=n, progress=False).manifest['sha256'] for n in (1, 2, 5)}
+    sums = {
+        ImageCache.build(table, SIZE, tmp_path / f'cache{n}', workers=n, progress=False).manifest[
+            'sha256'
+        ]
+        for n in (1, 2, 5)
+    }
     assert len(sums) == 1

@@ -2,6 +2,7 @@
 
 The chapter proves the same on a toy network; this file proves the very objective of training, and that learning to adapt works over seeds.
 """
+
 import copy
 
 import numpy as np
@@ -12,21 +13,36 @@ from torch import nn
 
 from smlxray.engines import LearnedRates, checkpointed, meta_gradients, multi_step_weights
 from smlxray.losses import pair_loss, query_loss, query_scores
-from smlxray.maml import ALGORITHMS, ENGINES, AdaptationError, accumulate, adapt, meta_gradient, meta_step, use
+from smlxray.maml import (
+    ALGORITHMS,
+    ENGINES,
+    AdaptationError,
+    accumulate,
+    adapt,
+    meta_gradient,
+    meta_step,
+    use,
+)
 from smlxray.metrics import auc
 from smlxray.siamese import SiameseNet, norm_mode, unit_vectors
 
 LR = 0.003
-DIFFERENTIATED = [a for a in ALGORITHMS if a != 'reptile']  # an engine has nothing to do for reptile
-OTHERS = [e for e in ENGINES if e != 'higher']              # all are held against `higher`
+DIFFERENTIATED = [
+    a for a in ALGORITHMS if a != 'reptile'
+]  # an engine has nothing to do for reptile
+OTHERS = [e for e in ENGINES if e != 'higher']  # all are held against `higher`
 
 
 def rows_of(shots=3, queries=3, size=16, seed=0):
     "Support images and labels, query images and labels in float64: large blocks of grey, the positives a little brighter."
     g = torch.Generator().manual_seed(seed)
-    y, yq = (torch.arange(2*n) % 2 for n in (shots, queries))
-    x, xq = (4*F.interpolate(torch.randn(len(t), 1, 2, 2, generator=g).double(), scale_factor=size//2) + t[:, None, None, None]
-             for t in (y, yq))
+    y, yq = (torch.arange(2 * n) % 2 for n in (shots, queries))
+    x, xq = (
+        4
+        * F.interpolate(torch.randn(len(t), 1, 2, 2, generator=g).double(), scale_factor=size // 2)
+        + t[:, None, None, None]
+        for t in (y, yq)
+    )
     return x, y.double(), xq, yq.double()
 
 
@@ -36,7 +52,8 @@ def losses_of(task):
 
     def of_query(net):
         z = net(torch.cat([x, xq]))
-        return query_loss(z[len(x):], yq, z[:len(x)], y, net.scale)
+        return query_loss(z[len(x) :], yq, z[: len(x)], y, net.scale)
+
     return (lambda net: pair_loss(net(x), y, net.scale, net.bias)), of_query
 
 
@@ -47,18 +64,27 @@ def smooth_net(seed=0, **options):
     net = SiameseNet('conv4', embedding_dim=4, hidden=8, **options).double().eval()
     with torch.no_grad():
         for m in net.backbone.layers:
-            if isinstance(m, nn.Conv2d): m.weight *= 3
-        x, net.scale[()] = rows_of()[0], 3.
+            if isinstance(m, nn.Conv2d):
+                m.weight *= 3
+        x, net.scale[()] = rows_of()[0], 3.0
         for i in (0, 2):
-            z = net.head[:i + 1](net.features(x))
+            z = net.head[: i + 1](net.features(x))
             net.head[i].weight /= z.std(0).mean()
-            net.head[i].bias -= net.head[:i + 1](net.features(x)).mean(0)
+            net.head[i].bias -= net.head[: i + 1](net.features(x)).mean(0)
     return net
 
 
 def gradient(net, task=None, steps=3, algorithm='maml', engine='loop', **kw):
     kw.setdefault('params', net.adaptable(algorithm))
-    return meta_gradient(net, *losses_of(task or rows_of()), steps=steps, lr=LR, algorithm=algorithm, engine=engine, **kw)
+    return meta_gradient(
+        net,
+        *losses_of(task or rows_of()),
+        steps=steps,
+        lr=LR,
+        algorithm=algorithm,
+        engine=engine,
+        **kw,
+    )
 
 
 def furthest(a, b):
@@ -68,88 +94,151 @@ def furthest(a, b):
 
 # First proofs
 
+
 @pytest.mark.parametrize('engine', ENGINES)
 @pytest.mark.parametrize('algorithm', ALGORITHMS)
 def test_every_tensor_moves_and_nothing_else_is_touched(algorithm, engine):
-    net = smooth_net(); before = copy.deepcopy(net.state_dict())
+    net = smooth_net()
+    before = copy.deepcopy(net.state_dict())
     m = gradient(net, algorithm=algorithm, engine=engine)
     still = {n for n, g in m.grads.items() if g.abs().max() < 1e-9}
     # the query score has no bias: only the inner gradient reaches it, and first order does not look there
     assert still == ({'bias'} if algorithm == 'fomaml' else set())
     assert list(m.grads) == [n for n, _ in net.named_parameters()] and len(m.support_losses) == 3
-    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items()) and all(p.grad is None for p in net.parameters())
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items()) and all(
+        p.grad is None for p in net.parameters()
+    )
     opt = torch.optim.SGD(net.parameters(), lr=0.1)
-    meta_step(net, opt, [losses_of(rows_of())], steps=3, lr=LR, params=net.adaptable(algorithm), algorithm=algorithm, engine=engine)
+    meta_step(
+        net,
+        opt,
+        [losses_of(rows_of())],
+        steps=3,
+        lr=LR,
+        params=net.adaptable(algorithm),
+        algorithm=algorithm,
+        engine=engine,
+    )
     assert {n for n, p in net.named_parameters() if torch.equal(p, before[n])} == still
 
 
 def agree(run, engines=OTHERS, tolerance=1e-9):
     "Hold engines against `higher`: gradients, fast weights, rates, losses, and where the random numbers stand afterwards."
-    torch.manual_seed(3); plain = run('higher'); dice = torch.rand(1)
-    scale = max(1., max(g.abs().max().item() for g in plain.grads.values()))
+    torch.manual_seed(3)
+    plain = run('higher')
+    dice = torch.rand(1)
+    scale = max(1.0, max(g.abs().max().item() for g in plain.grads.values()))
     for e in engines:
-        torch.manual_seed(3); said = run(e)
+        torch.manual_seed(3)
+        said = run(e)
         assert torch.equal(torch.rand(1), dice), e
-        assert furthest(said.grads, plain.grads) < tolerance*scale and furthest(said.fast, plain.fast) < tolerance, e
-        assert all((a - b).abs().max() < tolerance*scale for (_, a), (_, b) in zip(said.rate_grads, plain.rate_grads)) and len(said.rate_grads) == len(plain.rate_grads), e
-        assert said.query_loss == pytest.approx(plain.query_loss, abs=1e-9) and said.support_losses == pytest.approx(plain.support_losses, abs=1e-9), e
-        if plain.fast.buffers and e != 'vmap': assert all(torch.allclose(said.fast.buffers[n], t) for n, t in plain.fast.buffers.items()), e
+        assert (
+            furthest(said.grads, plain.grads) < tolerance * scale
+            and furthest(said.fast, plain.fast) < tolerance
+        ), e
+        assert all(
+            (a - b).abs().max() < tolerance * scale
+            for (_, a), (_, b) in zip(said.rate_grads, plain.rate_grads)
+        ) and len(said.rate_grads) == len(plain.rate_grads), e
+        assert said.query_loss == pytest.approx(
+            plain.query_loss, abs=1e-9
+        ) and said.support_losses == pytest.approx(plain.support_losses, abs=1e-9), e
+        if plain.fast.buffers and e != 'vmap':
+            assert all(
+                torch.allclose(said.fast.buffers[n], t) for n, t in plain.fast.buffers.items()
+            ), e
     return plain
 
 
 @pytest.mark.parametrize('steps', [0, 1, 3])
 @pytest.mark.parametrize('algorithm', ALGORITHMS)
 def test_engines_agree(algorithm, steps):
-    net = smooth_net(); agree(lambda e: gradient(net, steps=steps, algorithm=algorithm, engine=e, budget=1.))
+    net = smooth_net()
+    agree(lambda e: gradient(net, steps=steps, algorithm=algorithm, engine=e, budget=1.0))
 
 
 @pytest.mark.parametrize('algorithm', DIFFERENTIATED)
 @pytest.mark.parametrize('mode', ['group', 'frozen', 'support', 'transductive'])
 def test_engines_agree_through_every_norm(mode, algorithm):
-    net = smooth_net(norm='group' if mode == 'group' else 'batch'); before = copy.deepcopy(net.state_dict()); task = rows_of()
-    with norm_mode(net, 'frozen' if mode == 'group' else mode, task[0]): agree(lambda e: gradient(net, task, engine=e, algorithm=algorithm, budget=1.))
+    net = smooth_net(norm='group' if mode == 'group' else 'batch')
+    before = copy.deepcopy(net.state_dict())
+    task = rows_of()
+    with norm_mode(net, 'frozen' if mode == 'group' else mode, task[0]):
+        agree(lambda e: gradient(net, task, engine=e, algorithm=algorithm, budget=1.0))
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
 
 
-@pytest.mark.parametrize('backbone, mode', [('resnet18', 'support'), ('resnet18', 'group'), ('densenet121', 'transductive')])
+@pytest.mark.parametrize(
+    'backbone, mode',
+    [('resnet18', 'support'), ('resnet18', 'group'), ('densenet121', 'transductive')],
+)
 def test_engines_agree_on_large_backbones(backbone, mode):
     "One mode each; tests_long has all of them."
-    torch.manual_seed(0); task = rows_of(1, 1, 32)
-    net = SiameseNet(backbone, embedding_dim=8, hidden=16, norm='group' if mode == 'group' else 'batch').double().eval()
-    with norm_mode(net, 'frozen' if mode == 'group' else mode, task[0]): agree(lambda e: gradient(net, task, steps=1, engine=e), ['loop', 'reverse', 'checkpoint'])
+    torch.manual_seed(0)
+    task = rows_of(1, 1, 32)
+    net = (
+        SiameseNet(
+            backbone, embedding_dim=8, hidden=16, norm='group' if mode == 'group' else 'batch'
+        )
+        .double()
+        .eval()
+    )
+    with norm_mode(net, 'frozen' if mode == 'group' else mode, task[0]):
+        agree(lambda e: gradient(net, task, steps=1, engine=e), ['loop', 'reverse', 'checkpoint'])
 
 
-@pytest.mark.parametrize('kind', ['a rate a weight', 'meta-sgd', 'maml++', 'first order', 'momentum'])
+@pytest.mark.parametrize(
+    'kind', ['a rate a weight', 'meta-sgd', 'maml++', 'first order', 'momentum']
+)
 def test_engines_agree_on_what_else_there_is(kind):
-    net = smooth_net(); torch.manual_seed(1)
-    kw = {'a rate a weight': dict(lr={n: LR*torch.rand_like(p) for n, p in net.named_parameters()}), 'meta-sgd': dict(lr=LearnedRates(net, LR)),
-          'maml++': dict(lr=LearnedRates(net, LR, each='tensor', steps=3), multi_step=multi_step_weights(3, .2)),
-          'first order': dict(lr=LearnedRates(net, LR), algorithm='fomaml'), 'momentum': dict(lr=LR, optimizer='momentum', multi_step=[0, 1, 1])}[kind]
-    run = lambda e: meta_gradient(net, *losses_of(rows_of()), steps=3, engine=e, budget=1., **kw)
+    net = smooth_net()
+    torch.manual_seed(1)
+    kw = {
+        'a rate a weight': dict(lr={n: LR * torch.rand_like(p) for n, p in net.named_parameters()}),
+        'meta-sgd': dict(lr=LearnedRates(net, LR)),
+        'maml++': dict(
+            lr=LearnedRates(net, LR, each='tensor', steps=3), multi_step=multi_step_weights(3, 0.2)
+        ),
+        'first order': dict(lr=LearnedRates(net, LR), algorithm='fomaml'),
+        'momentum': dict(lr=LR, optimizer='momentum', multi_step=[0, 1, 1]),
+    }[kind]
+    run = lambda e: meta_gradient(net, *losses_of(rows_of()), steps=3, engine=e, budget=1.0, **kw)
     if kind != 'first order':
         agree(run)
         return
-    with pytest.raises(AdaptationError, match='cannot teach inner rates'): run('higher')
+    with pytest.raises(AdaptationError, match='cannot teach inner rates'):
+        run('higher')
     agree(lambda e: run('loop' if e == 'higher' else e))
 
 
 @pytest.mark.parametrize('engine', ['loop', 'reverse', 'checkpoint', 'vmap'])
-@pytest.mark.parametrize('each, steps, multi', [('element', None, None), ('tensor', 3, [.2, .3, .5])])
+@pytest.mark.parametrize(
+    'each, steps, multi', [('element', None, None), ('tensor', 3, [0.2, 0.3, 0.5])]
+)
 def test_finite_differences_agree_for_learned_rates(engine, each, steps, multi):
     net, (of_support, of_query), h = smooth_net(), losses_of(rows_of()), 1e-6
     rates = LearnedRates(net, LR, each=each, steps=steps).double()
     said = meta_gradient(net, of_support, of_query, 3, rates, engine=engine, multi_step=multi)
-    accumulate(net, {}, 1., said.rate_grads)
+    accumulate(net, {}, 1.0, said.rate_grads)
     for seed in range(2):
-        torch.manual_seed(seed); way = [torch.randn_like(r) for r in rates.rates]
+        torch.manual_seed(seed)
+        way = [torch.randn_like(r) for r in rates.rates]
 
         def at(k):
             moved = copy.deepcopy(rates)
-            for r, d in zip(moved.rates, way): r.data += k*h*d
+            for r, d in zip(moved.rates, way):
+                r.data += k * h * d
             with torch.no_grad():
-                return sum(w*of_query(use(net, adapt(net, of_support, i, moved))).item() for i, w in enumerate(multi or [0, 0, 1], 1) if w)
-        measured = (8*(at(1) - at(-1)) - (at(2) - at(-2)))/(12*h)
-        assert sum((r.grad*d).sum().item() for r, d in zip(rates.rates, way)) == pytest.approx(measured, rel=1e-6)
+                return sum(
+                    w * of_query(use(net, adapt(net, of_support, i, moved))).item()
+                    for i, w in enumerate(multi or [0, 0, 1], 1)
+                    if w
+                )
+
+        measured = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * h)
+        assert sum((r.grad * d).sum().item() for r, d in zip(rates.rates, way)) == pytest.approx(
+            measured, rel=1e-6
+        )
 
 
 @pytest.mark.parametrize('algorithm', ['maml', 'anil'])
@@ -163,34 +252,65 @@ def test_finite_differences_agree(steps, algorithm):
 
         def at(k):
             there = copy.deepcopy(net)
-            for n, p in there.named_parameters(): p.data += k*h*direction[n]
-            with torch.no_grad(): return of_query(use(there, adapt(there, of_support, steps, LR, net.adaptable(algorithm)))).item()
-        measured = (8*(at(1) - at(-1)) - (at(2) - at(-2)))/(12*h)
-        predicted = sum((grads[n]*direction[n]).sum().item() for n in grads)
+            for n, p in there.named_parameters():
+                p.data += k * h * direction[n]
+            with torch.no_grad():
+                return of_query(
+                    use(there, adapt(there, of_support, steps, LR, net.adaptable(algorithm)))
+                ).item()
+
+        measured = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * h)
+        predicted = sum((grads[n] * direction[n]).sum().item() for n in grads)
         assert predicted == pytest.approx(measured, rel=1e-6)
 
 
 @pytest.mark.parametrize('engine', ENGINES)
 def test_fomaml_is_the_query_gradient_at_the_fast_weights(engine):
-    net = smooth_net(); first, second = gradient(net, algorithm='fomaml', engine=engine), gradient(net, engine=engine)
-    twin = copy.deepcopy(net); twin.load_state_dict({**net.state_dict(), **first.fast})
+    net = smooth_net()
+    first, second = gradient(net, algorithm='fomaml', engine=engine), gradient(net, engine=engine)
+    twin = copy.deepcopy(net)
+    twin.load_state_dict({**net.state_dict(), **first.fast})
     losses_of(rows_of())[1](twin).backward()
-    assert furthest(first.grads, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in twin.named_parameters()}) < 1e-12
+    assert (
+        furthest(
+            first.grads,
+            {
+                n: torch.zeros_like(p) if p.grad is None else p.grad
+                for n, p in twin.named_parameters()
+            },
+        )
+        < 1e-12
+    )
     assert furthest(first.grads, second.grads) > 1e-3
 
 
 @pytest.mark.parametrize('algorithm', DIFFERENTIATED)
 def test_zero_steps_give_the_plain_gradient(algorithm):
-    net = smooth_net(); m = gradient(net, steps=0, algorithm=algorithm)
+    net = smooth_net()
+    m = gradient(net, steps=0, algorithm=algorithm)
     losses_of(rows_of())[1](net).backward()
-    assert furthest(m.grads, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in net.named_parameters()}) < 1e-12
+    assert (
+        furthest(
+            m.grads,
+            {
+                n: torch.zeros_like(p) if p.grad is None else p.grad
+                for n, p in net.named_parameters()
+            },
+        )
+        < 1e-12
+    )
 
 
 def test_adapt_is_plain_sgd_and_keeps_no_graph_without_grad():
     net, (of_support, _) = smooth_net(), losses_of(rows_of())
-    twin = copy.deepcopy(net); opt = torch.optim.SGD(twin.parameters(), lr=LR)
-    for _ in range(4): opt.zero_grad(); of_support(twin).backward(); opt.step()
-    with torch.no_grad(): fast = adapt(net, of_support, 4, LR)
+    twin = copy.deepcopy(net)
+    opt = torch.optim.SGD(twin.parameters(), lr=LR)
+    for _ in range(4):
+        opt.zero_grad()
+        of_support(twin).backward()
+        opt.step()
+    with torch.no_grad():
+        fast = adapt(net, of_support, 4, LR)
     assert furthest(fast, dict(twin.named_parameters())) < 1e-12
     assert not any(w.requires_grad for w in fast.values())
 
@@ -201,87 +321,138 @@ def test_first_order_adapt_never_falls_silent():
         net, (of_support, of_query) = smooth_net(), losses_of(rows_of())
         of_query(use(net, adapt(net, of_support, 3, LR, first_order=first_order))).backward()
         said = gradient(net, algorithm=algorithm).grads
-        assert furthest(said, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in net.named_parameters()}) < 1e-12
+        assert (
+            furthest(
+                said,
+                {
+                    n: torch.zeros_like(p) if p.grad is None else p.grad
+                    for n, p in net.named_parameters()
+                },
+            )
+            < 1e-12
+        )
 
 
 # Any module
 
+
 class Tied(nn.Module):
     "One weight in two layers, one layer under two names."
+
     def __init__(self):
         super().__init__()
         self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
         self.b.weight = self.a.weight
         self.c = self.b
 
-    def forward(self, x): return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
+    def forward(self, x):
+        return self.c(torch.tanh(self.b(torch.tanh(self.a(x)))))
 
 
 @pytest.mark.parametrize('params', [None, ['c.weight'], ['b.bias']])
 def test_tied_weights_follow_and_stay_tied(params):
-    torch.manual_seed(0); net = Tied().double(); weight, bias = net.a.weight, net.b.bias
+    torch.manual_seed(0)
+    net = Tied().double()
+    weight, bias = net.a.weight, net.b.bias
     x = torch.randn(2, 5, 3).double()
     losses = lambda m: m(x[0]).square().sum(), lambda m: (m(x[1]) - 1).square().sum()
     agree(lambda e: meta_gradient(net, *losses, 2, 0.05, params, engine=e))
-    assert net.a.weight is weight and net.b.weight is weight and net.c is net.b and net.b.bias is bias
+    assert (
+        net.a.weight is weight and net.b.weight is weight and net.c is net.b and net.b.bias is bias
+    )
 
 
 def test_frozen_parameters_neither_adapt_nor_get_gradients():
-    net = smooth_net(); net.backbone.requires_grad_(False)
+    net = smooth_net()
+    net.backbone.requires_grad_(False)
     said = agree(lambda e: meta_gradient(net, *losses_of(rows_of()), steps=2, lr=LR, engine=e))
     assert not any(n.startswith('backbone') for n in [*said.grads, *said.fast])
-    with pytest.raises(AdaptationError, match='is frozen'): gradient(net)
+    with pytest.raises(AdaptationError, match='is frozen'):
+        gradient(net)
 
 
 def test_gradients_add_up_over_a_meta_batch():
-    net = smooth_net(); tasks = [rows_of(seed=s) for s in range(3)]; said = [gradient(net, t).grads for t in tasks]
-    for grads in said: accumulate(net, grads, 1/3)
-    for n, p in net.named_parameters(): assert torch.allclose(p.grad, sum(g[n] for g in said)/3, atol=1e-12)
+    net = smooth_net()
+    tasks = [rows_of(seed=s) for s in range(3)]
+    said = [gradient(net, t).grads for t in tasks]
+    for grads in said:
+        accumulate(net, grads, 1 / 3)
+    for n, p in net.named_parameters():
+        assert torch.allclose(p.grad, sum(g[n] for g in said) / 3, atol=1e-12)
 
 
-@pytest.mark.parametrize('wrong, sentence', [
-    (dict(algorithm='reptil'), 'There is no algorithm'), (dict(engine='jax'), 'choose one of loop, higher, reverse, checkpoint, vmap, auto'),
-    (dict(params=['head.9.weight']), 'did you mean'),
-    (dict(algorithm='anil'), "name the head's parameters"), (dict(steps=-1), 'whole number'), (dict(lr={'scale': 0.1}), 'name none for'),
-    (dict(lr=1e300, steps=3), 'at inner step'), (dict(params=[]), 'No parameter adapts'), (dict(optimizer=torch.optim.Adam), 'no differentiable form'),
-    (dict(optimizer='lbfgs'), 'choose one of sgd, momentum'), (dict(multi_step=[1.]), 'must be 5 weights')])
+@pytest.mark.parametrize(
+    'wrong, sentence',
+    [
+        (dict(algorithm='reptil'), 'There is no algorithm'),
+        (dict(engine='jax'), 'choose one of loop, higher, reverse, checkpoint, vmap, auto'),
+        (dict(params=['head.9.weight']), 'did you mean'),
+        (dict(algorithm='anil'), "name the head's parameters"),
+        (dict(steps=-1), 'whole number'),
+        (dict(lr={'scale': 0.1}), 'name none for'),
+        (dict(lr=1e300, steps=3), 'at inner step'),
+        (dict(params=[]), 'No parameter adapts'),
+        (dict(optimizer=torch.optim.Adam), 'no differentiable form'),
+        (dict(optimizer='lbfgs'), 'choose one of sgd, momentum'),
+        (dict(multi_step=[1.0]), 'must be 5 weights'),
+    ],
+)
 def test_mistakes_are_answered_in_a_sentence(wrong, sentence):
-    with pytest.raises(AdaptationError, match=sentence): meta_gradient(smooth_net(), *losses_of(rows_of()), **wrong)
+    with pytest.raises(AdaptationError, match=sentence):
+        meta_gradient(smooth_net(), *losses_of(rows_of()), **wrong)
 
 
 @pytest.mark.parametrize('engine', ENGINES)
 def test_nan_names_the_step(engine):
-    task = rows_of(); task[0][0, 0, 0, 0] = float('nan')
-    with pytest.raises(AdaptationError, match='support loss is nan at inner step 1 of 3'): gradient(smooth_net(), task, engine=engine)
+    task = rows_of()
+    task[0][0, 0, 0, 0] = float('nan')
+    with pytest.raises(AdaptationError, match='support loss is nan at inner step 1 of 3'):
+        gradient(smooth_net(), task, engine=engine)
 
 
 # A family of tasks that needs adaptation: the mark that matters changes from task to task among equally strong distractors
 
-CROSS = torch.tensor([[1., -1, -1, 1], [-1, 1, 1, -1], [-1, 1, 1, -1], [1, -1, -1, 1]])
-NOVEL = [3, 5, 10, 12]  # places that never occur in meta-training, neither as question nor as distractor
+CROSS = torch.tensor([[1.0, -1, -1, 1], [-1, 1, 1, -1], [-1, 1, 1, -1], [1, -1, -1, 1]])
+NOVEL = [
+    3,
+    5,
+    10,
+    12,
+]  # places that never occur in meta-training, neither as question nor as distractor
 BASE = [i for i in range(16) if i not in NOVEL]
 
 
 def draw_task(seed, novel=False, shots=7, queries=15):
     "Sixteen places, at each a cross or none, by chance; the task asks about one place and says so only by its support."
-    g = torch.Generator().manual_seed(seed); n, places = 2*(shots + queries), NOVEL if novel else BASE
+    g = torch.Generator().manual_seed(seed)
+    n, places = 2 * (shots + queries), NOVEL if novel else BASE
     asked = places[torch.randint(len(places), (1,), generator=g)]
     marks = torch.rand(n, 16, generator=g) < 0.5
-    if not novel: marks[:, NOVEL] = False
+    if not novel:
+        marks[:, NOVEL] = False
     marks[:, asked] = torch.arange(n) % 2 == 1
-    cells = marks[..., None, None]*CROSS + torch.randn(n, 16, 1, 1, generator=g) + 0.5*torch.randn(n, 16, 4, 4, generator=g)
+    cells = (
+        marks[..., None, None] * CROSS
+        + torch.randn(n, 16, 1, 1, generator=g)
+        + 0.5 * torch.randn(n, 16, 4, 4, generator=g)
+    )
     x, y = cells.view(n, 4, 4, 4, 4).transpose(2, 3).reshape(n, 1, 16, 16), marks[:, asked].float()
-    return x[:2*shots], y[:2*shots], x[2*shots:], y[2*shots:]
+    return x[: 2 * shots], y[: 2 * shots], x[2 * shots :], y[2 * shots :]
 
 
 class Small(nn.Module):
     "Eight filters a place, squeezed into an embedding of four numbers: too few for all places at once."
+
     def __init__(self):
         super().__init__()
-        self.body, self.head = nn.Sequential(nn.Conv2d(1, 8, 4, stride=4), nn.Tanh(), nn.Flatten()), nn.Linear(128, 4)
-        self.scale, self.bias = nn.Parameter(torch.tensor(2.)), nn.Parameter(torch.tensor(0.))
+        self.body, self.head = (
+            nn.Sequential(nn.Conv2d(1, 8, 4, stride=4), nn.Tanh(), nn.Flatten()),
+            nn.Linear(128, 4),
+        )
+        self.scale, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(0.0))
 
-    def forward(self, x): return unit_vectors(self.head(self.body(x)))
+    def forward(self, x):
+        return unit_vectors(self.head(self.body(x)))
 
 
 HEAD = ['head.weight', 'head.bias', 'scale', 'bias']
@@ -289,9 +460,11 @@ HEAD = ['head.weight', 'head.bias', 'scale', 'bias']
 
 def learn(net, episodes, seed, **kw):
     opt = torch.optim.Adam(net.parameters(), lr=0.01)
-    cool = torch.optim.lr_scheduler.CosineAnnealingLR(opt, episodes//4)
+    cool = torch.optim.lr_scheduler.CosineAnnealingLR(opt, episodes // 4)
     for i in range(0, episodes, 4):
-        meta_step(net, opt, [losses_of(draw_task(1_000_000*(seed + 1) + i + j)) for j in range(4)], **kw)
+        meta_step(
+            net, opt, [losses_of(draw_task(1_000_000 * (seed + 1) + i + j)) for j in range(4)], **kw
+        )
         cool.step()
     return net
 
@@ -307,18 +480,30 @@ def aucs(net, steps, novel, params=None, tasks=40):
     return np.array(found)
 
 
-def lower(difference): return difference.mean() - 1.96*difference.std(ddof=1)/len(difference)**0.5
+def lower(difference):
+    return difference.mean() - 1.96 * difference.std(ddof=1) / len(difference) ** 0.5
 
 
-@pytest.mark.parametrize('seed, algorithm', [(0, 'maml')])     # other seeds, and ANIL: tests_long/test_learning.py
+@pytest.mark.parametrize(
+    'seed, algorithm', [(0, 'maml')]
+)  # other seeds, and ANIL: tests_long/test_learning.py
 def test_learning_to_adapt_works(seed, algorithm):
-    torch.manual_seed(seed); torch.set_num_threads(1)
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
     params = HEAD if algorithm == 'anil' else None
     compared = learn(Small(), 400, seed + 10, steps=0)
-    adapting = learn(copy.deepcopy(compared), 240, seed, steps=5, lr=0.3, algorithm=algorithm, params=params)
+    adapting = learn(
+        copy.deepcopy(compared), 240, seed, steps=5, lr=0.3, algorithm=algorithm, params=params
+    )
     for novel in (False, True):
         before, after = aucs(adapting, 0, novel), aucs(adapting, 5, novel, params)
-        assert lower(after - before) > 0.1, f'{algorithm}, seed {seed}, novel {novel}: {before.mean():.3f} -> {after.mean():.3f}'
+        assert lower(after - before) > 0.1, (
+            f'{algorithm}, seed {seed}, novel {novel}: {before.mean():.3f} -> {after.mean():.3f}'
+        )
     if algorithm != 'maml': return
-    rival = aucs(learn(compared, 240, seed, steps=0), 5, novel, params)  # the same tasks, without learning to adapt
-    assert lower(after - rival) > 0, f'learned to adapt {after.mean():.3f}, only to compare {rival.mean():.3f}'
+    rival = aucs(
+        learn(compared, 240, seed, steps=0), 5, novel, params
+    )  # the same tasks, without learning to adapt
+    assert lower(after - rival) > 0, (
+        f'learned to adapt {after.mean():.3f}, only to compare {rival.mean():.3f}'
+    )

@@ -1,25 +1,53 @@
 "Metrics against scikit-learn on random data full of ties, and the limits of the intervals."
+
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 from smlxray.config import DataError
-from smlxray.metrics import (EpisodeScores, WayScores, auc, average_precision, balanced_accuracy, bootstrap_p, bootstrap_paired, bootstrap_patients,
-                             bootstrap_replicates, brier, choose_threshold, confusion_matrix, exchange_test, fit_temperature, generalised_aucs,
-                             mean_episode_auc, prevalence_weights, reliability, roc_curve, shift_prevalence)
+from smlxray.metrics import (
+    EpisodeScores,
+    WayScores,
+    auc,
+    average_precision,
+    balanced_accuracy,
+    bootstrap_p,
+    bootstrap_paired,
+    bootstrap_patients,
+    bootstrap_replicates,
+    brier,
+    choose_threshold,
+    confusion_matrix,
+    exchange_test,
+    fit_temperature,
+    generalised_aucs,
+    mean_episode_auc,
+    prevalence_weights,
+    reliability,
+    roc_curve,
+    shift_prevalence,
+)
 
 
 def sample(rng):
     n = int(rng.integers(2, 80))
     y = rng.permutation(np.r_[1, 0, rng.integers(0, 2, n - 2)])
-    return np.round(rng.normal(size=n)*10**rng.uniform(-6, 6), int(rng.integers(0, 3))), y, rng.integers(0, 3, n) + .25
+    return (
+        np.round(rng.normal(size=n) * 10 ** rng.uniform(-6, 6), int(rng.integers(0, 3))),
+        y,
+        rng.integers(0, 3, n) + 0.25,
+    )
 
 
 @pytest.mark.parametrize('seed', range(40))
 def test_as_scikit_learn(seed):
     s, y, w = sample(np.random.default_rng(seed))
     assert abs(auc(s, y, w) - sk.roc_auc_score(y, s, sample_weight=w)) < 1e-12
-    assert abs(average_precision(s, y, w) - sk.average_precision_score(y, s, sample_weight=w)) < 1e-12
-    for ours, theirs in zip(roc_curve(s, y, w), sk.roc_curve(y, s, sample_weight=w, drop_intermediate=False)):
+    assert (
+        abs(average_precision(s, y, w) - sk.average_precision_score(y, s, sample_weight=w)) < 1e-12
+    )
+    for ours, theirs in zip(
+        roc_curve(s, y, w), sk.roc_curve(y, s, sample_weight=w, drop_intermediate=False)
+    ):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
     p = s >= choose_threshold(s, y)
     assert np.array_equal(confusion_matrix(y, p), sk.confusion_matrix(y, p))
@@ -27,14 +55,25 @@ def test_as_scikit_learn(seed):
 
 
 def test_zero_weight_is_absence():
-    s, y, w = np.array([1., 2, 3, 4, 9]), np.array([0, 1, 0, 1, 0]), np.array([1, 1, 1, 1, 0])
-    assert auc(s, y, w) == auc(s[:4], y[:4]) and average_precision(s, y, w) == average_precision(s[:4], y[:4])
-    with pytest.raises(DataError, match='both classes'): auc(s, y, y*0 + (y == 1))
+    s, y, w = np.array([1.0, 2, 3, 4, 9]), np.array([0, 1, 0, 1, 0]), np.array([1, 1, 1, 1, 0])
+    assert auc(s, y, w) == auc(s[:4], y[:4]) and average_precision(s, y, w) == average_precision(
+        s[:4], y[:4]
+    )
+    with pytest.raises(DataError, match='both classes'):
+        auc(s, y, y * 0 + (y == 1))
 
 
 def few(patients, episodes=4, seed=0):
     rng = np.random.default_rng(seed)
-    return [EpisodeScores(rng.normal(size=4) + [1, 1, 0, 0], [1, 1, 0, 0], rng.permutation(patients)[:4], 'ab'[i % 2]) for i in range(episodes)]
+    return [
+        EpisodeScores(
+            rng.normal(size=4) + [1, 1, 0, 0],
+            [1, 1, 0, 0],
+            rng.permutation(patients)[:4],
+            'ab'[i % 2],
+        )
+        for i in range(episodes)
+    ]
 
 
 @pytest.mark.parametrize('measure', ['auc', 'ap'])
@@ -48,21 +87,43 @@ def test_classes_that_vanish_from_a_resample(measure):
 
 def test_order_and_names_of_patients_do_not_matter():
     eps = few(30, 12)
-    flipped = [EpisodeScores(e.scores[::-1], e.labels[::-1], e.patients[::-1], e.finding) for e in eps]
-    named = [EpisodeScores(e.scores, e.labels, [f'{p:03d}' for p in e.patients], e.finding) for e in eps]
+    flipped = [
+        EpisodeScores(e.scores[::-1], e.labels[::-1], e.patients[::-1], e.finding) for e in eps
+    ]
+    named = [
+        EpisodeScores(e.scores, e.labels, [f'{p:03d}' for p in e.patients], e.finding) for e in eps
+    ]
     want = bootstrap_patients(eps, 200).draws
-    for other in (flipped, named): np.testing.assert_allclose(bootstrap_patients(other, 200).draws, want, atol=1e-12)
+    for other in (flipped, named):
+        np.testing.assert_allclose(bootstrap_patients(other, 200).draws, want, atol=1e-12)
 
 
 def test_macro_mean_of_findings_with_uneven_episodes():
-    eps = few(30, 12); uneven = eps + eps[::2]*3   # three more of each episode of the first finding change neither its mean nor the macro mean
+    eps = few(30, 12)
+    uneven = (
+        eps + eps[::2] * 3
+    )  # three more of each episode of the first finding change neither its mean nor the macro mean
     assert mean_episode_auc(uneven) == pytest.approx(mean_episode_auc(eps), abs=1e-12)
-    np.testing.assert_allclose(bootstrap_patients(uneven, 200).draws, bootstrap_patients(eps, 200).draws, atol=1e-12)
+    np.testing.assert_allclose(
+        bootstrap_patients(uneven, 200).draws, bootstrap_patients(eps, 200).draws, atol=1e-12
+    )
 
 
 def runs_of(n_splits, n_seeds, seed=0):
     rng = np.random.default_rng(seed)
-    return {(s, k): [EpisodeScores(rng.normal(size=8) + np.repeat([1, 0], 4), np.repeat([1, 0], 4), rng.permutation(30)[:8], 'ab'[i % 2]) for i in range(6)] for s in range(n_splits) for k in range(n_seeds)}
+    return {
+        (s, k): [
+            EpisodeScores(
+                rng.normal(size=8) + np.repeat([1, 0], 4),
+                np.repeat([1, 0], 4),
+                rng.permutation(30)[:8],
+                'ab'[i % 2],
+            )
+            for i in range(6)
+        ]
+        for s in range(n_splits)
+        for k in range(n_seeds)
+    }
 
 
 def test_replicates_that_are_all_alike_add_nothing_to_one():
@@ -73,42 +134,76 @@ def test_replicates_that_are_all_alike_add_nothing_to_one():
 
 def test_replicates_that_differ_widen_the_interval():
     runs = runs_of(3, 2)
-    better = {k: [EpisodeScores(e.scores + 3*(k[0] == 2)*e.labels, e.labels, e.patients, e.finding) for e in v] for k, v in runs.items()}
+    better = {
+        k: [
+            EpisodeScores(e.scores + 3 * (k[0] == 2) * e.labels, e.labels, e.patients, e.finding)
+            for e in v
+        ]
+        for k, v in runs.items()
+    }
     width = lambda r: (i := bootstrap_replicates(r, n=400)).high - i.low
-    assert width(better) > width(runs)*1.2
-    assert bootstrap_replicates(better, runs, n=400).value == pytest.approx(bootstrap_replicates(better, n=400).value - bootstrap_replicates(runs, n=400).value)
-    for r, words in ((runs, '3 patient splits, 2 training seeds of each'), (runs_of(1, 3), '3 training seeds; not another split'), (runs_of(1, 1), 'another training seed')):
+    assert width(better) > width(runs) * 1.2
+    assert bootstrap_replicates(better, runs, n=400).value == pytest.approx(
+        bootstrap_replicates(better, n=400).value - bootstrap_replicates(runs, n=400).value
+    )
+    for r, words in (
+        (runs, '3 patient splits, 2 training seeds of each'),
+        (runs_of(1, 3), '3 training seeds; not another split'),
+        (runs_of(1, 1), 'another training seed'),
+    ):
         assert words in bootstrap_replicates(r, n=100).covers
 
 
 def test_exchange_does_not_care_who_is_named_first_nor_for_the_scale():
     a, b = runs_of(1, 2).values()
     b = [EpisodeScores(y.scores, x.labels, x.patients, x.finding) for x, y in zip(a, b)]
-    louder = [EpisodeScores(100*e.scores + 7, e.labels, e.patients, e.finding) for e in b]
+    louder = [EpisodeScores(100 * e.scores + 7, e.labels, e.patients, e.finding) for e in b]
     p = exchange_test(a, b, 500)
     assert 0 < p <= 1 and p == exchange_test(b, a, 500) == exchange_test(a, louder, 500)
-    assert bootstrap_p(bootstrap_paired(a, b, 400)) == pytest.approx(bootstrap_p(bootstrap_paired(b, a, 400)))
+    assert bootstrap_p(bootstrap_paired(a, b, 400)) == pytest.approx(
+        bootstrap_p(bootstrap_paired(b, a, 400))
+    )
 
 
-@pytest.mark.parametrize('prevalence', [.02, .3, .5, .9])
+@pytest.mark.parametrize('prevalence', [0.02, 0.3, 0.5, 0.9])
 def test_a_shifted_logit_is_calibrated_at_its_prevalence(prevalence):
     "Balanced queries weighted to a prevalence, and logits shifted to it: what is promised comes true."
-    rng = np.random.default_rng(0); y = np.repeat([1, 0], 20_000); x = rng.normal(size=40_000) + np.where(y, .75, -.75)
-    p = 1/(1 + np.exp(-shift_prevalence(1.5*x, prevalence))); w = prevalence_weights(y, prevalence)
+    rng = np.random.default_rng(0)
+    y = np.repeat([1, 0], 20_000)
+    x = rng.normal(size=40_000) + np.where(y, 0.75, -0.75)
+    p = 1 / (1 + np.exp(-shift_prevalence(1.5 * x, prevalence)))
+    w = prevalence_weights(y, prevalence)
     r = reliability(p, y, 8, w)
-    assert (abs(r.promised - r.came_true) < .06)[r.share > .005].all() and (r.share > .005).sum() > 1 and (p*w).sum()/w.sum() == pytest.approx(prevalence, abs=.01)
+    assert (
+        (abs(r.promised - r.came_true) < 0.06)[r.share > 0.005].all()
+        and (r.share > 0.005).sum() > 1
+        and (p * w).sum() / w.sum() == pytest.approx(prevalence, abs=0.01)
+    )
     assert brier(p, y, w) < brier(np.full(len(y), prevalence), y, w)
 
 
-@pytest.mark.parametrize('scale', [.01, 1., 40.])
+@pytest.mark.parametrize('scale', [0.01, 1.0, 40.0])
 def test_the_temperature_of_many_scores_is_that_of_logistic_regression(scale):
-    rng = np.random.default_rng(1); y = np.repeat([1, 0], 2000); s = scale*(rng.normal(size=4000) + np.where(y, .5, -.5))
+    rng = np.random.default_rng(1)
+    y = np.repeat([1, 0], 2000)
+    s = scale * (rng.normal(size=4000) + np.where(y, 0.5, -0.5))
     from sklearn.linear_model import LogisticRegression
-    slope = LogisticRegression(C=1e12, fit_intercept=False, tol=1e-10).fit(s[:, None]/scale, y).coef_[0, 0]/scale
-    assert fit_temperature(s, y) == pytest.approx(1/slope, rel=.01)
+
+    slope = (
+        LogisticRegression(C=1e12, fit_intercept=False, tol=1e-10)
+        .fit(s[:, None] / scale, y)
+        .coef_[0, 0]
+        / scale
+    )
+    assert fit_temperature(s, y) == pytest.approx(1 / slope, rel=0.01)
 
 
 def test_a_side_without_findings_is_left_out():
-    rng = np.random.default_rng(0); y = np.repeat([[1., 0], [0, 1], [0, 0]], 4, 0)
-    eps = [WayScores(rng.normal(size=(12, 2)) + y, y, np.arange(12), ('a', 'b'), np.array([False, False]))]
+    rng = np.random.default_rng(0)
+    y = np.repeat([[1.0, 0], [0, 1], [0, 0]], 4, 0)
+    eps = [
+        WayScores(
+            rng.normal(size=(12, 2)) + y, y, np.arange(12), ('a', 'b'), np.array([False, False])
+        )
+    ]
     assert set(generalised_aucs(eps, 100)) == {'seen', 'macro', 'micro'}

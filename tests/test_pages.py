@@ -1,31 +1,62 @@
 "The pages in a real browser: a short tour. The full tours are in `tests_long/test_tours.py`."
+
 import numpy as np, pytest
 from browser import Served, Visitor, browsing, need_browser, phantom, png, small_run
 
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-    need_browser(); home = tmp_path_factory.mktemp('pages'); server = Served(home, small_run(home))
+    need_browser()
+    home = tmp_path_factory.mktemp('pages')
+    server = Served(home, small_run(home))
     yield server
     server.stop()
 
 
 def test_a_visitor_compares_teaches_and_looks_around(served):
     with browsing() as browser:
-        v = Visitor(browser, served); p = v.page
+        v = Visitor(browser, served)
+        p = v.page
         assert p.locator('.sx-research').inner_text() == 'Research use, not for diagnosis.'
         before = p.locator('.sx-big').inner_text()
-        v.upload('Upload X-ray A', ('one.png', png(phantom(900, ['Pleural Effusion']))), ('bad.png', b'no image'), ('two.png', png(phantom(901))))
-        v.says('bad.png is not an image'); p.locator('.sx-figure:visible').first.filter(has_text='one.png').wait_for(); v.changes('.sx-big', before)
+        v.upload(
+            'Upload X-ray A',
+            ('one.png', png(phantom(900, ['Pleural Effusion']))),
+            ('bad.png', b'no image'),
+            ('two.png', png(phantom(901))),
+        )
+        v.says('bad.png is not an image')
+        p.locator('.sx-figure:visible').first.filter(has_text='one.png').wait_for()
+        v.changes('.sx-big', before)
 
-        v.open('Teach'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Name the finding first')
-        v.field('Name of the finding').fill('Fluid'); v.field('Adapt').select_option(label='the last layer (anil)'); v.field('Inner steps').fill('1')
-        for mark, first in (('with the finding', 0), ('without the finding', 3), ('asked about', 6)):
+        v.open('Teach')
+        p.get_by_role('button', name='Adapt', exact=True).click()
+        v.says('Name the finding first')
+        v.field('Name of the finding').fill('Fluid')
+        v.field('Adapt').select_option(label='the last layer (anil)')
+        v.field('Inner steps').fill('1')
+        for mark, first in (
+            ('with the finding', 0),
+            ('without the finding', 3),
+            ('asked about', 6),
+        ):
             v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
-            for k in range(first, first + 2): v.thumbs('X-rays to choose from').nth(k).click()
-        p.locator('.sx-table:visible, p:visible').filter(has_text='2 with, 2 without').first.wait_for()
-        p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Done: taught'); p.locator('.sx-curve:visible').wait_for(); assert p.locator('.sx-table:visible tbody tr').count() == 2
+            for k in range(first, first + 2):
+                v.thumbs('X-rays to choose from').nth(k).click()
+        p.locator('.sx-table:visible, p:visible').filter(
+            has_text='2 with, 2 without'
+        ).first.wait_for()
+        p.get_by_role('button', name='Adapt', exact=True).click()
+        v.says('Done: taught')
+        p.locator('.sx-curve:visible').wait_for()
+        assert p.locator('.sx-table:visible tbody tr').count() == 2
 
-        for page, sight in (('Explore', '.sx-dot'), ('Findings', '.sx-bar'), ('Results', '.sx-chart')): v.open(page); p.locator(f'{sight}:visible').first.wait_for()
+        for page, sight in (
+            ('Explore', '.sx-dot'),
+            ('Findings', '.sx-bar'),
+            ('Results', '.sx-chart'),
+        ):
+            v.open(page)
+            p.locator(f'{sight}:visible').first.wait_for()
         assert v.outside() == [] and v.errors == []
         v.close()

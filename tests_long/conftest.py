@@ -1,4 +1,5 @@
 "What holds for every test here. Tests of one function live in its chapter; these are tests of the whole."
+
 import os
 
 os.environ.setdefault('MPLBACKEND', 'Agg')  # no test opens a window

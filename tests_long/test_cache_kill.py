@@ -1,4 +1,5 @@
 "A build that is killed at random moments, again and again, ends with the bytes of a build that was left alone."
+
 import os, random, subprocess, sys, time
 
 import numpy as np
@@ -21,28 +22,47 @@ ImageCache.build(table, (96, 96), folder + '/cache', workers=2, progress=False)
 
 def test_kill_nine_at_ten_random_moments(tmp_path):
     rng, count = np.random.default_rng(0), 3000
-    (tmp_path/'images').mkdir()
-    for row in range(count): Image.fromarray(rng.integers(0, 256, (320, 390), dtype=np.uint8)).save(tmp_path/f'images/{row}.jpg', quality=90)
-    (tmp_path/'images/77.jpg').write_bytes(b'broken')
-    frame = pd.DataFrame({'path': [f'{row}.jpg' for row in range(count)], 'patient': [f'p{row}' for row in range(count)], 'Edema': 1.})
-    frame.to_csv(tmp_path/'table.csv', index=False)
-    table = XrayTable(frame, ['Edema'], tmp_path/'images', 'test')
+    (tmp_path / 'images').mkdir()
+    for row in range(count):
+        Image.fromarray(rng.integers(0, 256, (320, 390), dtype=np.uint8)).save(
+            tmp_path / f'images/{row}.jpg', quality=90
+        )
+    (tmp_path / 'images/77.jpg').write_bytes(b'broken')
+    frame = pd.DataFrame(
+        {
+            'path': [f'{row}.jpg' for row in range(count)],
+            'patient': [f'p{row}' for row in range(count)],
+            'Edema': 1.0,
+        }
+    )
+    frame.to_csv(tmp_path / 'table.csv', index=False)
+    table = XrayTable(frame, ['Edema'], tmp_path / 'images', 'test')
     began = time.monotonic()
-    calm = ImageCache.build(table, (96, 96), tmp_path/'calm', workers=2, progress=False)
+    calm = ImageCache.build(table, (96, 96), tmp_path / 'calm', workers=2, progress=False)
     length, moments = time.monotonic() - began, random.Random(0)
-    expected = (calm.path/'pixels.npy').read_bytes()
+    expected = (calm.path / 'pixels.npy').read_bytes()
     killed = 0
     for _ in range(10):
-        builder = subprocess.Popen([sys.executable, '-c', BUILDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        builder = subprocess.Popen(
+            [sys.executable, '-c', BUILDER, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        )
         builder.stdout.readline()
-        time.sleep(moments.uniform(0, .6*length))
+        time.sleep(moments.uniform(0, 0.6 * length))
         killed += builder.poll() is None
-        builder.kill(); builder.wait()
-        if moments.random() < .5: continue                    # sometimes the next attempt is killed too
-        final = ImageCache.build(table, (96, 96), tmp_path/'cache', workers=2, progress=False)
+        builder.kill()
+        builder.wait()
+        if moments.random() < 0.5:
+            continue  # sometimes the next attempt is killed too
+        final = ImageCache.build(table, (96, 96), tmp_path / 'cache', workers=2, progress=False)
         final.verify()
-        assert (final.path/'pixels.npy').read_bytes() == expected and final.quarantined.keys() == {77}
+        assert (
+            final.path / 'pixels.npy'
+        ).read_bytes() == expected and final.quarantined.keys() == {77}
         assert final.manifest['sha256'] == calm.manifest['sha256']
-        for file in final.path.iterdir(): file.unlink()
+        for file in final.path.iterdir():
+            file.unlink()
         final.path.rmdir()
     assert killed >= 8, 'most of the builders must have been killed in their work'

@@ -1,22 +1,39 @@
 "Every example of `--help` and of the README, trainings included, in a bare clone: a dozen notebooks."
+
 import importlib.util, os, shlex, subprocess, sys
 from pathlib import Path
 
-spec = importlib.util.spec_from_file_location('test_cli', Path(__file__).resolve().parents[1]/'tests'/'test_cli.py')
-cli_tests = importlib.util.module_from_spec(spec); spec.loader.exec_module(cli_tests)
-clone = cli_tests.clone   # the fixture
+spec = importlib.util.spec_from_file_location(
+    'test_cli', Path(__file__).resolve().parents[1] / 'tests' / 'test_cli.py'
+)
+cli_tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cli_tests)
+clone = cli_tests.clone  # the fixture
 
 
 def test_all_examples_run_as_printed(clone):
     cli_tests.run_lines(cli_tests.all_examples(), clone)
-    for made in ('train_siamese.ipynb', 'train_meta.ipynb', 'evaluate_meta.ipynb', 'results.json', 'bundle/card.md'): assert (clone/'runs/tiny'/made).exists(), made
-    assert 'Not measured' not in (clone/'runs/tiny/bundle/card.md').read_text()
-    assert not list((clone/'runs/tiny/checkpoints').glob('*.state.*'))
+    for made in (
+        'train_siamese.ipynb',
+        'train_meta.ipynb',
+        'evaluate_meta.ipynb',
+        'results.json',
+        'bundle/card.md',
+    ):
+        assert (clone / 'runs/tiny' / made).exists(), made
+    assert 'Not measured' not in (clone / 'runs/tiny/bundle/card.md').read_text()
+    assert not list((clone / 'runs/tiny/checkpoints').glob('*.state.*'))
 
 
 def test_the_papermill_lines_of_the_readme_run(clone):
     lines = cli_tests.readme_commands('papermill')
     assert len(lines) >= 3
     for line in lines:
-        done = subprocess.run([sys.executable, '-m', 'papermill', *shlex.split(line)], capture_output=True, text=True, cwd=clone, env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(clone)})
+        done = subprocess.run(
+            [sys.executable, '-m', 'papermill', *shlex.split(line)],
+            capture_output=True,
+            text=True,
+            cwd=clone,
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(clone)},
+        )
         assert done.returncode == 0, (line, done.stderr[-2000:])

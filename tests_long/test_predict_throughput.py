@@ -1,4 +1,5 @@
 "Two thousand X-rays of three kinds: as fast as the network itself (nearly), and no more memory at the end than at the beginning."
+
 import os, time
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
@@ -14,41 +15,65 @@ FILES, BATCH = 2000, 64
 
 def resident() -> float:
     "Megabytes of memory that this process holds now."
-    with open('/proc/self/statm') as f: return int(f.read().split()[1])*os.sysconf('SC_PAGE_SIZE')/2**20
+    with open('/proc/self/statm') as f:
+        return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20
 
 
 def save_dicom(image, path):
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
-    meta = FileMetaDataset(); meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = '1.2.840.10008.5.1.4.1.1.1.1'; meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0'*128)
-    ds.Rows, ds.Columns, ds.PhotometricInterpretation, ds.SamplesPerPixel = *image.shape, 'MONOCHROME2', 1
-    ds.BitsAllocated = ds.BitsStored = 8; ds.HighBit, ds.PixelRepresentation, ds.PixelData = 7, 0, image.tobytes()
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID = '1.2.840.10008.5.1.4.1.1.1.1'
+    meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+    ds = FileDataset(str(path), {}, file_meta=meta, preamble=b'\0' * 128)
+    ds.Rows, ds.Columns, ds.PhotometricInterpretation, ds.SamplesPerPixel = (
+        *image.shape,
+        'MONOCHROME2',
+        1,
+    )
+    ds.BitsAllocated = ds.BitsStored = 8
+    ds.HighBit, ds.PixelRepresentation, ds.PixelData = 7, 0, image.tobytes()
     ds.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture(scope='module')
 def scans(tmp_path_factory):
     "Phantoms as JPEG, PNG and DICOM in turn, and three files that are no images."
-    here = tmp_path_factory.mktemp('scans'); out = here/'mixed'; out.mkdir()
-    drawn = image_files(ensure_phantoms(here/'phantoms', patients=420, size=128, progress=False))
+    here = tmp_path_factory.mktemp('scans')
+    out = here / 'mixed'
+    out.mkdir()
+    drawn = image_files(ensure_phantoms(here / 'phantoms', patients=420, size=128, progress=False))
     for k in range(FILES):
         image = read_image(drawn[k % len(drawn)])
-        if k % 3 == 2: save_dicom(image, out/f'{k:05d}.dcm')
-        else: Image.fromarray(image).save(out/f'{k:05d}.{"png" if k % 3 else "jpg"}')
-    for k in range(3): (out/f'broken{k}.png').write_bytes(b'\x89PNG\r\n\x1a\n')
+        if k % 3 == 2:
+            save_dicom(image, out / f'{k:05d}.dcm')
+        else:
+            Image.fromarray(image).save(out / f'{k:05d}.{"png" if k % 3 else "jpg"}')
+    for k in range(3):
+        (out / f'broken{k}.png').write_bytes(b'\x89PNG\r\n\x1a\n')
     return out
 
 
 @pytest.fixture(scope='module')
 def bundle(scans):
-    torch.manual_seed(0); settings = load_settings('demo')
-    b = Bundle(SiameseNet(settings.siamese.backbone, settings.siamese.embedding_dim), settings, {}, {})
+    torch.manual_seed(0)
+    settings = load_settings('demo')
+    b = Bundle(
+        SiameseNet(settings.siamese.backbone, settings.siamese.embedding_dim), settings, {}, {}
+    )
     x = b.read(image_files(scans)[:64])
     features = b._look(x)[0].detach()
-    b.tensors = {'train.mean': features.mean(0), 'train.whitener': torch.eye(features.shape[1]), 'train.far': torch.tensor(9.)}
-    for k in range(12): b.findings[f'finding {k}'] = b.teach(f'finding {k}', x[k:k + 26], x[k + 26:k + 52], steps=0)
+    b.tensors = {
+        'train.mean': features.mean(0),
+        'train.whitener': torch.eye(features.shape[1]),
+        'train.far': torch.tensor(9.0),
+    }
+    for k in range(12):
+        b.findings[f'finding {k}'] = b.teach(
+            f'finding {k}', x[k : k + 26], x[k + 26 : k + 52], steps=0
+        )
     return b
 
 
@@ -56,21 +81,27 @@ def forward_rate(bundle, x) -> float:
     "X-rays a second of the network alone, the pixels being in memory."
     start = time.perf_counter()
     with torch.inference_mode():
-        for part in x.split(BATCH): bundle._look(part)
-    return len(x)/(time.perf_counter() - start)
+        for part in x.split(BATCH):
+            bundle._look(part)
+    return len(x) / (time.perf_counter() - start)
 
 
 def test_predicting_keeps_up_with_the_network_and_memory_stays_flat(scans, bundle, tmp_path):
-    x = bundle.read(image_files(scans)[:512]); forward_rate(bundle, x[:128])
+    x = bundle.read(image_files(scans)[:512])
+    forward_rate(bundle, x[:128])
     ratios, held = [], []
-    for turn in range(3):   # in turn, so that a busy moment of the machine hits both
+    for turn in range(3):  # in turn, so that a busy moment of the machine hits both
         before = forward_rate(bundle, x)
-        start = time.perf_counter(); said = write_predictions(bundle, scans, tmp_path/f'{turn}.csv', batch_size=BATCH)
-        rate, after = said['rows']/(time.perf_counter() - start), forward_rate(bundle, x)
-        ratios.append(rate/((before + after)/2)); held.append(resident())
-    print(f'predicted at {np.round(ratios, 2)} of the network\'s own rate ({before:.0f} X-rays a second); memory after each turn {np.round(held)} MB')
+        start = time.perf_counter()
+        said = write_predictions(bundle, scans, tmp_path / f'{turn}.csv', batch_size=BATCH)
+        rate, after = said['rows'] / (time.perf_counter() - start), forward_rate(bundle, x)
+        ratios.append(rate / ((before + after) / 2))
+        held.append(resident())
+    print(
+        f'predicted at {np.round(ratios, 2)} of the network\'s own rate ({before:.0f} X-rays a second); memory after each turn {np.round(held)} MB'
+    )
     assert (said['rows'], said['errors']) == (FILES + 3, 3)
-    assert max(ratios) >= .8, ratios
+    assert max(ratios) >= 0.8, ratios
     assert held[-1] - held[0] < 40, held
 
 

@@ -1,24 +1,59 @@
 "The run notebooks on real X-rays, where a folder of them lies beside the checkout; nothing of it is shown or kept."
+
 import json, subprocess, sys
 from pathlib import Path
 import pytest
 from smlxray.config import repo_root
 
-folder = repo_root(Path(__file__).parent).parent/'shared'/'realcxr'
+folder = repo_root(Path(__file__).parent).parent / 'shared' / 'realcxr'
 
 
-@pytest.mark.skipif(not (folder/'labels.csv').exists(), reason='no ../shared/realcxr beside the checkout')
+@pytest.mark.skipif(
+    not (folder / 'labels.csv').exists(), reason='no ../shared/realcxr beside the checkout'
+)
 def test_the_evaluation_runs_to_the_end_on_real_xrays(tmp_path):
     "With the smallest settings: all rows are there, negatives are matched on projection and origin, and the numbers are numbers."
-    given = dict(preset='tiny', dataset='realcxr', dataset_path=folder, novel_findings='Cardiomegaly,Effusion', match_on='projection,origin', runs_path=tmp_path/'runs',
-                 cache_path=tmp_path/'cache', run='real', episodes=3, meta_episodes=2, siamese_epochs=1)
+    given = dict(
+        preset='tiny',
+        dataset='realcxr',
+        dataset_path=folder,
+        novel_findings='Cardiomegaly,Effusion',
+        match_on='projection,origin',
+        runs_path=tmp_path / 'runs',
+        cache_path=tmp_path / 'cache',
+        run='real',
+        episodes=3,
+        meta_episodes=2,
+        siamese_epochs=1,
+    )
     args = [a for k, v in given.items() for a in ('-p', k, str(v))]
-    done = subprocess.run([sys.executable, '-m', 'papermill', 'nbs/evaluate_meta.ipynb', str(tmp_path/'out.ipynb'), '--no-progress-bar', *args],
-                          cwd=repo_root(Path(__file__).parent), capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'papermill',
+            'nbs/evaluate_meta.ipynb',
+            str(tmp_path / 'out.ipynb'),
+            '--no-progress-bar',
+            *args,
+        ],
+        cwd=repo_root(Path(__file__).parent),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads((tmp_path/'runs'/'real'/'results.json').read_text())
+    results = json.loads((tmp_path / 'runs' / 'real' / 'results.json').read_text())
     assert results['data']['novel'] == ['Cardiomegaly', 'Pleural Effusion']
     assert results['settings']['data']['match_on'] == ['projection', 'origin']
-    assert {r['method'] for r in results['rows']} >= {'pixels', 'untrained', 'siamese', 'maml', 'fomaml', 'anil'}
+    assert {r['method'] for r in results['rows']} >= {
+        'pixels',
+        'untrained',
+        'siamese',
+        'maml',
+        'fomaml',
+        'anil',
+    }
     assert all(0 <= r['auc_low'] <= r['auc'] <= r['auc_high'] <= 1 for r in results['rows'])
-    assert (tmp_path/'runs'/'real'/'overall_performance.png').exists() and (tmp_path/'runs'/'real'/'confusion_matrix_Pleural_Effusion.png').exists()
+    assert (tmp_path / 'runs' / 'real' / 'overall_performance.png').exists() and (
+        tmp_path / 'runs' / 'real' / 'confusion_matrix_Pleural_Effusion.png'
+    ).exists()

@@ -1,24 +1,28 @@
 "Full tours of the pages in a real browser: uploads good and bad, keyboard, two visitors, a lost kernel, a message that would run code, the times."
+
 import io, json, os, re, signal, sys, time
 from pathlib import Path
 
 import numpy as np, pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]/'tests'))
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 from browser import Served, Visitor, browsing, need_browser, phantom, png, small_run
 
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-    need_browser(); home = tmp_path_factory.mktemp('tours'); server = Served(home, small_run(home, patients=600, image_size=64, shots=7, queries=4))
+    need_browser()
+    home = tmp_path_factory.mktemp('tours')
+    server = Served(home, small_run(home, patients=600, image_size=64, shots=7, queries=4))
     yield server
     server.stop()
 
 
 @pytest.fixture(scope='module')
 def browser():
-    with browsing() as b: yield b
+    with browsing() as b:
+        yield b
 
 
 @pytest.fixture
@@ -29,118 +33,304 @@ def visitor(browser, served):
     v.close()
 
 
-def dicom_of_noise(): return bytes(128) + b'DICM' + bytes(range(256))*4
-def bomb(): data = bytearray(png(phantom(1))); data[16:24] = (90_000).to_bytes(4, 'big')*2; return bytes(data)
+def dicom_of_noise():
+    return bytes(128) + b'DICM' + bytes(range(256)) * 4
+
+
+def bomb():
+    data = bytearray(png(phantom(1)))
+    data[16:24] = (90_000).to_bytes(4, 'big') * 2
+    return bytes(data)
+
+
 def photo():
-    out = io.BytesIO(); y, x = np.mgrid[:300, :400]; Image.fromarray(np.stack([x*.6, y*.8, 255 - x*.5], -1).astype(np.uint8)).save(out, 'JPEG'); return out.getvalue()
+    out = io.BytesIO()
+    y, x = np.mgrid[:300, :400]
+    Image.fromarray(np.stack([x * 0.6, y * 0.8, 255 - x * 0.5], -1).astype(np.uint8)).save(
+        out, 'JPEG'
+    )
+    return out.getvalue()
 
 
-BAD = [('note.txt', b'hello', 'note.txt is not an image'), ('bomb.png', bomb(), 'more than the cap'), ('scan.dcm', dicom_of_noise(), 'scan.dcm is a'), ('half.jpg', photo()[:500], 'half.jpg'),
-       ('empty.png', b'', 'empty.png is empty'), ('photo.jpg', photo(), 'does not look like a chest X-ray'), ('large.png', bytes(60_000_000), 'large.png has 60 MB')]
+BAD = [
+    ('note.txt', b'hello', 'note.txt is not an image'),
+    ('bomb.png', bomb(), 'more than the cap'),
+    ('scan.dcm', dicom_of_noise(), 'scan.dcm is a'),
+    ('half.jpg', photo()[:500], 'half.jpg'),
+    ('empty.png', b'', 'empty.png is empty'),
+    ('photo.jpg', photo(), 'does not look like a chest X-ray'),
+    ('large.png', bytes(60_000_000), 'large.png has 60 MB'),
+]
 
 
 def test_what_is_wrong_is_said_and_the_page_goes_on(visitor):
     v, p = visitor, visitor.page
-    for name, data, words in BAD: v.upload('Upload X-ray A', (name, data)) if len(data) < 50_000_000 else large(p, name); v.says(words)
-    v.upload('Upload X-ray B', ('fine.png', png(phantom(5)))); p.locator('.sx-figure:visible').filter(has_text='fine.png').wait_for()
-    v.open('Findings'); v.upload('Upload an X-ray', BAD[2][:2]); v.says('scan.dcm is a'); v.upload('Upload an X-ray', ('ok.png', png(phantom(6)))); p.locator('.sx-figure:visible').filter(has_text='ok.png').wait_for()
+    for name, data, words in BAD:
+        v.upload('Upload X-ray A', (name, data)) if len(data) < 50_000_000 else large(p, name)
+        v.says(words)
+    v.upload('Upload X-ray B', ('fine.png', png(phantom(5))))
+    p.locator('.sx-figure:visible').filter(has_text='fine.png').wait_for()
+    v.open('Findings')
+    v.upload('Upload an X-ray', BAD[2][:2])
+    v.says('scan.dcm is a')
+    v.upload('Upload an X-ray', ('ok.png', png(phantom(6))))
+    p.locator('.sx-figure:visible').filter(has_text='ok.png').wait_for()
 
 
 def large(page, name):
     "Give a file of 60 MB that the browser makes itself."
-    page.locator('.sx-upload:visible input').first.evaluate('(el, name) => { const d = new DataTransfer(); d.items.add(new File([new Uint8Array(60000000)], name)); el.files = d.files; el.dispatchEvent(new Event("change")); }', name)
+    page.locator('.sx-upload:visible input').first.evaluate(
+        '(el, name) => { const d = new DataTransfer(); d.items.add(new File([new Uint8Array(60000000)], name)); el.files = d.files; el.dispatchEvent(new Event("change")); }',
+        name,
+    )
 
 
 def test_compare_within_a_second(visitor, capsys):
-    v, p = visitor, visitor.page; times = []
+    v, p = visitor, visitor.page
+    times = []
     for k in range(3):
-        old = p.locator('.sx-figure:visible').first.inner_text(); start = time.time(); v.thumbs('X-rays to choose from').nth(4 + 2*k).click()
-        v.field('A click in the gallery becomes').select_option(label='X-ray A'); v.changes('.sx-figure', old); times.append(time.time() - start)
+        old = p.locator('.sx-figure:visible').first.inner_text()
+        start = time.time()
+        v.thumbs('X-rays to choose from').nth(4 + 2 * k).click()
         v.field('A click in the gallery becomes').select_option(label='X-ray A')
-    with capsys.disabled(): print(f'\nfirst view {visitor.first_view:.1f} s, compare {min(times):.2f} s')
+        v.changes('.sx-figure', old)
+        times.append(time.time() - start)
+        v.field('A click in the gallery becomes').select_option(label='X-ray A')
+    with capsys.disabled():
+        print(f'\nfirst view {visitor.first_view:.1f} s, compare {min(times):.2f} s')
     assert min(times) <= 1 or os.getloadavg()[0] > 3
-    v.field('Show where they agree').fill('0'); p.wait_for_timeout(500); shown = p.locator('.sx-figure img').first.get_attribute('src'); v.field('Show where they agree').fill('3')
+    v.field('Show where they agree').fill('0')
+    p.wait_for_timeout(500)
+    shown = p.locator('.sx-figure img').first.get_attribute('src')
+    v.field('Show where they agree').fill('3')
     p.wait_for_function('old => document.querySelector(".sx-figure img").src !== old', arg=shown)
 
 
 def teach(v, name, method='all weights (maml)', steps=5, shots=7):
     "Teach from the gallery."
-    p = v.page; v.open('Teach'); v.field('Name of the finding').fill(name); v.field('Adapt').select_option(label=method); v.field('Inner steps').fill(str(steps - 1))
+    p = v.page
+    v.open('Teach')
+    v.field('Name of the finding').fill(name)
+    v.field('Adapt').select_option(label=method)
+    v.field('Inner steps').fill(str(steps - 1))
     for k, mark in enumerate(('with the finding', 'without the finding', 'asked about')):
-        v.field('A click in the gallery marks an X-ray as').select_option(label=mark); v.field('Show').select_option(label=('Pleural Effusion', 'no finding labelled', 'Atelectasis')[k]); p.wait_for_timeout(400)
+        v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
+        v.field('Show').select_option(
+            label=('Pleural Effusion', 'no finding labelled', 'Atelectasis')[k]
+        )
+        p.wait_for_timeout(400)
         n = min(shots, v.thumbs('X-rays to choose from').count())
-        for i in range(n): v.thumbs('X-rays to choose from').nth(i).click()
+        for i in range(n):
+            v.thumbs('X-rays to choose from').nth(i).click()
     p.get_by_role('button', name='Adapt', exact=True).click()
 
 
 def test_teach_save_load_export_import(visitor, served, tmp_path, capsys):
-    v, p = visitor, visitor.page; teach(v, 'Fluid'); start = time.time(); v.says('Adapted. Now every example', 120_000); first = time.time() - start; v.says('Done: taught', 300_000)
-    with capsys.disabled(): print(f'\nadapt {first:.1f} s, with leaving out {time.time() - start:.1f} s')
+    v, p = visitor, visitor.page
+    teach(v, 'Fluid')
+    start = time.time()
+    v.says('Adapted. Now every example', 120_000)
+    first = time.time() - start
+    v.says('Done: taught', 300_000)
+    with capsys.disabled():
+        print(f'\nadapt {first:.1f} s, with leaving out {time.time() - start:.1f} s')
     assert first <= 15 or os.getloadavg()[0] > 3
-    p.locator('.sx-notice:visible').filter(has_text='AUC of').wait_for(); p.locator('.sx-curve:visible circle').nth(5).wait_for()
-    at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text(); v.field('Assumed prevalence').fill('9'); v.changes('.sx-table tbody tr b', at_ten)
-    p.get_by_role('button', name='Save', exact=True).click(); v.says('Saved as fluid')
-    with p.expect_download() as got: p.get_by_role('button', name='Export', exact=True).click()
-    got.value.save_as(tmp_path/'fluid.zip'); assert got.value.suggested_filename == 'fluid.zip'
-    p.locator('.sx-upload:visible').filter(has_text='Import a finding').locator('input').set_input_files(tmp_path/'fluid.zip'); v.says('Imported: Fluid'); v.upload('Import a finding', ('no.zip', b'PK no')); v.says('no.zip is not a finding')
-    p.get_by_role('button', name='Load', exact=True).click(); v.says('Loaded: Fluid'); assert list((served.home/'store').glob('*/fluid/manifest.json'))
-    p.reload(); p.wait_for_selector('.sx-thumb', timeout=120_000); v.open('Teach'); v.field('Saved findings').locator('option', has_text='fluid').wait_for(state='attached'); p.get_by_role('button', name='Load', exact=True).click(); v.says('Loaded: Fluid')
-    v.open('Findings'); p.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
-    before = p.locator('.sx-table:visible').inner_text(); v.field('Temperature').fill('8'); p.wait_for_function('old => { const t = [...document.querySelectorAll(".sx-table")].filter(e => e.offsetParent); return t.length && t.every(e => e.innerText !== old) }', arg=before)
-    v.field('Inner steps').fill('1'); v.says('Adapted with 1 steps', 240_000)
-    v.open('Explore'); p.locator('.sx-dot:visible').first.wait_for(); places = '() => [...document.querySelectorAll(".sx-scatter .sx-dot")].map(e => e.outerHTML).join()'; before = p.evaluate(places)
-    v.field('Weights').select_option(label='adapted to Fluid'); p.wait_for_function(f'old => ({places})() !== old', arg=before, timeout=60_000)
+    p.locator('.sx-notice:visible').filter(has_text='AUC of').wait_for()
+    p.locator('.sx-curve:visible circle').nth(5).wait_for()
+    at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text()
+    v.field('Assumed prevalence').fill('9')
+    v.changes('.sx-table tbody tr b', at_ten)
+    p.get_by_role('button', name='Save', exact=True).click()
+    v.says('Saved as fluid')
+    with p.expect_download() as got:
+        p.get_by_role('button', name='Export', exact=True).click()
+    got.value.save_as(tmp_path / 'fluid.zip')
+    assert got.value.suggested_filename == 'fluid.zip'
+    p.locator('.sx-upload:visible').filter(has_text='Import a finding').locator(
+        'input'
+    ).set_input_files(tmp_path / 'fluid.zip')
+    v.says('Imported: Fluid')
+    v.upload('Import a finding', ('no.zip', b'PK no'))
+    v.says('no.zip is not a finding')
+    p.get_by_role('button', name='Load', exact=True).click()
+    v.says('Loaded: Fluid')
+    assert list((served.home / 'store').glob('*/fluid/manifest.json'))
+    p.reload()
+    p.wait_for_selector('.sx-thumb', timeout=120_000)
+    v.open('Teach')
+    v.field('Saved findings').locator('option', has_text='fluid').wait_for(state='attached')
+    p.get_by_role('button', name='Load', exact=True).click()
+    v.says('Loaded: Fluid')
+    v.open('Findings')
+    p.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
+    before = p.locator('.sx-table:visible').inner_text()
+    v.field('Temperature').fill('8')
+    p.wait_for_function(
+        'old => { const t = [...document.querySelectorAll(".sx-table")].filter(e => e.offsetParent); return t.length && t.every(e => e.innerText !== old) }',
+        arg=before,
+    )
+    v.field('Inner steps').fill('1')
+    v.says('Adapted with 1 steps', 240_000)
+    v.open('Explore')
+    p.locator('.sx-dot:visible').first.wait_for()
+    places = (
+        '() => [...document.querySelectorAll(".sx-scatter .sx-dot")].map(e => e.outerHTML).join()'
+    )
+    before = p.evaluate(places)
+    v.field('Weights').select_option(label='adapted to Fluid')
+    p.wait_for_function(f'old => ({places})() !== old', arg=before, timeout=60_000)
 
 
 def test_too_few_and_several_files(visitor):
-    v, p = visitor, visitor.page; v.open('Teach'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Name the finding')
-    v.field('Name of the finding').fill('<b>Air</b>'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('0 X-rays with the finding are marked')
-    v.upload('Upload X-rays with it', *[(f'with{k}.png', png(phantom(50 + k, ['Pneumothorax']))) for k in range(3)]); v.upload('Upload X-rays without it', *[(f'no{k}.png', png(phantom(60 + k))) for k in range(3)]); v.upload('Upload X-rays to ask about', ('ask.png', png(phantom(70))))
-    p.locator('p:visible').filter(has_text='3 with, 3 without').wait_for(); v.field('Adapt').select_option(label='the last layer (anil)'); p.get_by_role('button', name='Adapt', exact=True).click(); v.says('Done: taught', 200_000)
-    assert p.locator('.sx-table:visible tbody tr').count() == 1 and p.get_by_text('<b>Air</b>').first.is_visible()
+    v, p = visitor, visitor.page
+    v.open('Teach')
+    p.get_by_role('button', name='Adapt', exact=True).click()
+    v.says('Name the finding')
+    v.field('Name of the finding').fill('<b>Air</b>')
+    p.get_by_role('button', name='Adapt', exact=True).click()
+    v.says('0 X-rays with the finding are marked')
+    v.upload(
+        'Upload X-rays with it',
+        *[(f'with{k}.png', png(phantom(50 + k, ['Pneumothorax']))) for k in range(3)],
+    )
+    v.upload('Upload X-rays without it', *[(f'no{k}.png', png(phantom(60 + k))) for k in range(3)])
+    v.upload('Upload X-rays to ask about', ('ask.png', png(phantom(70))))
+    p.locator('p:visible').filter(has_text='3 with, 3 without').wait_for()
+    v.field('Adapt').select_option(label='the last layer (anil)')
+    p.get_by_role('button', name='Adapt', exact=True).click()
+    v.says('Done: taught', 200_000)
+    assert (
+        p.locator('.sx-table:visible tbody tr').count() == 1
+        and p.get_by_text('<b>Air</b>').first.is_visible()
+    )
 
 
 def test_explore_by_mouse_and_keyboard(visitor):
-    v, p = visitor, visitor.page; v.open('Explore'); svg = p.locator('.sx-scatter svg'); p.locator('.sx-dot').first.wait_for(); p.locator('.sx-dot').nth(3).hover(force=True); p.locator('.sx-tip img').wait_for()
-    box = svg.bounding_box(); p.mouse.move(box['x'] + 5, box['y'] + 5); p.mouse.down(); p.mouse.move(box['x'] + box['width']*.6, box['y'] + box['height'] - 5, steps=5); p.mouse.up()
-    chosen = p.locator('.sx-dot.sx-chosen').count(); assert chosen > 3; p.get_by_role('button', name='Choose none').click(); p.wait_for_function('() => !document.querySelector(".sx-chosen")')
-    svg.focus(); p.keyboard.press('ArrowRight'); p.keyboard.press('ArrowRight'); p.keyboard.press('Enter'); p.wait_for_function('() => document.querySelectorAll(".sx-dot.sx-chosen").length === 1')
-    p.get_by_role('button', name='Teach as with the finding').click(); v.says('1 X-rays are marked'); v.field('Layout').select_option(label='t-SNE'); v.says('t-SNE is ready', 120_000)
-    v.field('Colour by').select_option(label='Pleural Effusion'); p.locator('.sx-legend').filter(has_text='without Pleural Effusion').wait_for(); v.open('Teach'); p.locator('p:visible').filter(has_text='1 with, 0 without').wait_for()
+    v, p = visitor, visitor.page
+    v.open('Explore')
+    svg = p.locator('.sx-scatter svg')
+    p.locator('.sx-dot').first.wait_for()
+    p.locator('.sx-dot').nth(3).hover(force=True)
+    p.locator('.sx-tip img').wait_for()
+    box = svg.bounding_box()
+    p.mouse.move(box['x'] + 5, box['y'] + 5)
+    p.mouse.down()
+    p.mouse.move(box['x'] + box['width'] * 0.6, box['y'] + box['height'] - 5, steps=5)
+    p.mouse.up()
+    chosen = p.locator('.sx-dot.sx-chosen').count()
+    assert chosen > 3
+    p.get_by_role('button', name='Choose none').click()
+    p.wait_for_function('() => !document.querySelector(".sx-chosen")')
+    svg.focus()
+    p.keyboard.press('ArrowRight')
+    p.keyboard.press('ArrowRight')
+    p.keyboard.press('Enter')
+    p.wait_for_function('() => document.querySelectorAll(".sx-dot.sx-chosen").length === 1')
+    p.get_by_role('button', name='Teach as with the finding').click()
+    v.says('1 X-rays are marked')
+    v.field('Layout').select_option(label='t-SNE')
+    v.says('t-SNE is ready', 120_000)
+    v.field('Colour by').select_option(label='Pleural Effusion')
+    p.locator('.sx-legend').filter(has_text='without Pleural Effusion').wait_for()
+    v.open('Teach')
+    p.locator('p:visible').filter(has_text='1 with, 0 without').wait_for()
 
 
 def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor):
-    v, p = visitor, visitor.page; p.get_by_role('tab', name='Compare').focus()
-    for name in ('Teach', 'Explore', 'Findings', 'Results', 'Compare'): p.keyboard.press('ArrowRight'); p.wait_for_timeout(300); assert p.locator('[role=tab][aria-selected=true]').inner_text() == name and p.evaluate('document.activeElement.innerText') == name
+    v, p = visitor, visitor.page
+    p.get_by_role('tab', name='Compare').focus()
+    for name in ('Teach', 'Explore', 'Findings', 'Results', 'Compare'):
+        p.keyboard.press('ArrowRight')
+        p.wait_for_timeout(300)
+        assert (
+            p.locator('[role=tab][aria-selected=true]').inner_text() == name
+            and p.evaluate('document.activeElement.innerText') == name
+        )
     for name in ('Compare', 'Teach', 'Explore', 'Findings', 'Results'):
-        v.open(name); nameless = p.evaluate('''() => [...document.querySelectorAll(".sx-app button, .sx-app input, .sx-app select")].filter(e => e.offsetParent && !(e.getAttribute("aria-label") || e.innerText || e.labels?.length && e.labels[0].innerText)).map(e => e.outerHTML)''')
-        assert nameless == [] and p.evaluate('() => [...document.querySelectorAll(".sx-app img")].filter(e => !e.hasAttribute("alt")).length') == 0
-        for width in (1280, 768): p.set_viewport_size(dict(width=width, height=900)); p.wait_for_timeout(200); assert p.evaluate('() => document.documentElement.scrollWidth - document.documentElement.clientWidth') <= 1, (name, width)
+        v.open(name)
+        nameless = p.evaluate(
+            '''() => [...document.querySelectorAll(".sx-app button, .sx-app input, .sx-app select")].filter(e => e.offsetParent && !(e.getAttribute("aria-label") || e.innerText || e.labels?.length && e.labels[0].innerText)).map(e => e.outerHTML)'''
+        )
+        assert (
+            nameless == []
+            and p.evaluate(
+                '() => [...document.querySelectorAll(".sx-app img")].filter(e => !e.hasAttribute("alt")).length'
+            )
+            == 0
+        )
+        for width in (1280, 768):
+            p.set_viewport_size(dict(width=width, height=900))
+            p.wait_for_timeout(200)
+            assert (
+                p.evaluate(
+                    '() => document.documentElement.scrollWidth - document.documentElement.clientWidth'
+                )
+                <= 1
+            ), (name, width)
         p.set_viewport_size(dict(width=1280, height=1000))
-    v.open('Compare'); p.keyboard.press('Tab'); ring = p.evaluate('() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle + s.outlineWidth }'); assert ring.startswith('solid') and ring != 'solid0px'
+    v.open('Compare')
+    p.keyboard.press('Tab')
+    ring = p.evaluate(
+        '() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle + s.outlineWidth }'
+    )
+    assert ring.startswith('solid') and ring != 'solid0px'
 
 
 def test_two_visitors_see_their_own_and_the_disk_sees_nothing(browser, served):
-    one, two = Visitor(browser, served), Visitor(browser, served); mine = png(phantom(333, ['Edema']))
-    one.upload('Upload X-ray A', ('secret.png', mine)); one.page.locator('.sx-figure:visible').filter(has_text='secret.png').wait_for()
-    for name in ('Compare', 'Teach', 'Findings'): two.open(name); assert 'secret.png' not in two.page.content()
+    one, two = Visitor(browser, served), Visitor(browser, served)
+    mine = png(phantom(333, ['Edema']))
+    one.upload('Upload X-ray A', ('secret.png', mine))
+    one.page.locator('.sx-figure:visible').filter(has_text='secret.png').wait_for()
+    for name in ('Compare', 'Teach', 'Findings'):
+        two.open(name)
+        assert 'secret.png' not in two.page.content()
     assert len(set(served.kernels())) >= 2
-    pixels = mine[33:33 + 64]; held = [p for p in served.home.rglob('*') if p.is_file() and p.stat().st_size < 100_000_000 and (pixels in p.read_bytes() or b'secret.png' in p.read_bytes())]; assert held == []
-    one.close(); two.close()
+    pixels = mine[33 : 33 + 64]
+    held = [
+        p
+        for p in served.home.rglob('*')
+        if p.is_file()
+        and p.stat().st_size < 100_000_000
+        and (pixels in p.read_bytes() or b'secret.png' in p.read_bytes())
+    ]
+    assert held == []
+    one.close()
+    two.close()
 
 
 def test_no_message_runs_code(visitor, served):
-    v, p = visitor, visitor.page; kernel = json.loads(p.locator('#jupyter-config-data').text_content())['kernelId']; mark = served.home/'ran'
-    p.evaluate('''([kernel, code]) => new Promise(done => { const w = new WebSocket(`ws://${location.host}/api/kernels/${kernel}/channels?session_id=evil`);
-        w.onopen = () => { w.send(JSON.stringify({ header: { msg_id: "1", msg_type: "execute_request", session: "evil", username: "", version: "5.3", date: new Date().toISOString() }, parent_header: {}, metadata: {}, channel: "shell", content: { code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false } })); setTimeout(done, 3000); }; w.onerror = () => done(); })''', [kernel, f'open({str(mark)!r}, "w")'])
+    v, p = visitor, visitor.page
+    kernel = json.loads(p.locator('#jupyter-config-data').text_content())['kernelId']
+    mark = served.home / 'ran'
+    p.evaluate(
+        '''([kernel, code]) => new Promise(done => { const w = new WebSocket(`ws://${location.host}/api/kernels/${kernel}/channels?session_id=evil`);
+        w.onopen = () => { w.send(JSON.stringify({ header: { msg_id: "1", msg_type: "execute_request", session: "evil", username: "", version: "5.3", date: new Date().toISOString() }, parent_header: {}, metadata: {}, channel: "shell", content: { code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false } })); setTimeout(done, 3000); }; w.onerror = () => done(); })''',
+        [kernel, f'open({str(mark)!r}, "w")'],
+    )
     assert not mark.exists()
-    assert p.evaluate('() => fetch("/voila/files/../Makefile").then(r => r.status)') in (403, 404) and p.evaluate('() => fetch("/api/contents").then(r => r.status)') in (403, 404)
+    assert p.evaluate('() => fetch("/voila/files/../Makefile").then(r => r.status)') in (
+        403,
+        404,
+    ) and p.evaluate('() => fetch("/api/contents").then(r => r.status)') in (403, 404)
 
 
 def test_a_lost_kernel_is_said_and_saved_findings_survive(browser, served):
-    v = Visitor(browser, served); p = v.page; teach(v, 'Kept', 'nothing: compare only', shots=3); v.says('Done: taught', 120_000); p.get_by_role('button', name='Save', exact=True).click(); v.says('Saved as kept')
+    v = Visitor(browser, served)
+    p = v.page
+    teach(v, 'Kept', 'nothing: compare only', shots=3)
+    v.says('Done: taught', 120_000)
+    p.get_by_role('button', name='Save', exact=True).click()
+    v.says('Saved as kept')
     kernel = json.loads(p.locator('#jupyter-config-data').text_content())['kernelId']
-    victims = [n for n in served.kernels() if kernel in Path(f'/proc/{n}/cmdline').read_text()]; assert victims
-    for n in victims: os.kill(n, signal.SIGKILL)
-    p.get_by_text('The connection to the kernel was lost').wait_for(timeout=60_000); p.get_by_role('button', name='Reload').click(); p.wait_for_selector('.sx-thumb', timeout=120_000)
-    v.open('Teach'); v.field('Saved findings').locator('option', has_text='kept').wait_for(state='attached'); p.get_by_role('button', name='Load', exact=True).click(); v.says('Loaded: Kept'); v.close()
+    victims = [n for n in served.kernels() if kernel in Path(f'/proc/{n}/cmdline').read_text()]
+    assert victims
+    for n in victims:
+        os.kill(n, signal.SIGKILL)
+    p.get_by_text('The connection to the kernel was lost').wait_for(timeout=60_000)
+    p.get_by_role('button', name='Reload').click()
+    p.wait_for_selector('.sx-thumb', timeout=120_000)
+    v.open('Teach')
+    v.field('Saved findings').locator('option', has_text='kept').wait_for(state='attached')
+    p.get_by_role('button', name='Load', exact=True).click()
+    v.says('Loaded: Kept')
+    v.close()
