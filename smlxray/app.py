@@ -41,7 +41,8 @@ from smlxray.bundle import (
     probability,
     support_names,
 )
-from .config import ImageError, Settings, SmlxrayError, load_settings, resolve_path
+from .base import ImageError, SmlxrayError, resolve_path
+from .config import Settings, load_settings
 from .episodes import EpisodeSampler
 from .evaluate import read_results, span
 from .images import decode, read_image, resize_image

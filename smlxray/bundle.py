@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from . import __version__
 from .cache import augment, to_float
-from .config import ImageError, Settings, SmlxrayError
+from .base import ImageError, SmlxrayError
+from .config import Settings
 from .data import clean_negatives
 from .episodes import EpisodeSampler
 from .images import read_image, resize_image

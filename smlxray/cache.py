@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .config import DataError, ImageError, resolve_path, write_atomic
+from .base import DataError, ImageError, resolve_path, write_atomic
 from .data import Fingerprints, XrayTable, conflicts
 from .images import TRANSFORM, read_image, resize_image
 

@@ -16,18 +16,8 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from smlxray.config import (
-    PRESETS,
-    DataSettings,
-    Settings,
-    SmlxrayError,
-    load_settings,
-    repo_root,
-    resolve_path,
-    run_folder,
-    shipped_file,
-    write_atomic,
-)
+from .base import SmlxrayError, repo_root, resolve_path, shipped_file, write_atomic
+from .config import PRESETS, DataSettings, Settings, load_settings, run_folder
 
 # %% ../nbs/90_cli.ipynb #08eeb49a
 _DEFAULT = DataSettings()

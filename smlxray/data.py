@@ -22,7 +22,8 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from .config import CHEXPERT_FINDINGS, DataError, nearest
+from .base import DataError, nearest
+from .config import CHEXPERT_FINDINGS
 
 # %% ../nbs/10_data.ipynb #3b3d32f3
 def as_labels(

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
-from .config import DataError
+from .base import DataError
 from .data import XrayTable, canonical_finding, clean_negatives
 
 # %% ../nbs/50_episodes.ipynb #f92fe620

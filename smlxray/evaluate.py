@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
-from .config import DataError, SmlxrayError, repo_root, resolve_path, set_seed, write_atomic
+from .base import DataError, SmlxrayError, repo_root, resolve_path, set_seed, write_atomic
 from .siamese import SiameseNet, norm_mode
 from .losses import query_scores
 from .episodes import Episode

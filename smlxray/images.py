@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
-from .config import ImageError
+from .base import ImageError
 
 # %% ../nbs/15_images.ipynb #c9a2063f
 _MAGIC = (

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import ConfigError, DataError
+from .base import ConfigError, DataError
 from .siamese import cosine_similarity, pairwise_distance
 
 # %% ../nbs/40_losses.ipynb #fc31e924

@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import NamedTuple, Sequence
 import numpy as np
 from scipy.stats import t as student_t
-from .config import DataError
+from .base import DataError
 
 # %% ../nbs/55_metrics.ipynb #1762a86b
 def _binary(scores, labels, weights=None, both=True, what='this measure'):

@@ -19,7 +19,8 @@ from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from tqdm.auto import tqdm
-from .config import CHEXPERT_FINDINGS, DataError
+from .base import DataError
+from .config import CHEXPERT_FINDINGS
 
 # %% ../nbs/05_phantom.ipynb #acc4a2f9
 def _rng(*keys) -> np.random.Generator:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 import numpy as np, pandas as pd
 from scipy.special import expit
-from .config import ConfigError, DataError, Settings
+from .base import ConfigError, DataError
+from .config import Settings
 from .data import canonical_finding, relatives, NEVER_NOVEL
 from smlxray.episodes import (
     Episode,

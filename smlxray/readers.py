@@ -21,15 +21,8 @@ import yaml
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from smlxray.config import (
-    _PlainLoader,
-    CHEXPERT_FINDINGS,
-    DATASETS,
-    DataError,
-    nearest,
-    resolve_path,
-    shipped_file,
-)
+from .base import DataError, nearest, resolve_path, shipped_file
+from .config import _PlainLoader, CHEXPERT_FINDINGS, DATASETS
 from .data import XrayTable, as_labels, canonical_finding, derive_no_finding
 
 # %% ../nbs/12_readers.ipynb #7a5748ae

@@ -13,7 +13,7 @@ import base64, html, io, json
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd, torch
-from .config import DataError, SmlxrayError, resolve_path, write_atomic
+from .base import DataError, SmlxrayError, resolve_path, write_atomic
 from .episodes import EpisodeSampler
 from smlxray.metrics import (
     EpisodeScores,

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
 
-from .config import ConfigError
+from .base import ConfigError
 
 # %% ../nbs/30_siamese.ipynb #870dfb66
 def unit_vectors(

@@ -28,15 +28,8 @@ import torch.nn.functional as F
 from joblib import Parallel, delayed
 from safetensors.numpy import load_file, save_file
 from torch import nn
-from smlxray.config import (
-    DataError,
-    Settings,
-    SmlxrayError,
-    load_settings,
-    resolve_path,
-    set_seed,
-    write_atomic,
-)
+from .base import DataError, SmlxrayError, resolve_path, set_seed, write_atomic
+from .config import Settings, load_settings
 from .data import XrayTable, split_patients
 from .cache import augment, to_float
 from .siamese import SiameseNet

@@ -24,16 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
-from smlxray.config import (
-    ConfigError,
-    DataError,
-    Settings,
-    SmlxrayError,
-    resolve_path,
-    run_folder,
-    set_seed,
-    write_atomic,
-)
+from .base import ConfigError, DataError, SmlxrayError, resolve_path, set_seed, write_atomic
+from .config import Settings, run_folder
 from .phantom import ensure_phantoms
 from smlxray.data import (
     XrayTable,

@@ -6,7 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from smlxray.config import ConfigError, PRESETS, load_settings, resolve_path
+from smlxray.base import ConfigError, resolve_path
+from smlxray.config import PRESETS, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS_CELL = """\

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smlxray.config import CHEXPERT_FINDINGS, DataError, resolve_path
+from smlxray.base import DataError, resolve_path
+from smlxray.config import CHEXPERT_FINDINGS
 from smlxray.data import (
     XrayTable,
     carries,

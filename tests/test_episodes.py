@@ -4,7 +4,7 @@ import hashlib, os, subprocess, sys
 import numpy as np
 import pandas as pd
 import pytest
-from smlxray.config import DataError
+from smlxray.base import DataError
 from smlxray.data import XrayTable
 from smlxray.episodes import EpisodeSampler, WaySampler, age_band, one_shot_trials
 from smlxray.metrics import EpisodeScores, auc, mean_episode_auc

@@ -18,7 +18,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from smlxray.config import ImageError
+from smlxray.base import ImageError
 from smlxray.images import decode, read_image
 from smlxray.phantom import draw_phantom
 

@@ -2,7 +2,8 @@
 
 import json, shutil
 import numpy as np, pandas as pd, pytest, torch
-from smlxray.config import SmlxrayError, load_settings, run_folder
+from smlxray.base import SmlxrayError
+from smlxray.config import load_settings, run_folder
 from smlxray.cache import open_pixels
 from smlxray.episodes import EpisodeSampler
 from smlxray.evaluate import (

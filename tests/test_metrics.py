@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from sklearn import metrics as sk
-from smlxray.config import DataError
+from smlxray.base import DataError
 from smlxray.metrics import (
     EpisodeScores,
     WayScores,

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from smlxray.config import CHEXPERT_FINDINGS, DataError
+from smlxray.base import DataError
+from smlxray.config import CHEXPERT_FINDINGS
 from smlxray import phantom as ph
 
 NOVEL = [x for x in CHEXPERT_FINDINGS if x not in ('No Finding', 'Support Devices')]

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from smlxray.config import CHEXPERT_FINDINGS, DataError
+from smlxray.base import DataError
+from smlxray.config import CHEXPERT_FINDINGS
 from smlxray.data import (
     CHEXPERT_MIX,
     apply_policy,

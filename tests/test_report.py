@@ -2,7 +2,8 @@
 
 import json, subprocess, sys
 import numpy as np, pytest, torch
-from smlxray.config import ConfigError, DataError, SmlxrayError, load_settings
+from smlxray.base import ConfigError, DataError, SmlxrayError
+from smlxray.config import load_settings
 from smlxray.evaluate import (
     FrozenMethod,
     answer,

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from smlxray import study as study_module
-from smlxray.config import DataError, resolve_path
+from smlxray.base import DataError, resolve_path
 from smlxray.study import (
     AGAINST_OTHERS,
     AT_CHANCE,

@@ -3,7 +3,7 @@
 import json, subprocess, sys
 from pathlib import Path
 import pytest
-from smlxray.config import repo_root
+from smlxray.base import repo_root
 
 folder = repo_root(Path(__file__).parent).parent / 'shared' / 'realcxr'
 
