@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
-from .base import DataError
+from .base import DataError, moved
 from .data import XrayTable, canonical_finding, clean_negatives
 
 # %% ../nbs/50_episodes.ipynb #f92fe620
@@ -56,18 +56,30 @@ class EpisodeBlock:
     query: np.ndarray           # (E, 2Q) int64 rows, positives first
     query_labels: np.ndarray    # (2Q,) int64, 1 and 0
 
+    @classmethod
+    def of(cls, episode: Episode) -> 'EpisodeBlock':
+        "Make a block of a single episode, whatever its labels."
+        return cls(
+            episode.finding,
+            np.array([episode.seed]),
+            np.asarray(episode.support)[None],
+            episode.support_labels,
+            np.asarray(episode.query)[None],
+            episode.query_labels,
+        )
+
     def __len__(self):
         return len(self.seeds)
 
-    def __getitem__(self, e: int) -> Episode:
-        return Episode(
-            self.finding,
-            int(self.seeds[e]),
-            self.support[e],
-            self.support_labels,
-            self.query[e],
-            self.query_labels,
-        )
+    def __iter__(self):
+        return (self[e] for e in range(len(self)))
+
+    def __getitem__(self, e):
+        "An episode at a number, a block at a slice or at several numbers."
+        single = isinstance(e, (int, np.integer))
+        kind, seeds = (Episode, int(self.seeds[e])) if single else (EpisodeBlock, self.seeds[e])
+        sides = self.support[e], self.support_labels, self.query[e], self.query_labels
+        return kind(self.finding, seeds, *sides)
 
 # %% ../nbs/50_episodes.ipynb #29129c2f
 def _bits(rng, *shape: int) -> np.ndarray:
@@ -154,7 +166,7 @@ def age_band(age) -> np.ndarray:
     ]
 
 # %% ../nbs/50_episodes.ipynb #1ab8947d
-def _strata(table: XrayTable, match_on: Sequence[str]) -> tuple[np.ndarray, int]:
+def strata(table: XrayTable, match_on: Sequence[str]) -> tuple[np.ndarray, int]:
     "A stratum number for each row (N,) and how many there are."
     for c in match_on:
         if c not in table.frame.columns and c != 'age_band':
@@ -354,12 +366,12 @@ class EpisodeSampler:
             match_on,
             negatives,
         )
-        rows, (strata, n) = (
+        rows, (stratum, n) = (
             np.unique(np.arange(len(table))[np.asarray(rows)]),
-            _strata(table, match_on),
+            strata(table, match_on),
         )
         pools = [
-            _task_pool(table, rows, f, shots, queries, strata, n, negatives, match_on)
+            _task_pool(table, rows, f, shots, queries, stratum, n, negatives, match_on)
             for f in findings
         ]
         self.pools, self._blocks = {p.finding: p for p in pools}, {}
@@ -670,7 +682,7 @@ class WaySampler:
         )
         self.labels, self.normals = known_labels(table, self.names), negatives == 'normals'
         self._index(
-            np.unique(np.arange(len(table))[np.asarray(rows)]), *_strata(table, self.match_on)
+            np.unique(np.arange(len(table))[np.asarray(rows)]), *strata(table, self.match_on)
         )
         self.sets = {
             s: q
@@ -834,7 +846,7 @@ def one_shot_trials(
         raise DataError(
             f'{ways} candidates were asked for, but there are {len(findings)} findings to stand for; ways must be from 2 to that'
         )
-    groups, (strata, n) = _exclusive(table, rows, findings, match_on), _strata(table, match_on)
+    groups, (stratum, n) = _exclusive(table, rows, findings, match_on), strata(table, match_on)
     sizes = np.stack([g.sizes for g in groups])  # (F, T)
     rng, out = _rng(seed, 'one shot', ways), []
     for _ in range(trials):
@@ -860,13 +872,13 @@ def one_shot_trials(
 
 def _exclusive(table, rows, findings, match_on) -> list[_Group]:
     "Patients who carry one of the findings and, as far as anybody said, none of the others."
-    rows, (strata, n) = np.unique(np.arange(len(table))[np.asarray(rows)]), _strata(table, match_on)
+    rows, (stratum, n) = np.unique(np.arange(len(table))[np.asarray(rows)]), strata(table, match_on)
     carried = np.zeros((len(findings), table.patients.max(initial=0) + 1), bool)
     for g, f in zip(carried, findings):
         g[table.patients[np.abs(table.column(f)) == 1]] = True
     alone = carried.sum(0)[table.patients] == 1
     return [
-        _group(rows[(table.positive(f) & alone)[rows]], table.patients, strata, n) for f in findings
+        _group(rows[(table.positive(f) & alone)[rows]], table.patients, stratum, n) for f in findings
     ]
 
 # %% ../nbs/50_episodes.ipynb #4403f8f2
@@ -919,3 +931,6 @@ def show_episode(
         ax = axes[0, column]
         ax.text(0, 1.22, word, transform=ax.transAxes, fontsize=9, color=_COLOURS[column == 0])
     return fig
+
+# %% ../nbs/50_episodes.ipynb #fd97f444
+__getattr__ = moved(__name__, {'_strata': 'smlxray.episodes:strata'})
