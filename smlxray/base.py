@@ -249,6 +249,16 @@ ALGORITHMS = Registry('algorithm', {
     'reptile': ('smlxray.maml:REPTILE', 'moves towards the adapted weights (Nichol 2018)'),
 })
 
+# %% ../nbs/00_base.ipynb #33c575b1
+ENGINES = Registry('engine', {
+    'loop': ('smlxray.maml:loop_engine', 'keeps the graph of all inner steps'),
+    'higher': ('smlxray.maml:higher_engine', 'the library higher, as a reference'),
+    'reverse': ('smlxray.engines:reverse_engine', 'keeps the weights of each step, no graph'),
+    'checkpoint': ('smlxray.engines:checkpoint_engine', 'the same by torch.utils.checkpoint'),
+    'vmap': ('smlxray.engines:vmap_engine', 'all tasks of a meta-batch at once'),
+    'auto': ('smlxray.engines:auto_engine', 'loop if its graph fits the budget, else reverse'),
+})
+
 # %% ../nbs/00_base.ipynb #5a67db7b
 def moved(
     home: str,              # `__name__` of the module that lost the names

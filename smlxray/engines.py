@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
+from .base import ALGORITHMS
 from smlxray.maml import (
-    ENGINES,
     AdaptationError,
     FastWeights,
     MetaGradient,
@@ -401,7 +401,8 @@ def meta_gradients(
     **kw,                     # steps, lr, params, algorithm, ...: see `meta_gradient`
 ) -> list[MetaGradient]:
     "The meta-gradients of tasks that share their losses and differ in their tensors. Raises AdaptationError, naming the task."
-    if engine == 'vmap' and kw.get('algorithm') != 'reptile' and len(givens) > 1:
+    differentiates = ALGORITHMS[kw.get('algorithm', 'maml')].differentiates
+    if engine == 'vmap' and differentiates and len(givens) > 1:
         plans = [make_plan(model, support_loss, query_loss, given=g, **kw) for g in givens]
         with torch.enable_grad(), _in_a_sentence():
             outs = vmap_tasks(model, [p for p, _ in plans])
@@ -417,10 +418,6 @@ def meta_gradients(
         )
         for i, g in enumerate(givens, 1)
     ]
-
-ENGINES.update(
-    reverse=reverse_engine, checkpoint=checkpoint_engine, vmap=vmap_engine, auto=auto_engine
-)
 
 # %% ../nbs/62_engines.ipynb #e27d49d7
 class LearnedRates(nn.Module):

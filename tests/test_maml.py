@@ -384,8 +384,8 @@ def test_gradients_add_up_over_a_meta_batch():
 @pytest.mark.parametrize(
     'wrong, sentence',
     [
-        (dict(algorithm='reptil'), 'There is no algorithm'),
-        (dict(engine='jax'), 'choose one of loop, higher, reverse, checkpoint, vmap, auto'),
+        (dict(algorithm='reptil'), "did you mean 'reptile'"),
+        (dict(engine='jax'), 'Known are loop, higher, reverse, checkpoint, vmap, auto'),
         (dict(params=['head.9.weight']), 'did you mean'),
         (dict(algorithm='anil'), "name the head's parameters"),
         (dict(steps=-1), 'whole number'),
