@@ -1,7 +1,7 @@
 # `make` alone lists the targets. Every target that needs it first makes .venv, and makes it again only
 # when settings.ini or setup.py changed. Another Python: `make test PYTHON=python3.12`.
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-long lab app docs clean
+.PHONY: help demo real test test-slow lab app docs clean
 SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   := .venv
@@ -43,8 +43,8 @@ test: $(STAMP)  ## run every check: notebooks, modules, chapters, runs, site, te
 	$(BIN)/python -m smlxray.site check-site
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile
 
-test-long: $(STAMP)  ## run the tests that take long: builds killed at random, throughput ratios (alone on the machine, please)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests_long -q
+test-slow: $(STAMP)  ## run the slow tests too (minutes to three quarters of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m slow
 
 lab: $(STAMP)  ## open JupyterLab on the notebooks (more options: make lab LAB='--no-browser --port 9999')
 	$(BIN)/jupyter lab nbs $(LAB)

@@ -1,13 +1,14 @@
-"Full tours of the pages in a real browser: uploads good and bad, keyboard, two visitors, a lost kernel, a message that would run code, the times."
+"Full tours of the pages in a real browser: uploads good and bad, keyboard, two visitors, a lost kernel, a message that would run code."
 
-import io, json, os, re, signal, sys, time
+import io, json, os, signal
 from pathlib import Path
 
 import numpy as np, pytest
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
 from browser import Served, Visitor, browsing, need_browser, phantom, png, small_run
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
@@ -85,20 +86,14 @@ def large(page, name):
     )
 
 
-def test_compare_within_a_second(visitor, capsys):
+def test_compare_by_clicks(visitor):
     v, p = visitor, visitor.page
-    times = []
     for k in range(3):
         old = p.locator('.sx-figure:visible').first.inner_text()
-        start = time.time()
         v.thumbs('X-rays to choose from').nth(4 + 2 * k).click()
         v.field('A click in the gallery becomes').select_option(label='X-ray A')
         v.changes('.sx-figure', old)
-        times.append(time.time() - start)
         v.field('A click in the gallery becomes').select_option(label='X-ray A')
-    with capsys.disabled():
-        print(f'\nfirst view {visitor.first_view:.1f} s, compare {min(times):.2f} s')
-    assert min(times) <= 1 or os.getloadavg()[0] > 3
     v.field('Show where they agree').fill('0')
     p.wait_for_timeout(500)
     shown = p.locator('.sx-figure img').first.get_attribute('src')
@@ -125,16 +120,11 @@ def teach(v, name, method='all weights (maml)', steps=5, shots=7):
     p.get_by_role('button', name='Adapt', exact=True).click()
 
 
-def test_teach_save_load_export_import(visitor, served, tmp_path, capsys):
+def test_teach_save_load_export_import(visitor, served, tmp_path):
     v, p = visitor, visitor.page
     teach(v, 'Fluid')
-    start = time.time()
     v.says('Adapted. Now every example', 120_000)
-    first = time.time() - start
     v.says('Done: taught', 300_000)
-    with capsys.disabled():
-        print(f'\nadapt {first:.1f} s, with leaving out {time.time() - start:.1f} s')
-    assert first <= 15 or os.getloadavg()[0] > 3
     p.locator('.sx-notice:visible').filter(has_text='AUC of').wait_for()
     p.locator('.sx-curve:visible circle').nth(5).wait_for()
     at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text()

@@ -4,10 +4,13 @@ import os, random, subprocess, sys, time
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from smlxray.cache import ImageCache
 from smlxray.data import XrayTable
+
+pytestmark = pytest.mark.slow
 
 BUILDER = """
 import sys, pandas as pd

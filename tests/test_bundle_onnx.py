@@ -5,6 +5,8 @@ from smlxray.bundle import Bundle, export_onnx
 from smlxray.config import load_settings
 from smlxray.siamese import SiameseNet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize('backbone', ['resnet18', 'resnet50', 'densenet121'])
 def test_onnx_agrees_with_the_network(backbone, tmp_path):

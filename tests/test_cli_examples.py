@@ -1,13 +1,11 @@
 "Every example of `--help` and of the README, trainings included, in a bare clone: a dozen notebooks."
 
-import importlib.util, os, shlex, subprocess, sys
-from pathlib import Path
+import os, shlex, subprocess, sys
 
-spec = importlib.util.spec_from_file_location(
-    'test_cli', Path(__file__).resolve().parents[1] / 'tests' / 'test_cli.py'
-)
-cli_tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cli_tests)
+import pytest
+import test_cli as cli_tests
+
+pytestmark = pytest.mark.slow
 clone = cli_tests.clone  # the fixture
 
 

@@ -1,12 +1,9 @@
 "Learning to adapt works with other seeds, and with the head alone."
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'tests'))
 from test_maml import test_learning_to_adapt_works as check
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize('seed, algorithm', [(1, 'maml'), (2, 'maml'), (0, 'anil')])

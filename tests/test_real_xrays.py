@@ -2,9 +2,12 @@
 
 import json, subprocess, sys
 from pathlib import Path
+
 import pytest
+
 from smlxray.base import repo_root
 
+pytestmark = pytest.mark.slow
 folder = repo_root(Path(__file__).parent).parent / 'shared' / 'realcxr'
 
 
