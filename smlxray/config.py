@@ -125,7 +125,7 @@ def _tidy_list(kind, value: str) -> list[str]:
     return parts * 2 if kind is tuple and len(parts) == 1 else parts
 
 # %% ../nbs/00_config.ipynb #aebdabb4
-class _Section(BaseModel):
+class Section(BaseModel):
     "Settings that refuse with a `ConfigError` what is unknown or out of range, at any time."
 
     model_config = ConfigDict(extra='forbid', validate_assignment=True, allow_inf_nan=False)
@@ -236,7 +236,7 @@ _Precision = Literal['no', 'bf16', 'fp16']
 _Protocol = Literal['finding', 'ways', 'verification', 'all']
 
 # %% ../nbs/00_config.ipynb #0df1267e
-class DataSettings(_Section):
+class DataSettings(Section):
     "Which X-rays, how large, and which patients are kept apart from which."
 
     dataset_path: _Text = 'data/CheXpert-v1.0-small'  # folder of the data set
@@ -269,7 +269,7 @@ class DataSettings(_Section):
         )
 
 # %% ../nbs/00_config.ipynb #e92aa759
-class SiameseSettings(_Section):
+class SiameseSettings(Section):
     "The network that turns an X-ray into an embedding, and when two X-rays count as alike."
 
     backbone: _Backbone = 'resnet50'   # gn: group norm; conv4 is for tests
@@ -281,7 +281,7 @@ class SiameseSettings(_Section):
     label_weight: _Weight = 1.0        # weight of naming findings; 0: compare only
 
 # %% ../nbs/00_config.ipynb #fb8cc1dc
-class MetaSettings(_Section):
+class MetaSettings(Section):
     "The few-shot task and the adaptation that is learned over many of them."
 
     algorithm: _Algorithm = 'maml'     # what the outer loop differentiates, the inner adapts
@@ -298,7 +298,7 @@ class MetaSettings(_Section):
     checkpoint_backbone: bool = False  # compute the backbone's blocks again on the way back
 
 # %% ../nbs/00_config.ipynb #068b5b7b
-class TrainingSettings(_Section):
+class TrainingSettings(Section):
     "The two training loops: how long, how fast, where and on what."
 
     siamese_epochs: _Whole = 50        # passes over the training images
@@ -314,7 +314,7 @@ class TrainingSettings(_Section):
     progress: bool = True              # progress bars
 
 # %% ../nbs/00_config.ipynb #c4476a8e
-class EvaluationSettings(_Section):
+class EvaluationSettings(Section):
     "How much evidence is gathered, and the folder it goes to."
 
     episodes: _Count = 100             # episodes per novel finding
@@ -345,7 +345,7 @@ PATH_SETTINGS = (
 )
 
 # %% ../nbs/00_config.ipynb #85fc5405
-class Settings(_Section):
+class Settings(Section):
     "All settings of a run, in five sections, checked when they are made and when they change."
 
     data: DataSettings = Field(default_factory=DataSettings)
@@ -426,7 +426,7 @@ class _PlainLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 # %% ../nbs/00_config.ipynb #d5638814
-def _read_yaml(path: Path, name: str) -> dict[str, Any]:
+def read_yaml(path: Path, name: str) -> dict[str, Any]:
     "Read the settings file at `path`, called `name` in messages, as a dict of sections."
     try:
         values = yaml.load(path.read_text(encoding='utf-8'), _PlainLoader) or {}
@@ -470,7 +470,7 @@ class _Layers:
 
     def lay_file(self, path: Path, name: str) -> None:
         "Lay a settings file, called `name` in messages, on top."
-        for section, keys in _read_yaml(path, name).items():
+        for section, keys in read_yaml(path, name).items():
             if section not in Settings.model_fields:
                 self.problems.append(f'{name}: {_unknown(Settings, section)}')
             elif not isinstance(keys, dict):
