@@ -3,11 +3,13 @@
 import copy, json
 
 import pytest
+import timm
 import torch
 
+from smlxray.engines import KeptBytes, checkpointed
 from smlxray.losses import contrastive_loss, label_similarity, pair_loss, query_loss
 from smlxray.maml import meta_gradient
-from smlxray.siamese import SiameseNet, batch_norms, norm_mode
+from smlxray.siamese import SiameseNet, _timm_blocks, batch_norms, make_backbone, norm_mode
 
 LABELS = torch.tensor([1, 1, 0, 0])
 MODES = ('frozen', 'support', 'transductive')
@@ -33,9 +35,13 @@ def task():
     return support, queries, torch.tensor([0, 1, 0, 1, 1, 0])
 
 
-def task_gradient(net, engine):
-    support, queries, wanted = task()
-    support_loss = lambda call: pair_loss(call(support), LABELS, call.scale, call.bias)
+def task_gradient(net, engine, support=None, queries=None):
+    drawn_support, drawn_queries, wanted = task()
+    support = drawn_support if support is None else support
+    queries = drawn_queries if queries is None else queries
+
+    def support_loss(call):
+        return pair_loss(call(support), LABELS, call.scale, call.bias)
 
     def outer(call):
         z = call(torch.cat([queries, support]))
@@ -170,8 +176,32 @@ def test_folding_takes_its_spread_from_the_cache():
     'name', ['timm/resnet10t', 'timm/mobilenetv3_small_050', 'timm/vit_tiny_patch16_224']
 )
 def test_other_networks_of_timm_take_one_channel(name):
-    from smlxray.siamese import make_backbone
-
     net, channels = make_backbone(name)
     with torch.no_grad():
         assert net.eval()(torch.randn(2, 1, 224, 224)).shape == (2, channels)
+
+
+@pytest.mark.parametrize('name', ['efficientnet_lite0', 'timm/resnet10t', 'timm/convnext_atto'])
+def test_checkpointed_blocks_keep_less_and_change_no_gradient(name):
+    net = SiameseNet(name, embedding_dim=8, hidden=16).double().eval()
+    support, queries = torch.randn(10, 1, 32, 32, dtype=torch.float64).split((4, 6))
+    kept, said = [], []
+    for modules in ([], net.blocks()):
+        with checkpointed(modules):
+            with KeptBytes() as counter:
+                net(support)
+            kept.append(counter.stop())
+            said.append(task_gradient(net, 'loop', support, queries)[1]().grads)
+    assert kept[1] < 0.8 * kept[0]
+    for n, g in said[0].items():
+        torch.testing.assert_close(said[1][n], g, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', ['hrnet_w18_small', 'inception_v3', 'vgg11', 'swin_s3_tiny_224'])
+def test_every_network_of_timm_has_blocks_and_none_within_another(name):
+    with torch.device('meta'):
+        net = timm.create_model(name)
+    blocks, inner = _timm_blocks(net), []
+    for block in blocks:
+        inner += [m for m in block.modules() if m is not block]
+    assert blocks and not {id(m) for m in blocks} & {id(m) for m in inner}
