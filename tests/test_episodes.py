@@ -244,7 +244,7 @@ def test_many_shots_are_refused_where_patients_do_not_suffice():
     table = make_table(patients=40)
     for shots in (15, 30):
         with pytest.raises(
-            DataError, match=f'{shots} shots and 8 queries a class need {shots + 8}'
+            DataError, match=f'{shots} shots and 8 queries per class need {shots + 8}'
         ):
             EpisodeSampler(
                 table, np.arange(len(table)), 'Edema', shots, 15, match_on=['projection', 'origin']
