@@ -1,4 +1,4 @@
-"Packaging for smlxray: names, versions and requirements are read from settings.ini, the file that nbdev reads too."
+"Packaging for smlxray: names, versions and requirements are read from settings.ini, as nbdev does."
 
 import configparser
 import shutil
@@ -9,27 +9,22 @@ from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
-RUNS = (
-    'train_siamese',
-    'train_meta',
-    'evaluate_meta',
-    'real_xrays',
-    'compare',
-)  # run notebooks: shipped where they exist
-EXTRA = {
+RUNS = ('train_siamese', 'train_meta', 'evaluate_meta', 'real_xrays', 'compare')
+RUN_NOTEBOOKS = [ROOT / 'nbs' / f'{name}.ipynb' for name in RUNS]
+EXTRA = {  # folder in the package -> files of the checkout that go there
     '_presets': sorted((ROOT / 'config').glob('*.yaml')),
     '_presets/tables': sorted((ROOT / 'config' / 'tables').glob('*.yaml')),
-    '_notebooks': [p for n in RUNS if (p := ROOT / 'nbs' / f'{n}.ipynb').exists()],
+    '_notebooks': [path for path in RUN_NOTEBOOKS if path.exists()],
 }
 
-cfg = configparser.ConfigParser(delimiters=['='], interpolation=None)
-cfg.read(ROOT / 'settings.ini', encoding='utf-8')
-cfg = cfg['DEFAULT']
+ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
+ini.read(ROOT / 'settings.ini', encoding='utf-8')
+cfg = ini['DEFAULT']
 OPTIONAL = ('dicom', 'onnx', 'pretrained', 'app')
 
 
 class BuildWithExtras(build_py):
-    "Copy the presets and the run notebooks into the wheel; a checkout keeps one copy of each, in config/ and nbs/."
+    "Copy presets and run notebooks into the wheel; a checkout keeps them in config/ and nbs/ only."
 
     def run(self):
         super().run()
@@ -37,22 +32,27 @@ class BuildWithExtras(build_py):
             return  # an editable install reads config/ and nbs/ themselves
         for folder, files in EXTRA.items():
             dest = Path(self.build_lib) / cfg['lib_path'] / folder
-            shutil.rmtree(
-                dest, ignore_errors=True
-            )  # a preset that was removed must not survive in build/
+            shutil.rmtree(dest, ignore_errors=True)  # a removed preset must not survive in build/
             dest.mkdir(parents=True)
-            for f in files:
-                shutil.copyfile(f, dest / f.name)
+            for file in files:
+                shutil.copyfile(file, dest / file.name)
 
 
 class SdistWithExtras(sdist):
     "Put what setup.py reads, and what it copies, into the source archive."
 
     def make_distribution(self):
-        files = [ROOT / 'settings.ini', ROOT / 'LICENSE', *(f for fs in EXTRA.values() for f in fs)]
-        self.filelist.extend(str(f.relative_to(ROOT)) for f in files if f.exists())
+        files = [ROOT / 'settings.ini', ROOT / 'LICENSE']
+        for extra in EXTRA.values():
+            files += extra
+        self.filelist.extend(str(file.relative_to(ROOT)) for file in files if file.exists())
         self.filelist.remove_duplicates()
         super().make_distribution()
+
+
+def requirements(*extras: str) -> list[str]:
+    "The requirements of some extras, as settings.ini lists them."
+    return ' '.join(cfg[f'{extra}_requirements'] for extra in extras).split()
 
 
 readme = ROOT / 'README.md'
@@ -71,18 +71,21 @@ setup(
         'Development Status :: 3 - Alpha',
         'Intended Audience :: Science/Research',
         'Programming Language :: Python :: 3',
+        'Typing :: Typed',
     ],
     packages=find_packages(include=['smlxray', 'smlxray.*']),
+    package_data={'smlxray': ['py.typed'], 'smlxray.app': ['static/*.js', 'static/*.css']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={
-        **{extra: cfg[f'{extra}_requirements'].split() for extra in OPTIONAL},
-        'dev': ' '.join(cfg[f'{extra}_requirements'] for extra in (*OPTIONAL, 'dev')).split(),
+        **{extra: requirements(extra) for extra in OPTIONAL},
+        'dev': requirements(*OPTIONAL, 'dev'),
     },
     entry_points={
         'console_scripts': ['smlxray=smlxray.cli:main'],
+        # lets nbdev link `names` in prose to their page
         'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"],
-    },  # lets nbdev link `names` in prose to their page
+    },
     cmdclass={'build_py': BuildWithExtras, 'sdist': SdistWithExtras},
     zip_safe=False,
 )

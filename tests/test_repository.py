@@ -1,6 +1,7 @@
 """The house as a whole: what a chapter cannot test about itself.
 
-That notebooks and modules agree, are clean and use known directives is checked by `python -m smlxray.site` (see the Makefile).
+That notebooks and modules agree, are clean and use known directives, that style is kept and that
+the wheel works is checked by `python -m smlxray.site` (see the Makefile).
 """
 
 import ast
@@ -9,8 +10,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,17 +18,30 @@ from smlxray import site
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = site.notebooks(ROOT)
-CHAPTERS = [p for p in NOTEBOOKS if p.name[0].isdigit()]
-MODULES = {
-    m[1]: p
-    for p in CHAPTERS
-    for c in site.read_cells(p)
-    if (m := re.search(r'^#\| default_exp (\w+)', c['source'], re.M))
-}
+CHAPTERS = [path for path in NOTEBOOKS if path.name[0].isdigit()]
 MACHINE_PATH = re.compile(
     r'(?<![\w.])/(?:work|tmp|root|home/\w+|Users/\w+|content|var/folders)/|[A-Z]:\\\\?Users'
 )
-name = lambda p: p.name
+
+
+def exported_module(path: Path) -> str | None:
+    "The module that a chapter writes, without the package: 'data', or 'app.teach'."
+    for cell in site.read_cells(path):
+        if m := re.search(r'^#\| default_exp ([\w.]+)', cell['source'], re.M): return m[1]
+    return None
+
+
+MODULES = {module: path for path in CHAPTERS if (module := exported_module(path))}
+
+
+def name(path: Path) -> str:
+    return path.name
+
+
+def tree_of(module: str) -> ast.Module:
+    "The syntax tree of a module of the package."
+    path = ROOT / 'smlxray' / f'{module.replace(".", "/")}.py'
+    return ast.parse(path.read_text(encoding='utf-8'))
 
 
 @pytest.fixture(scope='session')
@@ -42,10 +54,8 @@ def settings() -> dict:
 def texts(output: dict) -> str:
     "All that an output says in words (pictures left out: base64 may spell anything)."
     data = {k: v for k, v in output.get('data', {}).items() if not k.startswith('image/')}
-    return '\n'.join(
-        ''.join(t) if isinstance(t, (str, list)) else json.dumps(t)
-        for t in [output.get('text', ''), *data.values()]
-    )
+    parts = [output.get('text', ''), *data.values()]
+    return '\n'.join(''.join(p) if isinstance(p, (str, list)) else json.dumps(p) for p in parts)
 
 
 # Notebooks
@@ -63,12 +73,11 @@ def test_outputs_hold_no_errors_and_no_machine_paths(path):
     for n, cell in enumerate(site.read_cells(path), 1):
         for output in cell.get('outputs', []):
             where, text = f'{path.name}, cell {n}', texts(output)
-            assert (
-                output['output_type'] != 'error' and 'Traceback (most recent call last)' not in text
-            ), f'{where} was saved with an error'
-            assert not (m := MACHINE_PATH.search(text)), (
-                f'{where} names a folder of somebody\'s machine: ...{text[max(0, m.start() - 20) : m.end() + 30]}...'
-            )
+            failed = output['output_type'] == 'error' or 'Traceback (most recent call' in text
+            assert not failed, f'{where} was saved with an error'
+            found = MACHINE_PATH.search(text)
+            around = text[max(0, found.start() - 20) : found.end() + 30] if found else ''
+            assert not found, f'{where} names a folder of a machine: ...{around}...'
 
 
 @pytest.mark.parametrize('path', CHAPTERS, ids=name)
@@ -78,7 +87,7 @@ def test_chapter_opens_with_title_and_lead(path):
     assert re.match(rf'# {module}\n\n> \S', first['source']), (
         f'{path.name} must open with "# {module}" and a lead "> one sentence"'
     )
-    assert second['source'].startswith(f'#| default_exp {module}'), (
+    assert re.match(rf'#\| default_exp (\w+\.)?{module}$', second['source']), (
         f'the second cell of {path.name} must say #| default_exp {module}'
     )
 
@@ -104,42 +113,43 @@ def test_run_notebook_has_one_parameters_cell(stem):
 # Modules
 
 
+def imported_modules(module: str) -> set[str]:
+    "The modules of the package that a module imports, however it is written."
+    home, found = ['smlxray', *module.split('.')], set()
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import): found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            above = home[: -node.level] if node.level else []
+            base = '.'.join([*above, *filter(None, [node.module])])
+            found |= {base, *(f'{base}.{alias.name}' for alias in node.names)}
+    return {path.removeprefix('smlxray.') for path in found} & {*MODULES}
+
+
+def faces_outside(module: str) -> bool:
+    "Pages, command and house face the outside: no chapter below them may know them."
+    return module.split('.')[0] in ('app', 'cli', 'site')
+
+
 @pytest.mark.parametrize('module', MODULES)
 def test_arrows_go_down(module):
-    "A chapter imports earlier chapters only, and nobody imports the three that face the outside; only the command serves the pages."
-    tree = ast.parse((ROOT / 'smlxray' / f'{module}.py').read_text(encoding='utf-8'))
-    for node in ast.walk(tree):
-        imported = []
-        if isinstance(node, ast.ImportFrom) and (
-            node.level or (node.module or '').split('.')[0] == 'smlxray'
-        ):
-            tail = (node.module or '').removeprefix('smlxray').lstrip('.')
-            imported = [tail] if tail else [a.name for a in node.names]
-        if isinstance(node, ast.Import):
-            imported = [
-                a.name.removeprefix('smlxray.') for a in node.names if a.name.startswith('smlxray.')
-            ]
-        for other in imported:
-            if other not in MODULES: continue
-            assert other not in ('app', 'cli', 'site') or (module, other) == ('cli', 'app'), (
-                f'{module} imports {other}, which nobody may import'
-            )
-            assert MODULES[other].name < MODULES[module].name, (
-                f'{module} imports {other}, which comes later'
-            )
+    "A chapter imports earlier chapters only; pages are known to each other and to the command."
+    for other in imported_modules(module):
+        assert MODULES[other].name < MODULES[module].name, (
+            f'{module} imports {other}, which comes later'
+        )
+        to_pages = other.startswith('app') and (module == 'cli' or module.startswith('app'))
+        assert to_pages or not faces_outside(other), f'{module} imports {other}: not allowed'
 
 
 @pytest.mark.parametrize('module', MODULES)
 def test_modules_do_without_the_dev_packages(module):
-    tree = ast.parse((ROOT / 'smlxray' / f'{module}.py').read_text(encoding='utf-8'))
-    names = {
-        (a.name if isinstance(n, ast.Import) else n.module or '').split('.')[0]
-        for n in ast.walk(tree)
-        if isinstance(n, (ast.Import, ast.ImportFrom))
-        for a in n.names
-    }
-    assert not names & {'nbdev', 'fastcore', 'execnb', 'pytest', 'smalldocs', 'jupyterlab'}, (
-        f'smlxray/{module}.py needs a package that users do not have'
+    names = set()
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Import): names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom): names.add(node.module or '')
+    dev = {'nbdev', 'fastcore', 'execnb', 'pytest', 'smalldocs', 'jupyterlab'}
+    assert not dev & {full.split('.')[0] for full in names}, (
+        f'{module} needs a package that users do not have'
     )
 
 
@@ -160,9 +170,8 @@ def test_relative_links_exist(page):
     text = re.sub(r'^```.*?^```', '', (ROOT / page).read_text(encoding='utf-8'), flags=re.M | re.S)
     for link in re.findall(r'\]\(([^)\s]+)', text):
         if re.match(r'[a-z]+:|#', link): continue
-        assert (ROOT / link.partition('#')[0]).exists(), (
-            f'{page} links to {link}, which is not there'
-        )
+        there = (ROOT / link.partition('#')[0]).exists()
+        assert there, f'{page} links to {link}, which is not there'
 
 
 def test_every_notebook_is_in_the_sidebar():
@@ -197,9 +206,9 @@ def test_make_lists_its_targets():
     said = subprocess.run(
         ['make', '--no-print-directory'], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    listed = re.findall(r'^  make (\w+) +\S', said, re.M)
+    listed = re.findall(r'^  make ([\w-]+) +\S', said, re.M)
     assert {'demo', 'test', 'lab', 'docs', 'clean'} <= set(listed)
-    assert set(listed) == set(re.findall(r'^([a-z]+):', (ROOT / 'Makefile').read_text(), re.M))
+    assert set(listed) == set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.M))
 
 
 def test_pins_that_belong_together(settings):
@@ -208,37 +217,3 @@ def test_pins_that_belong_together(settings):
         assert pin in dev, (
             f'{pin} is needed: another version of one of the three stops nbdev from starting'
         )
-
-
-def test_wheel_carries_presets_and_run_notebooks(tmp_path):
-    pytest.importorskip('setuptools')
-    copy = tmp_path / 'source'
-    keep = ['setup.py', 'settings.ini', 'LICENSE', 'smlxray', 'config', 'nbs']
-    for k in keep:
-        if (ROOT / k).is_dir():
-            shutil.copytree(
-                ROOT / k,
-                copy / k,
-                ignore=shutil.ignore_patterns(
-                    '__pycache__', '_presets', '_notebooks', 'runs', 'data'
-                ),
-            )
-        elif (ROOT / k).exists():
-            (copy / k).parent.mkdir(parents=True, exist_ok=True), shutil.copy(ROOT / k, copy / k)
-    run = subprocess.run(
-        [sys.executable, 'setup.py', '-q', 'bdist_wheel', '-d', str(tmp_path)],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    inside = set(zipfile.ZipFile(next(tmp_path.glob('*.whl'))).namelist())
-    for folder, files in (
-        ('_presets', (ROOT / 'config').glob('*.yaml')),
-        ('_notebooks', (ROOT / 'nbs' / f'{n}.ipynb' for n in site.RUN_NOTEBOOKS)),
-    ):
-        for f in files:
-            assert f'smlxray/{folder}/{f.name}' in inside, f'the wheel lacks {folder}/{f.name}'
-    assert 'smlxray/config.py' in inside and not any(
-        n.startswith(('nbs/', 'tests/', 'config/')) for n in inside
-    )
