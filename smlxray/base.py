@@ -223,6 +223,7 @@ BACKBONES = Registry('backbone', {
 # %% ../nbs/00_base.ipynb #1b25cece
 LOSSES = Registry('loss', {
     'contrastive': ('smlxray.losses:contrastive_loss', 'pairs within a margin (Hadsell 2006)'),
+    'supcon': ('smlxray.losses:supcon_loss', 'softmax over a batch (Khosla 2020)'),
 })
 
 # %% ../nbs/00_base.ipynb #7c8e58e6
