@@ -18,8 +18,8 @@ from pydantic import field_validator, model_validator
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from .base import ALGORITHMS, BACKBONES, LOSSES, READERS, Registry
-from .base import ConfigError, SmlxrayError
-from .base import moved, nearest, repo_root, resolve_path, shipped_file, write_atomic
+from .base import ConfigError, moved, nearest
+from .base import repo_root, resolve_path, shipped_file, write_atomic
 
 # %% ../nbs/00_config.ipynb #2eaa85ab
 CHEXPERT_FINDINGS = (
@@ -83,7 +83,7 @@ def _number(kind: type, notes: list) -> str:
     "Say which numbers the bounds among `notes` allow."
     noun = 'a whole number' if kind is int else 'a number'
     words = dict(ge='of at least', gt='above', le='at most', lt='below')
-    bound = {}
+    bound: dict[str, float] = {}
     for note in notes:
         bound |= {name: getattr(note, name) for name in words if hasattr(note, name)}
     if {'ge', 'le'} <= set(bound): return f'{noun} from {bound["ge"]} to {bound["le"]}'
@@ -157,7 +157,7 @@ def _full_name(cls, name: str) -> str:
     section = cls.__name__.removesuffix('Settings').lower()
     return f'{section}.{name}' if section else name
 
-def _sentence(cls, problem: dict, values: dict) -> str:
+def _sentence(cls, problem: Any, values: dict) -> str:
     "Say one `problem` that pydantic found in our words; it begins with its key."
     name = str(problem['loc'][0]) if problem['loc'] else ''
     cause = problem.get('ctx', {}).get('error')
@@ -175,7 +175,7 @@ def _sentences(cls, error: ValidationError, values: dict) -> str:
 # %% ../nbs/00_config.ipynb #9aa9b74b
 def _leaves() -> dict[str, str]:
     "Map each leaf key to its section, over all of `Settings`."
-    leaves = {}
+    leaves: dict[str, str] = {}
     for section, field in Settings.model_fields.items():
         leaves |= dict.fromkeys(field.annotation.model_fields, section)
     return leaves
@@ -386,7 +386,7 @@ class Settings(Section):
 
     def flat(self) -> dict[str, Any]:
         "List every leaf key with its value, without the sections."
-        leaves = {}
+        leaves: dict[str, Any] = {}
         for section in self.model_dump().values():
             leaves |= section
         return leaves
