@@ -1,4 +1,4 @@
-"Compressed DICOM of every kind that a hospital sends, hostile files from disk, and memory that a bomb must not take."
+"Compressed DICOM of every kind, hostile files from disk, and memory that a bomb must not take."
 
 import io, multiprocessing, os, struct, subprocess, sys, warnings, zlib
 
@@ -32,17 +32,9 @@ def dicom(stored, bits, syntax=ExplicitVRLittleEndian, frame=None, **fields):
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = '1.2.840.10008.5.1.4.1.1.1.1'
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = '1.2.3'
     ds.file_meta.TransferSyntaxUID = syntax if frame else ExplicitVRLittleEndian
-    ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = (
-        *stored.shape,
-        1,
-        'MONOCHROME2',
-    )
-    ds.BitsStored, ds.HighBit, ds.BitsAllocated, ds.PixelRepresentation = (
-        bits,
-        bits - 1,
-        8 * stored.dtype.itemsize,
-        0,
-    )
+    ds.Rows, ds.Columns, ds.SamplesPerPixel = (*stored.shape, 1)
+    ds.BitsStored, ds.HighBit, ds.BitsAllocated = bits, bits - 1, 8 * stored.dtype.itemsize
+    ds.PhotometricInterpretation, ds.PixelRepresentation = 'MONOCHROME2', 0
     ds.PixelData = encapsulate([frame]) if frame else stored.tobytes()
     ds['PixelData'].VR = 'OB' if frame or bits == 8 else 'OW'
     for key, value in fields.items():
@@ -78,14 +70,14 @@ def test_lossless_by_pydicom(syntax):
     assert np.array_equal(decode(dicom(FILM, 12, syntax)), decode(dicom(FILM, 12)))
 
 
-@pytest.mark.parametrize(
-    'name, uid',
-    [
-        ('JPEGLosslessProcess14_1', JPEGLosslessSV1),
-        ('JPEGLSLossless', JPEGLSLossless),
-        ('JPEG2000Lossless', JPEG2000Lossless),
-    ],
-)
+BY_GDCM = {
+    'JPEGLosslessProcess14_1': JPEGLosslessSV1,
+    'JPEGLSLossless': JPEGLSLossless,
+    'JPEG2000Lossless': JPEG2000Lossless,
+}
+
+
+@pytest.mark.parametrize('name, uid', BY_GDCM.items())
 def test_lossless_by_gdcm(tmp_path, name, uid):
     data = transcode(dicom(FILM, 12), tmp_path, name)
     assert pydicom.dcmread(io.BytesIO(data)).file_meta.TransferSyntaxUID == uid
@@ -95,9 +87,8 @@ def test_lossless_by_gdcm(tmp_path, name, uid):
 def test_jpeg_baseline_inside_dicom_equals_the_jpeg():
     out = io.BytesIO()
     Image.fromarray(XRAY).save(out, 'JPEG', quality=92)
-    wide = decode(
-        dicom(XRAY, 8, JPEGBaseline8Bit, out.getvalue(), WindowCenter=128, WindowWidth=256)
-    )  # a window that changes nothing
+    idle = dict(WindowCenter=128, WindowWidth=256)  # a window that changes nothing
+    wide = decode(dicom(XRAY, 8, JPEGBaseline8Bit, out.getvalue(), **idle))
     assert np.array_equal(wide, decode(out.getvalue()))
 
 
@@ -116,13 +107,12 @@ def test_a_missing_plugin_is_named(monkeypatch):
     data = dicom(FILM, 12, JPEG2000Lossless)
     import pydicom.pixels
 
-    class Nobody:
+    class Missing:
         is_available = False
 
-    monkeypatch.setattr(pydicom.pixels, 'get_decoder', lambda uid: Nobody)
-    with pytest.raises(
-        ImageError, match=r"compressed as JPEG 2000 .*pip install 'smlxray\[dicom\]'"
-    ):
+    monkeypatch.setattr(pydicom.pixels, 'get_decoder', lambda uid: Missing)
+    words = r"compressed as JPEG 2000 .*pip install 'smlxray\[dicom\]'"
+    with pytest.raises(ImageError, match=words):
         decode(data, 'a.dcm')
 
 
@@ -133,10 +123,8 @@ def test_voi_lut_wins_over_nothing():
     table = (4095 - np.arange(4096)).astype(np.uint16)
     lut.LUTData = table.tobytes()
     lut['LUTData'].VR = 'OW'
-    assert np.array_equal(
-        decode(dicom(FILM, 12, VOILUTSequence=[lut])),
-        (table[FILM] / 4095 * 255 + 0.5).astype(np.uint8),
-    )
+    expected = (table[FILM] / 4095 * 255 + 0.5).astype(np.uint8)
+    assert np.array_equal(decode(dicom(FILM, 12, VOILUTSequence=[lut])), expected)
 
 
 @pytest.mark.parametrize('function', ['SIGMOID', 'LINEAR_EXACT'])
@@ -178,8 +166,9 @@ def test_damaged_dicom_gives_pixels_or_one_error():
     assert min(seen.values()) > 20, seen
 
 
-def test_a_decoder_that_crashes_takes_nobody_along(tmp_path):
-    "Bytes of a JPEG header that make GDCM end its process (abort, or a segmentation fault): one file is lost, the next is read."
+def test_a_decoder_that_crashes_takes_nothing_along(tmp_path):
+    """Bytes of a JPEG header make GDCM end its process (abort, or a segmentation fault): one file
+    is lost, the next is read."""
     good = transcode(dicom(FILM, 12), tmp_path, 'JPEGLosslessProcess14_1')
     whole, crashed = decode(good), 0
     for source in (good, jpeg_inside()):
@@ -212,19 +201,18 @@ def test_a_pipe_is_no_image(tmp_path):
 
 
 def test_a_bomb_takes_no_memory(tmp_path):
-    "30,000 x 30,000 real pixels in a PNG of under a megabyte: refused in a process that may not grow by 300 MB."
+    "30,000 x 30,000 real pixels in a PNG of under a megabyte are refused without growing by 50 MB."
+
+    def chunk(kind, data):
+        check = struct.pack('>I', zlib.crc32(kind + data))
+        return struct.pack('>I', len(data)) + kind + data + check
+
     raw = zlib.compressobj(9)
     body = b''.join(raw.compress(bytes(30_001)) for _ in range(30_000)) + raw.flush()
-    chunk = lambda kind, data: (
-        struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-    )
+    size = struct.pack('>IIBBBBB', 30_000, 30_000, 8, 0, 0, 0, 0)
+    chunks = chunk(b'IHDR', size) + chunk(b'IDAT', body) + chunk(b'IEND', b'')
     bomb = tmp_path / 'bomb.png'
-    bomb.write_bytes(
-        b'\x89PNG\r\n\x1a\n'
-        + chunk(b'IHDR', struct.pack('>IIBBBBB', 30_000, 30_000, 8, 0, 0, 0, 0))
-        + chunk(b'IDAT', body)
-        + chunk(b'IEND', b'')
-    )
+    bomb.write_bytes(b'\x89PNG\r\n\x1a\n' + chunks)
     code = (
         "import resource, sys; from smlxray.images import read_image\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -232,10 +220,10 @@ def test_a_bomb_takes_no_memory(tmp_path):
         "except ValueError as e: print(e)\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )
-    done = subprocess.run(
-        [sys.executable, '-c', code, str(bomb)], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert 'claims 30000 x 30000 = 900.0 million pixels' in done[0] and int(done[1]) < 50
+    command = [sys.executable, '-c', code, str(bomb)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, grown = done.stdout.splitlines()
+    assert 'claims 30000 x 30000 = 900.0 million pixels' in said and int(grown) < 50
 
 
 def test_paths_that_are_no_images(tmp_path):
