@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import ConfigError, DataError, SmlxrayError, logger, resolve_path
+from .base import ConfigError, DataError, SmlxrayError, logger
 from .cache import ImageCache, augment, open_pixels, to_float
-from .config import DataSettings, Settings, run_folder
+from .config import DataSettings, Settings, make_run_folder
 from smlxray.data import (
     FindingSplit, PatientSplit, XrayTable, apply_policy, balanced_seed, check_finding_disjoint,
     check_patient_disjoint, own_split, split_findings, split_patients, training_rows,
@@ -47,8 +47,10 @@ def open_table(
     settings: Settings,
 ) -> XrayTable:  # raw labels, one row per image
     "Read the X-rays that the settings name, drawing the phantoms first if they are not there yet."
-    d, folder = settings.data, resolve_path(settings.data.dataset_path)
-    if d.dataset != 'phantom': return read_xrays(folder, dataset=d.dataset, views=d.views)
+    d, folder = settings.data, settings.dataset_folder
+    if d.dataset != 'phantom':
+        kind = str(settings.table_mapping or d.dataset)
+        return read_xrays(folder, dataset=kind, views=d.views)
     ensure_phantoms(
         folder,
         patients=d.patients,
@@ -251,7 +253,7 @@ def open_lab(
     patients = PatientSplit(*(rows[usable[rows]] for rows in patients))
     train = training_rows(table, patients.train, findings.novel)
     valid = training_rows(table, patients.valid, findings.novel)
-    folder = run_folder(settings)
+    folder = make_run_folder(settings)
     return Lab(settings, table, pixels, patients, findings, train, valid, folder)
 
 def _open_pixels(settings: Settings, table: XrayTable) -> ImageCache:
@@ -263,7 +265,7 @@ def _open_pixels(settings: Settings, table: XrayTable) -> ImageCache:
         table,
         tuple(d.image_size),
         use_cache=d.use_cache,
-        cache_path=resolve_path(d.cache_path),
+        cache_path=settings.cache_folder,
         workers=d.workers,
         progress=settings.training.progress,
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .base import ALGORITHMS
 from .config import Settings
 from .episodes import Episode
 from .lab import Lab, float_batch
@@ -120,7 +121,8 @@ class InnerLoop:
     @property
     def shares_features(self) -> bool:
         "Whether features are computed once, before the first step."
-        return self.algorithm == 'anil' and self.batch_norm != 'transductive'
+        shared = ALGORITHMS[self.algorithm].shares_features
+        return shared and self.batch_norm != 'transductive'
 
     def rates(self, model: TaskModel) -> dict[str, float]:
         "Give each parameter that adapts its learning rate."
@@ -201,23 +203,16 @@ def adapt_to_support(
     try:
         with torch.no_grad(), norm_mode(net.eval(), inner.batch_norm, support):
             x, asked, features = inner.inputs(model, support, query)
-            watched = _watched(lambda call: call(x, labels, None, features), on_step)
-            names = model.adaptable(inner.algorithm)
-            fast = adapt(model, watched, inner.steps, inner.rates(model), names)
+            fast = adapt(
+                model,
+                lambda call: call(x, labels, None, features),
+                inner.steps,
+                inner.rates(model),
+                model.adaptable(inner.algorithm),
+                on_step=on_step,
+            )
             adapted = Adapted(model, fast, x, labels, asked, inner)
             if on_step: on_step(inner.steps, adapted.support_loss())
             yield adapted
     finally:
         net.train(training)
-
-def _watched(loss_fn: Callable, on_step: Callable | None) -> Callable:
-    "Report each value of a loss, with the number of values before it."
-    done = []
-
-    def watched(call):
-        loss = loss_fn(call)
-        on_step(len(done), float(loss.detach()))
-        done.append(loss.detach())
-        return loss
-
-    return watched if on_step else loss_fn
