@@ -165,7 +165,7 @@ class Adapted:
     @property
     def weights(self) -> dict[str, Tensor]:
         "What differs from the network's own weights; with batch norm not frozen, all buffers."
-        moved = {**self.fast.buffers, **self.fast}
+        moved = {**(self.fast.buffers or {}), **self.fast}
         if self.inner.batch_norm == 'frozen':
             own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
             moved = {k: v for k, v in moved.items() if not torch.equal(v, own[k])}

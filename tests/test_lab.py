@@ -1,9 +1,9 @@
-"The whole path on tiny phantoms: controls that must come out at chance, and mistakes that must come back as one sentence."
+"The whole path on tiny phantoms: controls come out at chance, and mistakes in one sentence."
 
 import json, shutil
 import numpy as np, pandas as pd, pytest, torch
 from smlxray.base import SmlxrayError
-from smlxray.config import load_settings, run_folder
+from smlxray.config import load_settings
 from smlxray.cache import open_pixels
 from smlxray.episodes import EpisodeSampler
 from smlxray.evaluate import (
@@ -11,7 +11,6 @@ from smlxray.evaluate import (
     FrozenMethod,
     answer,
     evaluate_methods,
-    pixel_method,
     print_results,
     save_results,
     shuffled,
@@ -20,10 +19,9 @@ from smlxray.evaluate import (
 from smlxray.metrics import auc, bootstrap_patients
 from smlxray.siamese import SiameseNet
 from smlxray.data import XrayTable, check_patient_disjoint
+from smlxray.lab import choose_split, open_lab
 from smlxray.train import (
-    deal_patients,
     ensure_siamese,
-    open_lab,
     recipe,
     train_meta,
     train_siamese,
@@ -65,7 +63,7 @@ def novel_episodes(lab, n):
 
 
 def oracle(lab, noise=1.0):
-    "A method that sees the labels of the novel findings through noise: it must score high, unless its support is shuffled."
+    "A method that sees the labels through noise: it must score high, but for a shuffled support."
     rng = np.random.default_rng(0)
     y = np.nan_to_num(
         lab.table.labels[lab.test][:, [lab.table.findings.index(f) for f in lab.findings.novel]]
@@ -77,8 +75,9 @@ def oracle(lab, noise=1.0):
 def shuffled_interval(method, episodes, lab):
     """Mean AUC over episodes with shuffled support labels, and its 99.9 % interval.
 
-    Whatever the patients are, a permutation and its mirror image are equally likely and their AUCs add up to 1, so the expectation is exactly 0.5
-    over permutations; these are independent between episodes, and the interval over episodes is the right one here.
+    Whatever the patients are, a permutation and its mirror image are equally likely and their AUCs
+    add up to 1, so the expectation is exactly 0.5 over permutations; these are independent between
+    episodes, and the interval over episodes is the right one here.
     """
     aucs = np.array(
         [auc(a.scores, a.labels) for a in answer(method, [shuffled(e) for e in episodes], lab)]
@@ -88,7 +87,7 @@ def shuffled_interval(method, episodes, lab):
 
 
 def test_shuffled_support_labels_give_chance(lab):
-    "Shuffled supports hold 0.5 in a 99.9 % interval; the same method with true ones is far above it."
+    "Shuffled supports hold 0.5 in a 99.9 % interval; true ones are far above it."
     episodes, method = novel_episodes(lab, 100), oracle(lab, noise=0.35)
     assert bootstrap_patients(answer(method, episodes, lab), n=4000, level=0.999).low > 0.65
     low, high = shuffled_interval(method, episodes, lab)
@@ -147,7 +146,7 @@ def test_results_hold_every_row_and_column_that_readers_rely_on(lab, capsys):
     assert 'anil, 0 steps' in capsys.readouterr().out
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------------------------
+# --- mistakes ---------------------------------------------------------------------------------
 
 
 def sentence(f, *words):
@@ -225,7 +224,7 @@ def test_a_data_set_without_a_split_of_its_own_says_so(broken):
 def test_validation_patients_come_out_of_training_where_none_are_named(lab):
     frame = lab.table.frame.assign(split=np.where(lab.table.patients % 3 == 0, 'test', 'train'))
     table = XrayTable(frame, lab.table.findings, lab.table.root)
-    split, _ = deal_patients(tiny(lab.folder, split='own', valid_fraction=0.2), table)
+    split, _ = choose_split(tiny(lab.folder, split='own', valid_fraction=0.2), table)
     assert (
         set(split.test) == set(np.flatnonzero(frame['split'] == 'test'))
         and 0.1 < len(split.valid) / (len(split.valid) + len(split.train)) < 0.3
@@ -233,10 +232,10 @@ def test_validation_patients_come_out_of_training_where_none_are_named(lab):
     check_patient_disjoint(table, *split)
 
 
-def test_a_chosen_salt_stays_and_moves_nobody(lab):
+def test_a_chosen_split_seed_stays_and_moves_no_patient(lab):
     seed = lab.settings.data.split_seed
     more = lab.table[np.arange(0, len(lab.table), 2)]
-    half, _ = deal_patients(lab.settings, more)
+    half, _ = choose_split(lab.settings, more)
     whole = {
         p: part
         for part, rows in lab.patients._asdict().items()
