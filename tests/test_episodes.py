@@ -1,4 +1,4 @@
-"Episodes: the same in another process, sound on random tables, and worthless once the support labels are shuffled."
+"Episodes: the same in another process, sound on random tables, worthless with shuffled labels."
 
 import hashlib, os, subprocess, sys
 import numpy as np
@@ -7,11 +7,11 @@ import pytest
 from smlxray.base import DataError
 from smlxray.data import XrayTable
 from smlxray.episodes import EpisodeSampler, WaySampler, age_band, one_shot_trials
-from smlxray.metrics import EpisodeScores, auc, mean_episode_auc
+from smlxray.metrics import EpisodeScores, auc, episode_mean
 
 
 def make_table(seed=0, patients=300, findings=('No Finding', 'Edema', 'Fracture')):
-    "A random table with several images a patient, two projections, two origins, and all kinds of labels."
+    "A random table with several images per patient, two projections and origins, and all labels."
     rng = np.random.default_rng(seed)
     images = rng.integers(1, 5, patients)
     patient = np.repeat(np.arange(patients), images)
@@ -141,7 +141,7 @@ def test_shuffled_support_labels_are_worthless():
                     features[e.query] @ towards, e.query_labels, table.patients[e.query], e.finding
                 )
             )
-    assert mean_episode_auc(real) > 0.75
+    assert episode_mean(real) > 0.75
     each = np.array(
         [auc(e.scores, e.labels) for e in fake]
     )  # independent shuffles, so here the episodes are the sample

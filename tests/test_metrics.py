@@ -4,23 +4,25 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 from smlxray.base import DataError
-from smlxray.metrics import (
-    EpisodeScores,
+from smlxray.intervals import (
     WayScores,
-    auc,
-    average_precision,
-    balanced_accuracy,
     bootstrap_p,
     bootstrap_paired,
     bootstrap_patients,
     bootstrap_replicates,
+    exchange_test,
+    generalised_aucs,
+)
+from smlxray.metrics import (
+    EpisodeScores,
+    auc,
+    average_precision,
+    balanced_accuracy,
     brier,
     choose_threshold,
     confusion_matrix,
-    exchange_test,
+    episode_mean,
     fit_temperature,
-    generalised_aucs,
-    mean_episode_auc,
     prevalence_weights,
     reliability,
     roc_curve,
@@ -78,7 +80,7 @@ def few(patients, episodes=4, seed=0):
 
 @pytest.mark.parametrize('measure', ['auc', 'ap'])
 def test_classes_that_vanish_from_a_resample(measure):
-    "With four patients many resamples have no positive or no negative at all: they drop out, and no number is lost or warned about."
+    "Resamples without a positive or a negative drop out, and no number is lost or warned about."
     i = bootstrap_patients(few(4), 400, measure=measure)
     assert np.isnan(i.draws).any() and 0 <= i.low <= i.value <= i.high <= 1
     pair = bootstrap_paired(few(4), few(4), 400, measure=measure)
@@ -100,10 +102,8 @@ def test_order_and_names_of_patients_do_not_matter():
 
 def test_macro_mean_of_findings_with_uneven_episodes():
     eps = few(30, 12)
-    uneven = (
-        eps + eps[::2] * 3
-    )  # three more of each episode of the first finding change neither its mean nor the macro mean
-    assert mean_episode_auc(uneven) == pytest.approx(mean_episode_auc(eps), abs=1e-12)
+    uneven = eps + eps[::2] * 3  # more of one finding changes neither its mean nor the macro mean
+    assert episode_mean(uneven) == pytest.approx(episode_mean(eps), abs=1e-12)
     np.testing.assert_allclose(
         bootstrap_patients(uneven, 200).draws, bootstrap_patients(eps, 200).draws, atol=1e-12
     )
@@ -141,7 +141,11 @@ def test_replicates_that_differ_widen_the_interval():
         ]
         for k, v in runs.items()
     }
-    width = lambda r: (i := bootstrap_replicates(r, n=400)).high - i.low
+
+    def width(runs):
+        i = bootstrap_replicates(runs, n=400)
+        return i.high - i.low
+
     assert width(better) > width(runs) * 1.2
     assert bootstrap_replicates(better, runs, n=400).value == pytest.approx(
         bootstrap_replicates(better, n=400).value - bootstrap_replicates(runs, n=400).value
@@ -167,7 +171,7 @@ def test_exchange_does_not_care_who_is_named_first_nor_for_the_scale():
 
 @pytest.mark.parametrize('prevalence', [0.02, 0.3, 0.5, 0.9])
 def test_a_shifted_logit_is_calibrated_at_its_prevalence(prevalence):
-    "Balanced queries weighted to a prevalence, and logits shifted to it: what is promised comes true."
+    "Balanced queries weighted to a prevalence, logits shifted to it: promises come true."
     rng = np.random.default_rng(0)
     y = np.repeat([1, 0], 20_000)
     x = rng.normal(size=40_000) + np.where(y, 0.75, -0.75)
