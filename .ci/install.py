@@ -39,18 +39,19 @@ def pinned(constraints: Path | None, package: str, build: str = '') -> str:
     return f'{package}=={found[1]}{build}' if found and sys.version_info >= (3, 11) else package
 
 
-def pip(python: Path, *words: str) -> bool:
+def pip(python: Path, *words: str, silent: bool = False) -> bool:
     "Run pip's install in an environment; tell whether it went well."
     command = [str(python), '-m', 'pip', 'install', '--disable-pip-version-check', '--no-input']
-    return subprocess.run([*command, '--quiet', *words], cwd=ROOT).returncode == 0
+    command += ['--quiet', *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=silent).returncode == 0
 
 
 def install_torch(python: Path, index: str, constraints: Path | None) -> bool:
-    "Take torch and torchvision, without what they need, from an index; do not wait for it long."
-    build = '+cpu' if index == CPU_INDEX else ''
-    names = [pinned(constraints, name, build) for name in ('torch', 'torchvision')]
-    quick = ['--retries', '0', '--timeout', '10'] if index == CPU_INDEX else []
-    return pip(python, '--no-deps', *quick, '--index-url', index, *names)
+    "Take torch and torchvision, without what they need, from an index; wait briefly for PyTorch's."
+    ours = index == CPU_INDEX  # our own choice, so a failure is no error
+    names = [pinned(constraints, n, '+cpu' if ours else '') for n in ('torch', 'torchvision')]
+    quick = ['--retries', '0', '--timeout', '10'] if ours else []
+    return pip(python, '--no-deps', *quick, '--index-url', index, *names, silent=ours)
 
 
 def main(venv: str, environ: Mapping[str, str] = os.environ) -> int:

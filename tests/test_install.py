@@ -18,7 +18,7 @@ class Pip:
     def __init__(self, broken='nothing'):
         self.broken, self.calls = broken, []
 
-    def __call__(self, python, *words):
+    def __call__(self, python, *words, silent=False):
         self.calls.append(' '.join(words))
         return self.broken not in self.calls[-1]
 
