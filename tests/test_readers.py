@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from smlxray.audit import conflicts, leakage_report
 from smlxray.base import DataError
 from smlxray.config import CHEXPERT_FINDINGS
 from smlxray.data import (
@@ -14,10 +15,8 @@ from smlxray.data import (
     apply_policy,
     balanced_seed,
     check_patient_disjoint,
-    conflicts,
     derive_no_finding,
     index_rows,
-    leakage_report,
     split_findings,
     split_patients,
     training_rows,
