@@ -1,4 +1,4 @@
-"A served application and a real browser, for `test_pages.py` here and the tours in `tests_long`."
+"A served application and a real browser, for `test_pages.py` and `test_tours.py`."
 
 import json, os, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager

@@ -91,7 +91,7 @@ def test_a_path_that_climbs_out_is_refused(tmp_path):
 def test_bench_writes_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(
         BENCHES, 'metrics', lambda: bench_metrics(images=200, resamples=40, rounds=1)
-    )  # at full size: tests_long/test_bench_ratios.py
+    )  # at full size: smlxray bench
     app(['bench', 'metrics', '--json', str(tmp_path / 'b.json')], standalone_mode=False)
     saved = json.loads((tmp_path / 'b.json').read_text())
     assert (
@@ -265,7 +265,7 @@ def run_lines(lines, clone):
 
 
 def test_the_examples_run_as_printed(clone):
-    "The quick ones; all of them run in tests_long."
+    "The quick ones; all of them run in test_cli_examples.py, which is slow."
     lines = all_examples()
     assert len(lines) > 25 and all(
         '-p preset tiny' in line for line in lines if line.startswith(TRAINS)

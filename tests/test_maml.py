@@ -173,7 +173,7 @@ def test_engines_agree_through_every_norm(mode, algorithm):
     [('resnet18', 'support'), ('resnet18', 'group'), ('densenet121', 'transductive')],
 )
 def test_engines_agree_on_large_backbones(backbone, mode):
-    "One mode each; tests_long has all of them."
+    "One mode each; test_engines_agree.py, which is slow, has all of them."
     torch.manual_seed(0)
     task = rows_of(1, 1, 32)
     net = (
@@ -486,7 +486,7 @@ def lower(difference):
 
 @pytest.mark.parametrize(
     'seed, algorithm', [(0, 'maml')]
-)  # other seeds, and ANIL: tests_long/test_learning.py
+)  # other seeds, and ANIL: test_learning.py
 def test_learning_to_adapt_works(seed, algorithm):
     torch.manual_seed(seed)
     torch.set_num_threads(1)
