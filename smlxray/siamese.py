@@ -48,7 +48,7 @@ def pairwise_distance(
     "Compute `sqrt(2 - 2 s + eps)`, the Euclidean distance of unit vectors, from their cosines `s`."
     return torch.sqrt((2 - 2 * cosine_similarity(a, b)).clamp(min=0) + eps)
 
-# %% ../nbs/30_siamese.ipynb #12ae4c73
+# %% ../nbs/30_siamese.ipynb #0496612d
 @dataclass
 class Backbone:
     "A network from images to features, and what others must know of it."
@@ -57,7 +57,7 @@ class Backbone:
     channels: int            # features per image
     blocks: list[nn.Module]  # parts of it that may be computed again on the way back
 
-# %% ../nbs/30_siamese.ipynb #5e15bbe0
+# %% ../nbs/30_siamese.ipynb #89009acd
 def _check_options(options: dict, known: tuple[str, ...]) -> None:
     "Raise `ConfigError` for an option that a backbone does not take."
     for key in options: choose('backbone option', key, known)
@@ -104,10 +104,10 @@ def _group_norm(channels: int, most: int) -> nn.GroupNorm:
     "Make a group norm of `most` groups, or of as many as divide the channels."
     return nn.GroupNorm(math.gcd(most, channels), channels)
 
-# %% ../nbs/30_siamese.ipynb #d63c1c1d
+# %% ../nbs/30_siamese.ipynb #0d7d64cf
 def conv4_backbone(
     name: str,                 # 'conv4'
-    pretrained: bool = False,  # must be False: nobody has weights for it
+    pretrained: bool = False,  # must be False: there are no weights for it
     **options,                 # of `ConvNet4`
 ) -> Backbone:
     "Build the small network; unknown options raise `ConfigError`."
@@ -116,7 +116,7 @@ def conv4_backbone(
     net = ConvNet4(**options)
     return Backbone(net, net.layers[0].out_channels, blocks=[])
 
-# %% ../nbs/30_siamese.ipynb #0f27226b
+# %% ../nbs/30_siamese.ipynb #fc2189b4
 def _one_channel(conv: nn.Conv2d) -> nn.Conv2d:
     "Make the same convolution for one input channel, initialised as torchvision initialises it."
     shape = conv.kernel_size, conv.stride, conv.padding
@@ -124,7 +124,7 @@ def _one_channel(conv: nn.Conv2d) -> nn.Conv2d:
     nn.init.kaiming_normal_(new.weight, mode='fan_out', nonlinearity='relu')
     return new
 
-# %% ../nbs/30_siamese.ipynb #79f96ff9
+# %% ../nbs/30_siamese.ipynb #a35e78eb
 def _adapt_resnet(net: nn.Module) -> Backbone:
     "Give a ResNet one input channel and no classifier."
     channels, net.fc = net.fc.in_features, nn.Identity()
@@ -139,7 +139,7 @@ def _adapt_densenet(net: nn.Module) -> Backbone:
     blocks = [m for name, m in parts if name.startswith(('denseblock', 'transition'))]
     return Backbone(net, channels, blocks)
 
-# %% ../nbs/30_siamese.ipynb #e71543ea
+# %% ../nbs/30_siamese.ipynb #785dfc27
 def _use_group_norm(net: nn.Module) -> None:
     "Put a group norm of at most 32 groups in place of every batch norm, as Wu and He (2018) do."
     for parent in list(net.modules()):
@@ -204,7 +204,7 @@ def _lite0_weights(net: nn.Module) -> dict:
         )
     return dict(zip(own, saved.values()))
 
-# %% ../nbs/30_siamese.ipynb #ed1d8179
+# %% ../nbs/30_siamese.ipynb #82a23ec6
 def _layer_patterns(net: nn.Module) -> list[str]:
     "The patterns that timm has for the names of a network's numbered layers; none for a few."
     groups = net.group_matcher() if hasattr(net, 'group_matcher') else {}
