@@ -41,8 +41,8 @@ demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (1
 	$(BIN)/papermill nbs/evaluate_meta.ipynb runs/demo/evaluate_meta.ipynb -p preset demo
 	@$(BIN)/python -c "from smlxray.evaluate import print_results; print_results('runs/demo')"
 
-real: $(STAMP)  ## run the study on real X-rays; resumes if interrupted (options: REAL='--full')
-	OMP_NUM_THREADS=1 $(BIN)/python -c 'from smlxray.study import main; main()' $(REAL)
+real: $(STAMP)  ## run the study on real X-rays; resumes if interrupted (options: REAL='--folder PATH')
+	OMP_NUM_THREADS=1 $(BIN)/smlxray study $(REAL)
 
 test: $(STAMP)  ## run all checks and tests, and show where the time went (about 15 minutes)
 	@mkdir -p $(LOGS) && rm -f $(LOGS)/*.log && touch $(LOGS)/start.log

@@ -6,7 +6,7 @@
 __all__ = ['app', 'data_app', 'cache_app', 'STAGES', 'train_app', 'config_app', 'model_app', 'data_check', 'cache_build',
            'cache_info_', 'cache_verify', 'convert', 'bench', 'notebook_path', 'run_notebook', 'run_stages', 'run',
            'demo', 'evaluate', 'train_siamese_', 'train_meta_', 'config_init', 'config_show', 'config_check',
-           'compare_many', 'compare', 'write_predictions', 'predict', 'adapt', 'model_info', 'model_verify',
+           'compare_many', 'compare', 'write_predictions', 'predict', 'teach', 'model_info', 'model_verify',
            'model_export', 'app_', 'call', 'main']
 
 # %% ../nbs/90_cli.ipynb #a90ba89c
@@ -16,8 +16,11 @@ from typing import Annotated, Literal, Optional
 
 import typer
 
-from .base import SmlxrayError, repo_root, resolve_path, shipped_file, write_atomic
-from .config import PRESETS, DataSettings, Settings, load_settings, run_folder
+from . import __version__
+from smlxray.base import (
+    SmlxrayError, repo_root, resolve_path, shipped_file, show_remarks, write_atomic,
+)
+from .config import PRESETS, DataSettings, Settings, load_settings, make_run_folder
 
 # %% ../nbs/90_cli.ipynb #08eeb49a
 _DEFAULT = DataSettings()
@@ -185,6 +188,21 @@ def data_check(
         )
     raise typer.Exit(errors > 0)
 
+# %% ../nbs/90_cli.ipynb #7e4510a1
+def _print_version(asked: bool):
+    if not asked: return
+    typer.echo(f'smlxray {__version__}')
+    raise typer.Exit()
+
+_Version = Annotated[
+    bool,
+    typer.Option('--version', callback=_print_version, is_eager=True, help='Print the version.'),
+]
+
+@app.callback()
+def _common(version: _Version = False):
+    pass
+
 # %% ../nbs/90_cli.ipynb #915ea640
 @cache_app.command(
     'build',
@@ -314,6 +332,35 @@ def bench(
             _here(save), json.dumps(dict(bench=what, machine=machine(), rows=rows), indent=1)
         )
 
+# %% ../nbs/90_cli.ipynb #57bd1e5b
+_Fold = Annotated[
+    Optional[list[str]], typer.Option('--fold', help='Run this fold only. Repeatable.')
+]
+
+@app.command(epilog=_examples('smlxray study --folder data/nih', 'smlxray study my-plan.yaml'))
+def study(
+    plan: Annotated[
+        Optional[Path], typer.Argument(help='A plan; left out, the one that is shipped.')
+    ] = None,
+    folder: Annotated[
+        Optional[Path], typer.Option(help='The X-rays, in place of the plan\'s.')
+    ] = None,
+    fold: _Fold = None,
+    workers: Annotated[int, typer.Option(min=1, help='Cells side by side, one thread each.')] = 2,
+    output: Annotated[
+        Optional[Path], typer.Option(help='The file; left out, study.json in the run.')
+    ] = None,
+    report: Annotated[
+        bool, typer.Option('--report', help='Compute nothing, write what is there.')
+    ] = False,
+):
+    "Run a grid of folds, splits and seeds, print its tables, and write its file."
+    from smlxray.study import load_plan, run_study
+
+    told = load_plan(plan and _here(plan), folder=folder and str(_here(folder)))
+    path = run_study(told, fold, workers, output and _here(output), report)
+    typer.echo(f'Written to {os.path.relpath(path)}.')
+
 # %% ../nbs/90_cli.ipynb #ad876f8a
 def _value(text: str):
     "Read a word of the command line as a notebook's parameter."
@@ -413,7 +460,7 @@ def run_stages(
 ) -> None:
     "Run the notebooks of some modes, and print what came out."
     parameters, settings = _parameters(config, given, resume=resume, **more)
-    folder = run_folder(settings)
+    folder = make_run_folder(settings)
     for mode in modes:
         run_notebook(STAGES[mode], parameters, folder)
     from smlxray.evaluate import print_results, read_results
@@ -972,11 +1019,11 @@ _P = ' '.join(
 
 @app.command(
     epilog=_examples(
-        f'smlxray adapt {_P} --name "Air outside" --model tiny',
-        f'smlxray adapt {_P} --name "Air outside" --model tiny --steps 0 --output air --json',
+        f'smlxray teach {_P} --name "Air outside" --model tiny',
+        f'smlxray teach {_P} --name "Air outside" --model tiny --steps 0 --output air --json',
     )
 )
-def adapt(
+def teach(
     positive: Annotated[
         list[Path],
         typer.Option(
@@ -1067,6 +1114,15 @@ def adapt(
             )
         )
     typer.echo(f'{taught}\n{output or place}')
+
+# %% ../nbs/90_cli.ipynb #c11a1ia6
+app.command('adapt', hidden=True)(teach)
+
+def renamed(words: list[str]) -> list[str]:
+    "Put the new name of a command in the place of its old one, and say so."
+    if words[:1] != ['adapt']: return words
+    print('smlxray: `adapt` is now called `teach`; the old name ends with 0.3.', file=sys.stderr)
+    return ['teach', *words[1:]]
 
 # %% ../nbs/90_cli.ipynb #175949e1
 model_app = typer.Typer(
@@ -1204,9 +1260,13 @@ def app_(
 # %% ../nbs/90_cli.ipynb #626bdee7
 def call(words: list[str]) -> int:  # the exit code
     "Run the command with some words: 0, 1 (something is wrong, said in a sentence) or 2 (the words were not understood)."
-    say = lambda text: print(f'smlxray: {text}', file=sys.stderr)
+
+    def say(text):
+        print(f'smlxray: {text}', file=sys.stderr)
+
+    show_remarks()
     try:
-        app(_joined(words), prog_name='smlxray')
+        app(_joined(renamed(words)), prog_name='smlxray')
         return 0
     except SystemExit as end:
         return int(end.code or 0)

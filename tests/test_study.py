@@ -1,8 +1,7 @@
-"The study where its X-rays lie beside the checkout: the committed file is what its code computes, and the set-up is the one that the text claims."
+"""The study where its X-rays are next to the checkout: the committed file is what its code computes, and the protocol is the
+one that the text claims."""
 
 import json
-from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,144 +9,113 @@ import pytest
 from PIL import Image
 
 from smlxray import study as study_module
-from smlxray.base import DataError, resolve_path
+from smlxray.base import ConfigError, SmlxrayError, resolve_path, show_remarks
+from smlxray.episodes import strata
 from smlxray.study import (
-    AGAINST_OTHERS,
-    AT_CHANCE,
-    CHECKED,
-    DEFAULT,
-    FOLDS,
-    FROZEN,
-    MEASURED,
     PROTOCOLS,
-    RECIPES,
-    REFERENCE,
-    WITHOUT,
-    Corner,
-    Recipe,
+    Cell,
+    cell_settings,
     checked_episodes,
-    fair_deals,
-    main,
-    strata,
-    study_corners,
+    fair_splits,
+    load_plan,
+    read_study,
+    run_study,
 )
 
 REAL, FILE = resolve_path('../shared/realcxr'), resolve_path('nbs/real_xrays.json')
+PLAN = load_plan()
+NORMALS, OTHERS = PROTOCOLS['normals'], PROTOCOLS['others']
 needs_real = pytest.mark.skipif(
-    not (REAL / 'labels.csv').is_file(), reason='no ../shared/realcxr beside the checkout'
+    not (REAL / 'labels.csv').is_file(), reason='no ../shared/realcxr next to the checkout'
 )
 needs_file = pytest.mark.skipif(
-    not FILE.is_file(), reason='no nbs/real_xrays.json: `make real` writes it'
+    not FILE.is_file(), reason='no nbs/real_xrays.json: `smlxray study` writes it'
 )
 
+# AUC by fold, measured on the same images by other code, on other random splits
+MEASURED = {
+    'imagenet, prototypes': {'1': 0.625, '2': 0.581, '3': 0.604},
+    'supervised, prototypes': {'1': 0.772, '2': 0.744, '3': 0.778},
+}
 
-def corner(tmp_path, fold, deal):
-    return Corner(
-        fold,
-        deal,
-        changes=dict(
-            dataset_path=str(REAL),
-            cache_path=str(tmp_path / 'cache'),
-            runs_path=str(tmp_path / 'runs'),
-        ),
-    )
+
+@pytest.fixture
+def study() -> dict:
+    return read_study(FILE)
+
+
+def cell(tmp_path, fold, split, **changes):
+    there = dict(cache_path=str(tmp_path / 'cache'), runs_path=str(tmp_path / 'runs'))
+    return Cell(load_plan(folder=str(REAL), settings=PLAN.settings | there, **changes), fold, split)
+
+
+def wanted_rows(study) -> set:
+    "Every row that a complete file has: (method, protocol, fold, split, seed, finding)."
+    rows = set()
+    for protocol, methods in ((NORMALS, PLAN.methods), (OTHERS, PLAN.others)):
+        for fold, findings in PLAN.folds.items():
+            for split in study['splits']:
+                rows |= {(m, protocol, fold, split, 0, f) for m in methods for f in findings}
+    return rows
 
 
 @needs_file
-def test_the_file_of_the_study_is_small_and_holds_what_it_names():
-    study = json.loads(FILE.read_text())
+def test_the_file_of_the_study_is_small_and_holds_what_it_names(study):
     assert FILE.stat().st_size <= 200_000
-    assert (
-        study['default'] == DEFAULT
-        and study['reference'] == REFERENCE
-        and study['commit']
-        and not study['changed']
-        and len(study['data']['digest']) == 16
-    )
-    there = {
-        (r['method'], r['protocol'], r['fold'], r['split'], r['seed'], r['finding'])
-        for r in study['rows']
-    }
-    assert len(there) == len(study['rows']), 'a row stands twice'
-    every = {
-        (m, p, f, s, seed, x)
-        for i, p in enumerate(PROTOCOLS)
-        for m in (AGAINST_OTHERS if i else FROZEN)
-        for f in FOLDS
-        for s in study['splits']
-        for seed in study['seeds']
-        for x in FOLDS[f]
-    }
-    assert there <= every and (
-        not study['complete']
-        or (there == every and len(study['splits']) >= 3 and len(study['slow']) > len(FROZEN))
-    )
+    assert study['commit'] and not study['changed'] and len(study['data']['digest']) == 16
+    keys = ('method', 'protocol', 'fold', 'split', 'seed', 'finding')
+    there = {tuple(row[key] for key in keys) for row in study['rows']}
+    assert len(there) == len(study['rows']), 'a row is there twice'
+    assert there == wanted_rows(study) and study['complete'] and len(study['splits']) >= 3
+    assert len(study['slow']) == len(PLAN.methods | PLAN.slow)
     assert all(0 <= r['auc_low'] <= r['auc'] <= r['auc_high'] <= 1 for r in study['rows'])
-    assert {
-        k: Recipe(**{**v, 'views': tuple(v['views'])}) for k, v in study['recipes'].items()
-    } == RECIPES, 'the recipes changed: run `make real` again'
 
 
 @needs_file
-def test_the_means_of_the_file_are_means_of_its_rows():
-    study = json.loads(FILE.read_text())
+def test_the_plan_of_the_file_is_the_plan_that_is_shipped(study):
+    told, shipped = study['plan'], PLAN.model_dump(mode='json')
+    for key in ('folds', 'backbones', 'methods', 'slow', 'controls', 'default', 'reference'):
+        assert told[key] == shipped[key], f'{key} changed: run the study again'
+
+
+@needs_file
+def test_the_means_of_the_file_are_means_of_its_rows(study):
+    rows = pd.DataFrame(study['rows'])
     for s in study['summary']:
-        rows = [
-            r for r in study['rows'] if (r['method'], r['protocol']) == (s['method'], s['protocol'])
-        ]
-        folds = [
-            np.mean([r['auc'] for r in rows if r['fold'] == f])
-            for f in sorted({r['fold'] for r in rows})
-            if s['fold'] in (f, 'all')
-        ]
-        assert abs(np.mean(folds) - s['auc']) < 2e-4
+        mine = rows[(rows.method == s['method']) & (rows.protocol == s['protocol'])]
+        by_fold = mine.groupby('fold').auc.mean()
+        expected = by_fold.mean() if s['fold'] == 'all' else by_fold[s['fold']]
+        assert abs(expected - s['auc']) < 2e-4
 
 
 @needs_file
-def test_the_baselines_are_those_that_were_measured_before_and_the_default_beats_them():
-    "Means by fold from `SOURCES.md` of the X-rays; a weaker baseline would flatter the default."
-    study = json.loads(FILE.read_text())
-    summary = {
-        (r['method'], r['fold']): r
-        for r in study['summary']
-        if r['protocol'] == next(iter(PROTOCOLS))
-    }
-    assert set(MEASURED) == {'imagenet, prototypes', REFERENCE}
+def test_the_baselines_are_those_that_were_measured_before_and_the_default_beats_them(study):
+    "A weaker baseline would flatter the default."
+    summary = {(r['method'], r['fold']): r for r in study['summary'] if r['protocol'] == NORMALS}
     for method, means in MEASURED.items():
-        assert set(means) == set(FOLDS)
+        assert set(means) == set(PLAN.folds)
         for fold, mean in means.items():
             assert abs(summary[method, fold]['auc'] - mean) < 0.03, (method, fold)
-    assert summary[DEFAULT, 'all']['gain_low'] > 0
-    compared = {(r['method'], r['over'], r['protocol'], r['fold']): r for r in study['compared']}
-    for fold in ('all', WITHOUT):
-        row = compared[DEFAULT, REFERENCE, next(iter(PROTOCOLS)), fold]
-        assert row['gain_low'] > 0 and row['wide_low'] > 0, (
-            fold,
-            'the default is no longer better, or no longer surely',
-        )
+    assert summary[PLAN.default, 'all']['gain_low'] > 0
+    for row in study['compared']:
+        pair = row['method'], row['over'], row['protocol']
+        if pair != (PLAN.default, PLAN.reference, NORMALS): continue
+        if row['fold'].startswith('all'):
+            assert row['gain_low'] > 0 and row['wide_low'] > 0, 'the default is no longer better'
 
 
 @needs_file
-def test_the_controls_of_the_file_hold_one_half():
-    held = [
-        r['holds'] for r in json.loads(FILE.read_text())['controls'] if r['method'] in AT_CHANCE
-    ]
-    assert len(held) == len(AT_CHANCE) * len(PROTOCOLS) and all(held)
+def test_the_controls_of_the_file_hold_one_half(study):
+    held = [r['holds'] for r in study['controls'] if r['method'] in PLAN.at_chance]
+    assert len(held) == len(PLAN.at_chance) * len(PROTOCOLS) and all(held)
 
 
 @needs_file
-def test_the_readme_says_what_the_file_says():
-    summary = {
-        (r['method'], r['protocol']): r
-        for r in json.loads(FILE.read_text())['summary']
-        if r['fold'] == 'all'
-    }
-    readme = resolve_path('README.md').read_text()
-    mine, base, others = (
-        summary[DEFAULT, 'finding vs matched normals'],
-        summary[REFERENCE, 'finding vs matched normals'],
-        summary[DEFAULT, 'finding vs other findings'],
-    )
+def test_the_readme_says_what_the_file_says(study):
+    overall = {(r['method'], r['protocol']): r for r in study['summary'] if r['fold'] == 'all'}
+    readme = ' '.join(resolve_path('README.md').read_text().split())
+    mine, base = overall[PLAN.default, NORMALS], overall[PLAN.reference, NORMALS]
+    others = overall[PLAN.default, OTHERS]
     for words in (
         f"{mine['auc']:.3f} [{mine['auc_low']:.3f}, {mine['auc_high']:.3f}]",
         f"+{mine['gain']:.3f} [{mine['gain_low']:.3f}, {mine['gain_high']:.3f}]",
@@ -159,78 +127,85 @@ def test_the_readme_says_what_the_file_says():
 
 @needs_real
 @needs_file
-def test_twenty_episodes_of_the_file_come_out_again(tmp_path):
-    check = json.loads(FILE.read_text())['check']
-    again = checked_episodes(corner(tmp_path, check['fold'], check['split']), 20)
-    assert again['finding'] == check['finding'] and set(check['auc']) == set(CHECKED)
+def test_twenty_episodes_of_the_file_come_out_again(tmp_path, study):
+    check = study['check']
+    again = checked_episodes(cell(tmp_path, check['fold'], check['split']), 20)
+    assert again['finding'] == check['finding'] and set(check['auc']) == set(PLAN.check)
     for method, aucs in check['auc'].items():
         assert len(aucs) == 20 and np.abs(np.array(aucs) - again['auc'][method]).max() < 1e-6
 
 
 @needs_real
-@pytest.mark.parametrize('fold', FOLDS)
-def test_no_finding_no_patient_and_no_stratum_leaks(tmp_path, fold):
-    "Nothing novel is trained on, patients are apart, and a negative has the stratum of its positive and is a normal (or has another finding)."
-    c = corner(tmp_path, fold, 40)
-    table, lab = c.lab.table, c.lab
-    assert lab.findings.novel == FOLDS[fold] or set(lab.findings.novel) == set(FOLDS[fold])
-    assert not any(table.positive(f)[lab.train].any() for f in FOLDS[fold])
-    assert not set(table.patients[lab.train]) & set(table.patients[lab.test])
-    assert (
-        abs(len(np.unique(table.patients[lab.test])) / len(np.unique(table.patients)) - 0.4) < 0.03
-    )
-    stratum, c.episodes = strata(lab), 50
-    for f in lab.findings.novel:
-        for negatives in PROTOCOLS.values():
-            q = c.questions(f, negatives)
-            for places in (q.support, q.query):
-                rows = lab.test[places.numpy()]
-                k = rows.shape[1] // 2
-                assert (
-                    table.positive(f)[rows[:, :k]].all()
-                    and not table.positive(f)[rows[:, k:]].any()
-                )
-                assert (table.positive('No Finding')[rows[:, k:]] == (negatives == 'normals')).all()
-                assert (np.sort(stratum[rows[:, :k]], 1) == np.sort(stratum[rows[:, k:]], 1)).all()
-            both = np.concatenate([table.patients[lab.test[q.support.numpy()]], q.patients], 1)
-            assert all(len(set(p)) == len(p) for p in both)
+@needs_file
+def test_rows_without_training_come_out_again(tmp_path, study):
+    "All thousand episodes of each finding, to the digits of the file."
+    c = cell(tmp_path, '1', 40)
+    told = {(r['method'], r['protocol'], r['finding']): r['auc'] for r in study['rows']
+            if (r['fold'], r['split']) == ('1', 40)}  # fmt: skip
+    for name in PLAN.check:
+        method = study_module.build_method(c, name)
+        for negatives, protocol in PROTOCOLS.items():
+            for finding in c.askable(negatives):
+                scores = method.logits(c.block(finding, negatives))
+                auc = float(study_module.block_auc(scores).mean())
+                assert abs(auc - told[name, protocol, finding]) < 6e-5, (name, protocol, finding)
 
 
 @needs_real
-def test_the_deals_are_chosen_by_labels_alone(tmp_path):
-    table = corner(tmp_path, 1, 0).lab.table
-    assert fair_deals(table) == [40, 92, 145]
+@pytest.mark.parametrize('fold', PLAN.folds)
+def test_no_finding_no_patient_and_no_stratum_leaks(tmp_path, fold):
+    "Nothing novel is trained on, patients are apart, and negatives are matched and of their kind."
+    c = cell(tmp_path, fold, 40, episodes=50)
+    table, lab = c.lab.table, c.lab
+    assert set(lab.findings.novel) == set(PLAN.folds[fold])
+    assert not any(table.positive(f)[lab.train].any() for f in PLAN.folds[fold])
+    assert not set(table.patients[lab.train]) & set(table.patients[lab.test])
+    tested = len(np.unique(table.patients[lab.test])) / len(np.unique(table.patients))
+    assert abs(tested - 0.4) < 0.03
+    for finding in lab.findings.novel:
+        for negatives in PROTOCOLS:
+            check_block(lab, c.block(finding, negatives), finding, negatives)
 
 
-def test_wrong_words_are_answered_with_a_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr('sys.argv', ['x', '--folds', '7'])
-    with pytest.raises(SystemExit):
-        main()
-    assert 'invalid choice: 7' in capsys.readouterr().err
-    monkeypatch.setattr('sys.argv', ['x', '--folder', str(tmp_path / 'nowhere')])
-    with pytest.raises(SystemExit, match='nowhere'):
-        main()
-    with pytest.raises(DataError, match='There is no fold 9'):
-        Corner(9, 0).lab
+def check_block(lab, block, finding, negatives):
+    table, stratum = lab.table, strata(lab.table, lab.settings.data.match_on)[0]
+    for rows in (block.support, block.query):
+        positives, negative_rows = np.split(rows, 2, axis=1)
+        assert table.positive(finding)[positives].all()
+        assert not table.positive(finding)[negative_rows].any()
+        assert (table.positive('No Finding')[negative_rows] == (negatives == 'normals')).all()
+        assert (np.sort(stratum[positives], 1) == np.sort(stratum[negative_rows], 1)).all()
+    both = table.patients[np.concatenate([block.support, block.query], 1)]
+    assert all(len(set(patients)) == len(patients) for patients in both)
+
+
+@needs_real
+def test_the_splits_are_chosen_by_labels_alone(tmp_path):
+    assert fair_splits(cell(tmp_path, '1', 0).lab.table) == PLAN.splits == [40, 92, 145]
+
+
+def test_wrong_words_are_answered_with_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match="a fold of the study is '7'"):
+        run_study(PLAN, folds=['7'])
+    with pytest.raises(SmlxrayError, match='nowhere'):
+        run_study(load_plan(folder=str(tmp_path / 'nowhere')))
+    with pytest.raises(ConfigError, match="a fold of the study is '9'"):
+        cell_settings(PLAN, '9', 0)
 
 
 def noise_xrays(folder, patients=300):
-    "X-rays of noise in the layout of the usual folder: half of the patients normal, one finding too rare to be asked for, another that nobody has."
-    rng, names = (
-        np.random.default_rng(0),
-        [f.removeprefix('Pleural ') for fold in FOLDS.values() for f in fold],
-    )
+    """X-rays of noise in the layout of the study's folder: half of the patients are normal, one finding is too rare for an
+    episode, and no patient has another."""
+    rng = np.random.default_rng(0)
+    names = [f.removeprefix('Pleural ') for findings in PLAN.folds.values() for f in findings]
     (folder / 'images').mkdir(parents=True)
-    labels = (rng.random((patients, len(names))) < 0.4) & (np.arange(patients) % 2)[:, None].astype(
-        bool
-    )
-    labels[:, names.index('Mass')], labels[:, names.index('Infiltration')] = (
-        np.arange(patients) < 9,
-        False,
-    )
-    table = pd.DataFrame(labels.astype(int), columns=names).assign(
-        Emphysema=0, Fibrosis=0, Hernia=0, **{'No Finding': (~labels.any(1)).astype(int)}
-    )
+    ill = (np.arange(patients) % 2)[:, None].astype(bool)
+    labels = (rng.random((patients, len(names))) < 0.4) & ill
+    labels[:, names.index('Mass')] = np.arange(patients) < 9
+    labels[:, names.index('Infiltration')] = False
+    table = pd.DataFrame(labels.astype(int), columns=names)
+    table = table.assign(Emphysema=0, Fibrosis=0, Hernia=0)
+    table['No Finding'] = (~labels.any(1)).astype(int)
     table = table.assign(
         path=[f'images/{i}.png' for i in range(patients)],
         patient_id=[f'p{i}' for i in range(patients)],
@@ -244,79 +219,54 @@ def noise_xrays(folder, patients=300):
     table.to_csv(folder / 'labels.csv', index=False)
 
 
-def test_other_xrays_go_through_the_same_command(tmp_path, monkeypatch, capsys):
-    "From files to tables, on noise: no method knows anything, what cannot be asked is said, and what is there is not computed again."
-    noise_xrays(tmp_path / 'elsewhere')
-    settings, out = study_module.study_settings, tmp_path / 'out.json'
-    monkeypatch.setattr(
-        study_module,
-        'study_settings',
-        lambda *a, **kw: settings(
-            *a,
-            **{
-                **kw,
-                'cache_path': str(tmp_path / 'cache'),
-                'runs_path': str(tmp_path / 'runs'),
-                'image_size': [64, 64],
-            },
-        ),
+def noise_plan(tmp_path):
+    "A small plan on noise: three methods, a control, one epoch."
+    names = ['pixels', 'imagenet, prototypes', PLAN.reference]
+    backbones = {k: PLAN.backbones[k].model_copy(update=dict(epochs=1)) for k in ('imagenet', 'supervised')}  # fmt: skip
+    there = dict(cache_path=str(tmp_path / 'cache'), runs_path=str(tmp_path / 'runs'))
+    return load_plan(
+        folder=str(tmp_path / 'elsewhere'),
+        settings=PLAN.settings | there | dict(image_size=[64, 64]),
+        splits=3,
+        backbones=backbones,
+        methods={name: PLAN.methods[name] for name in names},
+        slow={},
+        controls={'age and sex': PLAN.controls['age and sex']},
+        at_chance=[],
+        others=names,
+        jackknife=[PLAN.reference],
+        jackknife_draws=30,
+        compare=[[PLAN.reference, 'imagenet, prototypes']],
+        check=['pixels'],
+        default=PLAN.reference,
     )
-    monkeypatch.setattr(
-        study_module,
-        'RECIPES',
-        {k: replace(RECIPES[k], epochs=1) for k in ('imagenet', 'supervised')},
-    )
-    monkeypatch.setattr(
-        study_module,
-        'FROZEN',
-        {k: FROZEN[k] for k in ('pixels', 'imagenet, prototypes', REFERENCE)},
-    )
-    few_draws = partial(study_module.kept_patients, draws=10)
-    for name, value in dict(
-        SLOW={},
-        CONTROLS={'age and sex': study_module.age_and_sex},
-        AT_CHANCE=(),
-        THINNED=(REFERENCE,),
-        COMPARED=((REFERENCE, 'imagenet, prototypes'),),
-        kept_patients=few_draws,
-    ).items():
-        monkeypatch.setattr(study_module, name, value)
 
-    def run(*words):
-        monkeypatch.setattr(
-            'sys.argv',
-            [
-                'x',
-                '--folder',
-                str(tmp_path / 'elsewhere'),
-                '--workers',
-                '1',
-                '--out',
-                str(out),
-                *words,
-            ],
-        )
-        main()
+
+def test_other_xrays_go_through_the_same_function(tmp_path, monkeypatch, capsys):
+    """From files to tables, on noise: no method knows anything, what cannot be asked is said, and what is there is not computed
+    again."""
+    show_remarks()
+    noise_xrays(tmp_path / 'elsewhere')
+    plan, out = noise_plan(tmp_path), tmp_path / 'out.json'
+
+    def run(**how):
+        run_study(plan, workers=1, out=out, **how)
         return capsys.readouterr().out, json.loads(out.read_text())
 
-    with pytest.raises(SystemExit, match='Nothing of the study is in the run study-elsewhere yet'):
-        run('--report')
+    with pytest.raises(SmlxrayError, match='Nothing is in the run study yet'):
+        run(report=True)
     capsys.readouterr()
-    said, one = run('--folds', '1')
-    assert (
-        "Fold 1, deal" in said
-        and "left out: 'Mass' has" in said
-        and 'No X-ray shows Infiltration: left out.' in said
-        and '30 of 45 results are missing' in said
-        and not one['complete']
-    )
-    assert {r['finding'] for r in one['rows']} == set(FOLDS[1]) - {'Mass'} and {
-        r['fold'] for r in one['summary']
-    } == {1, 'all'}
+    said, one = run(folds=['1'])
+    assert "Fold 1, split" in said and "left out: 'Mass' has" in said
+    assert 'No X-ray shows Infiltration: left out.' in said
+    assert '30 of 45 results are missing' in said and not one['complete']
+    assert {r['finding'] for r in one['rows']} == set(PLAN.folds['1']) - {'Mass'}
+    assert {r['fold'] for r in one['summary']} == {'1', 'all'}
     for row in one['summary']:
         assert f"{row['auc']:.3f}" in said and abs(row['auc'] - 0.5) < 0.1, row
-    monkeypatch.setattr(study_module, 'make_body', None)
-    again, same = run('--report')
-    assert same == one and [l for l in again.splitlines() if REFERENCE in l] == [
-        l for l in said.splitlines() if REFERENCE in l
-    ]
+    monkeypatch.setattr(study_module, 'train_backbone', None)
+    again, same = run(report=True)
+    assert same == one
+    lines = [line for line in said.splitlines() if PLAN.reference in line]
+    assert [line for line in again.splitlines() if PLAN.reference in line] == lines
+
