@@ -330,13 +330,13 @@ def _count_module(style: Style, file: str, text: str) -> None:
 
 # %% ../nbs/95_site.ipynb #0be74d5c
 STILL: dict[str, float] = {
-    'lines over 100 columns': 719,
+    'lines over 100 columns': 521,
     'lines of the longest function': 91,
-    'public names': 585,
+    'public names': 528,
     'methods attached after the class': 12,
-    'lambdas with a name': 42,
-    'nested comprehensions': 50,
-    'tuples of more than three targets': 51,
+    'lambdas with a name': 37,
+    'nested comprehensions': 43,
+    'tuples of more than three targets': 34,
 }
 
 # %% ../nbs/95_site.ipynb #9a3e57d2
