@@ -1,4 +1,4 @@
-"""What engines must honour in any module, what they must refuse, and the trap of vmap; nothing of X-rays.
+"""What engines must honour in any module and what they must refuse, and the trap of vmap.
 
 That the engines agree on the networks and losses of training is in `test_maml.py`.
 """
@@ -35,28 +35,24 @@ def points(seed=0, tasks=None):
 
 
 def losses(x):
-    return (lambda m, *given: m(x[0]).square().mean()), (
-        lambda m, *given: (m(x[1]) - 1).square().mean()
-    )
+    def of_support(m, *given):
+        return m(x[0]).square().mean()
+
+    def of_query(m, *given):
+        return (m(x[1]) - 1).square().mean()
+
+    return of_support, of_query
 
 
 class Net(nn.Module):
-    "A layer that is shared, one that is frozen, one that nobody uses; a norm and dropout on demand."
+    "A layer that is shared, one that is frozen, one without use; a norm and dropout on demand."
 
     def __init__(self, norm=None, drop=0.0):
         super().__init__()
-        self.a, self.norm, self.drop, self.b = (
-            nn.Linear(3, 3),
-            norm or nn.Identity(),
-            nn.Dropout(drop),
-            nn.Linear(3, 3),
-        )
-        self.b.weight = self.a.weight
-        self.again, self.unused, self.frozen = (
-            self.b,
-            nn.Linear(1, 1),
-            nn.Linear(3, 3).requires_grad_(False),
-        )
+        self.a, self.norm = nn.Linear(3, 3), norm or nn.Identity()
+        self.drop, self.b = nn.Dropout(drop), nn.Linear(3, 3)
+        self.b.weight, self.again = self.a.weight, self.b
+        self.unused, self.frozen = nn.Linear(1, 1), nn.Linear(3, 3).requires_grad_(False)
 
     def forward(self, x):
         return self.again(self.drop(torch.tanh(self.norm(self.a(self.frozen(x))))))
@@ -101,32 +97,26 @@ def test_every_engine_behaves_like_higher_or_refuses(name, engine, optimizer):
 
     def run(e):
         torch.manual_seed(5)
-        return meta_gradient(
-            net, *losses(x), 3, 0.1, engine=e, optimizer=optimizer, budget=1.0
-        ), torch.rand(1)
+        options = dict(engine=e, optimizer=optimizer, budget=1.0)
+        return meta_gradient(net, *losses(x), 3, 0.1, **options), torch.rand(1)
 
     if engine == 'vmap' and name in ('running statistics', 'a buffer that counts'):
         with pytest.raises(AdaptationError, match='choose another engine'):
             run(engine)
     else:
         (plain, dice), (said, here) = run('higher'), run(engine)
-        assert (
-            furthest(said.grads, plain.grads) < 1e-12
-            and furthest(said.fast, plain.fast) < 1e-12
-            and torch.equal(dice, here)
-        )
-        assert list(said.grads) == list(plain.grads) and not any(
-            n.startswith('frozen') for n in said.grads
-        )
+        assert furthest(said.grads, plain.grads) < 1e-12
+        assert furthest(said.fast, plain.fast) < 1e-12
+        assert torch.equal(dice, here)
+        assert list(said.grads) == list(plain.grads)
+        assert not any(n.startswith('frozen') for n in said.grads)
         if name == 'running statistics':
-            assert all(
-                torch.allclose(said.fast.buffers[n], b) for n, b in plain.fast.buffers.items()
-            )
+            for n, b in plain.fast.buffers.items():
+                assert torch.allclose(said.fast.buffers[n], b), n
         if 'unused.weight' in said.grads:
             assert said.grads['unused.weight'].item() == 0
-    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items()) and all(
-        p.grad is None for p in net.parameters()
-    )
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
 
 
 def test_forgotten_dice_would_be_noticed(monkeypatch):
@@ -145,8 +135,8 @@ def test_forgotten_dice_would_be_noticed(monkeypatch):
 
 
 def of_batch(net, data, order, steps=3, lr=0.3):
-    "Mean meta-gradient of a batch of tasks by torch.func, with the gradient inside or outside of vmap."
-    own = {n: p for n, p in net.named_parameters()}
+    "Mean meta-gradient of a batch of tasks by torch.func, the gradient inside or outside of vmap."
+    own = dict(net.named_parameters())
 
     def task(weights, x):
         fast = weights
@@ -156,44 +146,35 @@ def of_batch(net, data, order, steps=3, lr=0.3):
         return (functional_call(net, fast, (x[1],)) - 1).square().mean()
 
     if order == 'outside':
-        return dict(
-            zip(
-                own,
-                torch.autograd.grad(
-                    vmap(task, in_dims=(None, 0))(own, data).mean(), list(own.values())
-                ),
-            )
-        )
-    return {
-        n: g.mean(0)
-        for n, g in vmap(grad(task), in_dims=(None, 0))(
-            {n: p.detach() for n, p in own.items()}, data
-        ).items()
-    }
+        mean = vmap(task, in_dims=(None, 0))(own, data).mean()
+        return dict(zip(own, torch.autograd.grad(mean, list(own.values()))))
+    detached = {n: p.detach() for n, p in own.items()}
+    grads = vmap(grad(task), in_dims=(None, 0))(detached, data)
+    return {n: g.mean(0) for n, g in grads.items()}
+
+
+def of_first(m, a, b):
+    return m(a).square().mean()
+
+
+def of_second(m, a, b):
+    return (m(b) - 1).square().mean()
 
 
 def by_our_engine(net, data):
-    of_support, of_query = (
-        (lambda m, a, b: m(a).square().mean()),
-        (lambda m, a, b: (m(b) - 1).square().mean()),
-    )
-    said = meta_gradients(
-        net, of_support, of_query, [(x[0], x[1]) for x in data], 'vmap', steps=3, lr=0.3
-    )
+    tasks = [(x[0], x[1]) for x in data]
+    said = meta_gradients(net, of_first, of_second, tasks, 'vmap', steps=3, lr=0.3)
     return {n: sum(m.grads[n] for m in said) / len(said) for n in said[0].grads}
 
 
 def check_exact(formulation, norm):
     "The regression test: agree with the plain loop to 1e-9."
     torch.manual_seed(0)
-    net, data = (
-        nn.Sequential(nn.Linear(3, 8), norm, nn.Tanh(), nn.Linear(8, 1)).double(),
-        points(tasks=4),
-    )
+    net = nn.Sequential(nn.Linear(3, 8), norm, nn.Tanh(), nn.Linear(8, 1)).double()
+    data = points(tasks=4)
     plain = [meta_gradient(net, *losses(x), 3, 0.3).grads for x in data]
-    assert (
-        furthest(formulation(net, data), {n: sum(g[n] for g in plain) / 4 for n in plain[0]}) < 1e-9
-    )
+    mean = {n: sum(g[n] for g in plain) / 4 for n in plain[0]}
+    assert furthest(formulation(net, data), mean) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -215,15 +196,11 @@ def test_the_wrong_order_fails_that_test(norm):
 
 
 def test_vmap_refuses_what_it_cannot_honour():
-    of_support, of_query = (
-        (lambda m, a, b: m(a).square().mean()),
-        (lambda m, a, b: (m(b) - 1).square().mean()),
-    )
     tasks = [(x[0], x[1]) for x in points(tasks=3)]
 
-    def refused(net, words, support=of_support, tasks=tasks):
+    def refused(net, words, support=of_first, tasks=tasks):
         with pytest.raises(AdaptationError, match=words):
-            meta_gradients(net, support, of_query, tasks, 'vmap', steps=2)
+            meta_gradients(net, support, of_second, tasks, 'vmap', steps=2)
 
     refused(NETS['running statistics'](), "cannot honour batch norm 'norm'")
     refused(NETS['dropout'](), 'cannot draw dropout masks')
@@ -231,11 +208,8 @@ def test_vmap_refuses_what_it_cannot_honour():
     refused(made(), 'the same shapes', tasks=[*tasks, (tasks[0][0][:4], tasks[0][1])])
     net = made()
     refused(net, 'outside of it', lambda m, a, b: net(a).square().mean())
-    refused(
-        made(),
-        'Task 2 of 3: The support loss is nan at inner step 1 of 2',
-        tasks=[tasks[0], (tasks[1][0] * float('nan'), tasks[1][1]), tasks[2]],
-    )
+    sick = [tasks[0], (tasks[1][0] * float('nan'), tasks[1][1]), tasks[2]]
+    refused(made(), 'Task 2 of 3: The support loss is nan at inner step 1 of 2', tasks=sick)
 
 
 # Features that are computed once
@@ -244,37 +218,28 @@ def test_vmap_refuses_what_it_cannot_honour():
 @pytest.mark.parametrize('engine', ENGINES)
 @pytest.mark.parametrize('algorithm', ['maml', 'fomaml', 'anil'])
 def test_given_features_carry_the_gradient_on(engine, algorithm):
-    torch.manual_seed(0)
-    net, x = nn.ModuleDict(dict(body=nn.Linear(3, 4), head=nn.Linear(4, 1))).double(), points()
-    of_support, of_query = (
-        (lambda m, f, fq: m['head'](f).square().mean()),
-        (lambda m, f, fq: (m['head'](fq) - 1).square().mean()),
-    )
-
     class Both(nn.Module):
         def __init__(self):
             super().__init__()
-            self.body, self.head = net['body'], net['head']
+            self.body, self.head = nn.Linear(3, 4), nn.Linear(4, 1)
 
         def forward(self, x):
             return self.head(torch.tanh(self.body(x)))
 
-    both, head = Both(), ['head.weight', 'head.bias']
+    both, x, head = made(Both), points(), ['head.weight', 'head.bias']
     plain = meta_gradient(both, *losses(x), 3, 0.1, head, algorithm, 'higher').grads
     seen = []
-    hook = net['body'].register_forward_hook(lambda *a: seen.append(1))
+    hook = both.body.register_forward_hook(lambda *a: seen.append(1))
     f, fq = torch.tanh(both.body(x))
-    once = meta_gradient(
-        both,
-        lambda m, f, fq: m.head(f).square().mean(),
-        lambda m, f, fq: (m.head(fq) - 1).square().mean(),
-        3,
-        0.1,
-        head,
-        algorithm,
-        engine,
-        given=(f, fq),
-    ).grads
+
+    def of_support(m, f, fq):
+        return m.head(f).square().mean()
+
+    def of_query(m, f, fq):
+        return (m.head(fq) - 1).square().mean()
+
+    task = of_support, of_query, 3, 0.1, head, algorithm
+    once = meta_gradient(both, *task, engine, given=(f, fq)).grads
     hook.remove()
     assert len(seen) == 1 and furthest(once, plain) < 1e-12
 
@@ -283,17 +248,15 @@ def test_given_features_carry_the_gradient_on(engine, algorithm):
 def test_features_brought_along_are_never_silently_lost(engine):
     net, x = made(), points()
     f = torch.tanh(net.a(x[0]))
+
+    def of_support(m):
+        return m.b(f).square().mean()
+
+    def of_query(m):
+        return (m.b(f) - 1).square().mean()
+
     with pytest.raises(AdaptationError, match='by `given`'):
-        meta_gradient(
-            net,
-            lambda m: m.b(f).square().mean(),
-            lambda m: (m.b(f) - 1).square().mean(),
-            3,
-            0.1,
-            ['b.bias'],
-            'anil',
-            engine,
-        )
+        meta_gradient(net, of_support, of_query, 3, 0.1, ['b.bias'], 'anil', engine)
 
 
 # What has no derivative, or carries one where it cannot be followed
@@ -324,13 +287,8 @@ def test_an_operation_without_a_second_derivative_is_refused_and_first_order_is_
         with pytest.raises(AdaptationError, match="no second derivative|cannot run these losses"):
             meta_gradient(net, of_support, of_query, 3, 0.1, engine=engine)
     if engine != 'vmap':
-        assert (
-            meta_gradient(net, attention, of_query, 3, 0.1, engine=engine, algorithm='fomaml')
-            .grads['a.bias']
-            .abs()
-            .max()
-            > 0
-        )
+        said = meta_gradient(net, attention, of_query, 3, 0.1, engine=engine, algorithm='fomaml')
+        assert said.grads['a.bias'].abs().max() > 0
 
 
 @pytest.mark.parametrize('engine', FRUGAL)
@@ -393,9 +351,9 @@ def test_a_checkpointed_block_runs_again_at_its_own_weights(name, engine):
         plain = run(algorithm)
         with checkpointed([net.a, net.norm, net.drop]):
             said = run(algorithm)
-        assert furthest(said.grads, plain.grads) < 1e-12 and all(
-            torch.equal(said.fast.buffers[n], b) for n, b in plain.fast.buffers.items()
-        )
+        assert furthest(said.grads, plain.grads) < 1e-12
+        for n, b in plain.fast.buffers.items():
+            assert torch.equal(said.fast.buffers[n], b), n
     with checkpointed([net.a]), pytest.raises(AdaptationError, match="replaced forward of 'a'"):
         meta_gradient(net, *pair, 3, 0.1, engine='higher')
     assert not any('forward' in vars(m) for m in net.modules())
@@ -412,11 +370,9 @@ def test_learned_rates_learn():
 
 
 def test_multi_step_weights_end_with_the_last_step():
-    assert (
-        multi_step_weights(4, 0.0) == [0.25] * 4
-        and multi_step_weights(4, 1.0) == [0, 0, 0, 1]
-        and sum(multi_step_weights(5, 0.3)) == pytest.approx(1)
-    )
+    assert multi_step_weights(4, 0.0) == [0.25] * 4
+    assert multi_step_weights(4, 1.0) == [0, 0, 0, 1]
+    assert sum(multi_step_weights(5, 0.3)) == pytest.approx(1)
 
 
 def test_accumulated_tasks_equal_one_batch():
@@ -425,7 +381,6 @@ def test_accumulated_tasks_equal_one_batch():
         accumulate(net, meta_gradient(net, *losses(x), 2, 0.1, engine='reverse').grads, 1 / 3)
     whole = sum(losses(x)[1](use(net, adapt(net, losses(x)[0], 2, 0.1))) for x in data) / 3
     free = {n: p for n, p in net.named_parameters() if p.requires_grad}
-    for (n, p), g in zip(
-        free.items(), torch.autograd.grad(whole, list(free.values()), allow_unused=True)
-    ):
+    grads = torch.autograd.grad(whole, list(free.values()), allow_unused=True)
+    for (n, p), g in zip(free.items(), grads):
         assert torch.allclose(p.grad, torch.zeros_like(p) if g is None else g, atol=1e-12), n

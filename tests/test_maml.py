@@ -1,9 +1,10 @@
-"""The meta-gradient on the network and the losses that are trained here, and a family of tasks that needs adaptation.
+"""The meta-gradient of the very objective of training, and tasks that need adaptation.
 
-The chapter proves the same on a toy network; this file proves the very objective of training, and that learning to adapt works over seeds.
+The chapter proves the same on a toy network, and here learning to adapt must work over seeds.
 """
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from smlxray.engines import LearnedRates, checkpointed, meta_gradients, multi_step_weights
+from smlxray.engines import LearnedRates, multi_step_weights
 from smlxray.losses import pair_loss, query_loss, query_scores
 from smlxray.maml import (
     ALGORITHMS,
@@ -27,27 +28,26 @@ from smlxray.metrics import auc
 from smlxray.siamese import SiameseNet, norm_mode, unit_vectors
 
 LR = 0.003
-DIFFERENTIATED = [
-    a for a in ALGORITHMS if a != 'reptile'
-]  # an engine has nothing to do for reptile
+DIFFERENTIATED = [a for a in ALGORITHMS if ALGORITHMS[a].differentiates]
 OTHERS = [e for e in ENGINES if e != 'higher']  # all are held against `higher`
 
 
 def rows_of(shots=3, queries=3, size=16, seed=0):
-    "Support images and labels, query images and labels in float64: large blocks of grey, the positives a little brighter."
+    "Support and query images with labels: blocks of grey, the positives a little brighter."
     g = torch.Generator().manual_seed(seed)
     y, yq = (torch.arange(2 * n) % 2 for n in (shots, queries))
-    x, xq = (
-        4
-        * F.interpolate(torch.randn(len(t), 1, 2, 2, generator=g).double(), scale_factor=size // 2)
-        + t[:, None, None, None]
-        for t in (y, yq)
-    )
+
+    def draw(labels):
+        coarse = torch.randn(len(labels), 1, 2, 2, generator=g).double()
+        blocks = F.interpolate(coarse, scale_factor=size // 2)
+        return 4 * blocks + labels[:, None, None, None]
+
+    x, xq = draw(y), draw(yq)
     return x, y.double(), xq, yq.double()
 
 
 def losses_of(task):
-    "The losses of training, as functions of the network: pair loss of the support, loss of the query scores."
+    "The losses of training, of the support and of the query, as functions of the network."
     x, y, xq, yq = task
 
     def of_query(net):
@@ -58,7 +58,7 @@ def losses_of(task):
 
 
 def smooth_net(seed=0, **options):
-    "The network of training without hinges, its signals spread as after some training (at first all embeddings lie in one corner)."
+    "The network of training without hinges, its embeddings spread as after some training."
     torch.manual_seed(seed)
     options = {**dict(width=8, norm=None, activation='softplus', pool='avg'), **options}
     net = SiameseNet('conv4', embedding_dim=4, hidden=8, **options).double().eval()
@@ -76,15 +76,15 @@ def smooth_net(seed=0, **options):
 
 def gradient(net, task=None, steps=3, algorithm='maml', engine='loop', **kw):
     kw.setdefault('params', net.adaptable(algorithm))
-    return meta_gradient(
-        net,
-        *losses_of(task or rows_of()),
-        steps=steps,
-        lr=LR,
-        algorithm=algorithm,
-        engine=engine,
-        **kw,
-    )
+    kw.update(steps=steps, lr=LR, algorithm=algorithm, engine=engine)
+    return meta_gradient(net, *losses_of(task or rows_of()), **kw)
+
+
+def grads_of(net):
+    "What `backward` left behind, with zeros where it left nothing."
+    return {
+        n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in net.named_parameters()
+    }
 
 
 def furthest(a, b):
@@ -102,28 +102,19 @@ def test_every_tensor_moves_and_nothing_else_is_touched(algorithm, engine):
     before = copy.deepcopy(net.state_dict())
     m = gradient(net, algorithm=algorithm, engine=engine)
     still = {n for n, g in m.grads.items() if g.abs().max() < 1e-9}
-    # the query score has no bias: only the inner gradient reaches it, and first order does not look there
+    # the query score has no bias: only the inner gradient reaches it, and not in first order
     assert still == ({'bias'} if algorithm == 'fomaml' else set())
     assert list(m.grads) == [n for n, _ in net.named_parameters()] and len(m.support_losses) == 3
-    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items()) and all(
-        p.grad is None for p in net.parameters()
-    )
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
     opt = torch.optim.SGD(net.parameters(), lr=0.1)
-    meta_step(
-        net,
-        opt,
-        [losses_of(rows_of())],
-        steps=3,
-        lr=LR,
-        params=net.adaptable(algorithm),
-        algorithm=algorithm,
-        engine=engine,
-    )
+    kw = dict(params=net.adaptable(algorithm), algorithm=algorithm, engine=engine)
+    meta_step(net, opt, [losses_of(rows_of())], steps=3, lr=LR, **kw)
     assert {n for n, p in net.named_parameters() if torch.equal(p, before[n])} == still
 
 
 def agree(run, engines=OTHERS, tolerance=1e-9):
-    "Hold engines against `higher`: gradients, fast weights, rates, losses, and where the random numbers stand afterwards."
+    "Hold engines against `higher`, and look where the random numbers stand afterwards."
     torch.manual_seed(3)
     plain = run('higher')
     dice = torch.rand(1)
@@ -132,21 +123,16 @@ def agree(run, engines=OTHERS, tolerance=1e-9):
         torch.manual_seed(3)
         said = run(e)
         assert torch.equal(torch.rand(1), dice), e
-        assert (
-            furthest(said.grads, plain.grads) < tolerance * scale
-            and furthest(said.fast, plain.fast) < tolerance
-        ), e
-        assert all(
-            (a - b).abs().max() < tolerance * scale
-            for (_, a), (_, b) in zip(said.rate_grads, plain.rate_grads)
-        ) and len(said.rate_grads) == len(plain.rate_grads), e
-        assert said.query_loss == pytest.approx(
-            plain.query_loss, abs=1e-9
-        ) and said.support_losses == pytest.approx(plain.support_losses, abs=1e-9), e
-        if plain.fast.buffers and e != 'vmap':
-            assert all(
-                torch.allclose(said.fast.buffers[n], t) for n, t in plain.fast.buffers.items()
-            ), e
+        assert furthest(said.grads, plain.grads) < tolerance * scale, e
+        assert furthest(said.fast, plain.fast) < tolerance, e
+        assert len(said.rate_grads) == len(plain.rate_grads), e
+        for (_, a), (_, b) in zip(said.rate_grads, plain.rate_grads):
+            assert (a - b).abs().max() < tolerance * scale, e
+        assert said.query_loss == pytest.approx(plain.query_loss, abs=1e-9), e
+        assert said.support_losses == pytest.approx(plain.support_losses, abs=1e-9), e
+        if e == 'vmap': continue
+        for n, b in (plain.fast.buffers or {}).items():
+            assert torch.allclose(said.fast.buffers[n], b), e
     return plain
 
 
@@ -176,13 +162,8 @@ def test_engines_agree_on_large_backbones(backbone, mode):
     "One mode each; test_engines_agree.py, which is slow, has all of them."
     torch.manual_seed(0)
     task = rows_of(1, 1, 32)
-    net = (
-        SiameseNet(
-            backbone, embedding_dim=8, hidden=16, norm='group' if mode == 'group' else 'batch'
-        )
-        .double()
-        .eval()
-    )
+    norm = 'group' if mode == 'group' else 'batch'
+    net = SiameseNet(backbone, embedding_dim=8, hidden=16, norm=norm).double().eval()
     with norm_mode(net, 'frozen' if mode == 'group' else mode, task[0]):
         agree(lambda e: gradient(net, task, steps=1, engine=e), ['loop', 'reverse', 'checkpoint'])
 
@@ -202,7 +183,10 @@ def test_engines_agree_on_what_else_there_is(kind):
         'first order': dict(lr=LearnedRates(net, LR), algorithm='fomaml'),
         'momentum': dict(lr=LR, optimizer='momentum', multi_step=[0, 1, 1]),
     }[kind]
-    run = lambda e: meta_gradient(net, *losses_of(rows_of()), steps=3, engine=e, budget=1.0, **kw)
+
+    def run(e):
+        return meta_gradient(net, *losses_of(rows_of()), steps=3, engine=e, budget=1.0, **kw)
+
     if kind != 'first order':
         agree(run)
         return
@@ -211,55 +195,56 @@ def test_engines_agree_on_what_else_there_is(kind):
     agree(lambda e: run('loop' if e == 'higher' else e))
 
 
+def four_point(at, h):
+    "The slope of a function at 0."
+    return (8 * (at(h) - at(-h)) - (at(2 * h) - at(-2 * h))) / (12 * h)
+
+
 @pytest.mark.parametrize('engine', ['loop', 'reverse', 'checkpoint', 'vmap'])
 @pytest.mark.parametrize(
     'each, steps, multi', [('element', None, None), ('tensor', 3, [0.2, 0.3, 0.5])]
 )
 def test_finite_differences_agree_for_learned_rates(engine, each, steps, multi):
-    net, (of_support, of_query), h = smooth_net(), losses_of(rows_of()), 1e-6
+    net, (of_support, of_query) = smooth_net(), losses_of(rows_of())
     rates = LearnedRates(net, LR, each=each, steps=steps).double()
     said = meta_gradient(net, of_support, of_query, 3, rates, engine=engine, multi_step=multi)
     accumulate(net, {}, 1.0, said.rate_grads)
+    weights = {k: w for k, w in enumerate(multi or [0, 0, 1], 1) if w}
+
+    def objective(way, k):
+        moved = copy.deepcopy(rates)
+        for r, d in zip(moved.rates, way):
+            r.data += k * d
+        with torch.no_grad():
+            adapted = {i: use(net, adapt(net, of_support, i, moved)) for i in weights}
+            return sum(w * of_query(adapted[i]).item() for i, w in weights.items())
+
     for seed in range(2):
         torch.manual_seed(seed)
         way = [torch.randn_like(r) for r in rates.rates]
-
-        def at(k):
-            moved = copy.deepcopy(rates)
-            for r, d in zip(moved.rates, way):
-                r.data += k * h * d
-            with torch.no_grad():
-                return sum(
-                    w * of_query(use(net, adapt(net, of_support, i, moved))).item()
-                    for i, w in enumerate(multi or [0, 0, 1], 1)
-                    if w
-                )
-
-        measured = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * h)
-        assert sum((r.grad * d).sum().item() for r, d in zip(rates.rates, way)) == pytest.approx(
-            measured, rel=1e-6
-        )
+        measured = four_point(partial(objective, way), h=1e-6)
+        predicted = sum((r.grad * d).sum().item() for r, d in zip(rates.rates, way))
+        assert predicted == pytest.approx(measured, rel=1e-6)
 
 
 @pytest.mark.parametrize('algorithm', ['maml', 'anil'])
 @pytest.mark.parametrize('steps', [1, 3])
 def test_finite_differences_agree(steps, algorithm):
     net, (of_support, of_query) = smooth_net(), losses_of(rows_of())
-    grads, h = gradient(net, steps=steps, algorithm=algorithm).grads, 1e-5
+    grads = gradient(net, steps=steps, algorithm=algorithm).grads
+
+    def objective(direction, k):
+        there = copy.deepcopy(net)
+        for n, p in there.named_parameters():
+            p.data += k * direction[n]
+        with torch.no_grad():
+            fast = adapt(there, of_support, steps, LR, net.adaptable(algorithm))
+            return of_query(use(there, fast)).item()
+
     for seed in range(5):
         torch.manual_seed(100 + seed)
         direction = {n: torch.randn_like(p) for n, p in net.named_parameters()}
-
-        def at(k):
-            there = copy.deepcopy(net)
-            for n, p in there.named_parameters():
-                p.data += k * h * direction[n]
-            with torch.no_grad():
-                return of_query(
-                    use(there, adapt(there, of_support, steps, LR, net.adaptable(algorithm)))
-                ).item()
-
-        measured = (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * h)
+        measured = four_point(partial(objective, direction), h=1e-5)
         predicted = sum((grads[n] * direction[n]).sum().item() for n in grads)
         assert predicted == pytest.approx(measured, rel=1e-6)
 
@@ -271,16 +256,7 @@ def test_fomaml_is_the_query_gradient_at_the_fast_weights(engine):
     twin = copy.deepcopy(net)
     twin.load_state_dict({**net.state_dict(), **first.fast})
     losses_of(rows_of())[1](twin).backward()
-    assert (
-        furthest(
-            first.grads,
-            {
-                n: torch.zeros_like(p) if p.grad is None else p.grad
-                for n, p in twin.named_parameters()
-            },
-        )
-        < 1e-12
-    )
+    assert furthest(first.grads, grads_of(twin)) < 1e-12
     assert furthest(first.grads, second.grads) > 1e-3
 
 
@@ -289,16 +265,7 @@ def test_zero_steps_give_the_plain_gradient(algorithm):
     net = smooth_net()
     m = gradient(net, steps=0, algorithm=algorithm)
     losses_of(rows_of())[1](net).backward()
-    assert (
-        furthest(
-            m.grads,
-            {
-                n: torch.zeros_like(p) if p.grad is None else p.grad
-                for n, p in net.named_parameters()
-            },
-        )
-        < 1e-12
-    )
+    assert furthest(m.grads, grads_of(net)) < 1e-12
 
 
 def test_adapt_is_plain_sgd_and_keeps_no_graph_without_grad():
@@ -321,16 +288,7 @@ def test_first_order_adapt_never_falls_silent():
         net, (of_support, of_query) = smooth_net(), losses_of(rows_of())
         of_query(use(net, adapt(net, of_support, 3, LR, first_order=first_order))).backward()
         said = gradient(net, algorithm=algorithm).grads
-        assert (
-            furthest(
-                said,
-                {
-                    n: torch.zeros_like(p) if p.grad is None else p.grad
-                    for n, p in net.named_parameters()
-                },
-            )
-            < 1e-12
-        )
+        assert furthest(said, grads_of(net)) < 1e-12
 
 
 # Any module
@@ -357,9 +315,8 @@ def test_tied_weights_follow_and_stay_tied(params):
     x = torch.randn(2, 5, 3).double()
     losses = lambda m: m(x[0]).square().sum(), lambda m: (m(x[1]) - 1).square().sum()
     agree(lambda e: meta_gradient(net, *losses, 2, 0.05, params, engine=e))
-    assert (
-        net.a.weight is weight and net.b.weight is weight and net.c is net.b and net.b.bias is bias
-    )
+    assert net.a.weight is weight and net.b.weight is weight
+    assert net.c is net.b and net.b.bias is bias
 
 
 def test_frozen_parameters_neither_adapt_nor_get_gradients():
@@ -410,45 +367,37 @@ def test_nan_names_the_step(engine):
         gradient(smooth_net(), task, engine=engine)
 
 
-# A family of tasks that needs adaptation: the mark that matters changes from task to task among equally strong distractors
+# A family of tasks that needs adaptation: what matters changes from task to task
 
 CROSS = torch.tensor([[1.0, -1, -1, 1], [-1, 1, 1, -1], [-1, 1, 1, -1], [1, -1, -1, 1]])
-NOVEL = [
-    3,
-    5,
-    10,
-    12,
-]  # places that never occur in meta-training, neither as question nor as distractor
+NOVEL = [3, 5, 10, 12]  # places that never occur in meta-training, not even as distractors
 BASE = [i for i in range(16) if i not in NOVEL]
 
 
 def draw_task(seed, novel=False, shots=7, queries=15):
-    "Sixteen places, at each a cross or none, by chance; the task asks about one place and says so only by its support."
+    "Sixteen places with a cross or none; the task is about one, and only its support says which."
     g = torch.Generator().manual_seed(seed)
     n, places = 2 * (shots + queries), NOVEL if novel else BASE
-    asked = places[torch.randint(len(places), (1,), generator=g)]
+    place = places[torch.randint(len(places), (1,), generator=g)]
     marks = torch.rand(n, 16, generator=g) < 0.5
     if not novel:
         marks[:, NOVEL] = False
-    marks[:, asked] = torch.arange(n) % 2 == 1
-    cells = (
-        marks[..., None, None] * CROSS
-        + torch.randn(n, 16, 1, 1, generator=g)
-        + 0.5 * torch.randn(n, 16, 4, 4, generator=g)
-    )
-    x, y = cells.view(n, 4, 4, 4, 4).transpose(2, 3).reshape(n, 1, 16, 16), marks[:, asked].float()
-    return x[: 2 * shots], y[: 2 * shots], x[2 * shots :], y[2 * shots :]
+    marks[:, place] = torch.arange(n) % 2 == 1
+    brightness = torch.randn(n, 16, 1, 1, generator=g)
+    noise = 0.5 * torch.randn(n, 16, 4, 4, generator=g)
+    cells = marks[..., None, None] * CROSS + brightness + noise
+    x = cells.view(n, 4, 4, 4, 4).transpose(2, 3).reshape(n, 1, 16, 16)
+    y, k = marks[:, place].float(), 2 * shots
+    return x[:k], y[:k], x[k:], y[k:]
 
 
 class Small(nn.Module):
-    "Eight filters a place, squeezed into an embedding of four numbers: too few for all places at once."
+    "Eight filters per place, squeezed into four numbers: too few for all places at once."
 
     def __init__(self):
         super().__init__()
-        self.body, self.head = (
-            nn.Sequential(nn.Conv2d(1, 8, 4, stride=4), nn.Tanh(), nn.Flatten()),
-            nn.Linear(128, 4),
-        )
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 4, stride=4), nn.Tanh(), nn.Flatten())
+        self.head = nn.Linear(128, 4)
         self.scale, self.bias = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.tensor(0.0))
 
     def forward(self, x):
@@ -461,10 +410,9 @@ HEAD = ['head.weight', 'head.bias', 'scale', 'bias']
 def learn(net, episodes, seed, **kw):
     opt = torch.optim.Adam(net.parameters(), lr=0.01)
     cool = torch.optim.lr_scheduler.CosineAnnealingLR(opt, episodes // 4)
-    for i in range(0, episodes, 4):
-        meta_step(
-            net, opt, [losses_of(draw_task(1_000_000 * (seed + 1) + i + j)) for j in range(4)], **kw
-        )
+    first = 1_000_000 * (seed + 1)
+    for i in range(first, first + episodes, 4):
+        meta_step(net, opt, [losses_of(draw_task(i + j)) for j in range(4)], **kw)
         cool.step()
     return net
 
@@ -484,26 +432,20 @@ def lower(difference):
     return difference.mean() - 1.96 * difference.std(ddof=1) / len(difference) ** 0.5
 
 
-@pytest.mark.parametrize(
-    'seed, algorithm', [(0, 'maml')]
-)  # other seeds, and ANIL: test_learning.py
+@pytest.mark.parametrize('seed, algorithm', [(0, 'maml')])  # others, and ANIL: test_learning.py
 def test_learning_to_adapt_works(seed, algorithm):
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     params = HEAD if algorithm == 'anil' else None
     compared = learn(Small(), 400, seed + 10, steps=0)
-    adapting = learn(
-        copy.deepcopy(compared), 240, seed, steps=5, lr=0.3, algorithm=algorithm, params=params
-    )
+    how = dict(steps=5, lr=0.3, algorithm=algorithm, params=params)
+    adapting = learn(copy.deepcopy(compared), 240, seed, **how)
     for novel in (False, True):
         before, after = aucs(adapting, 0, novel), aucs(adapting, 5, novel, params)
-        assert lower(after - before) > 0.1, (
-            f'{algorithm}, seed {seed}, novel {novel}: {before.mean():.3f} -> {after.mean():.3f}'
-        )
+        said = f'{algorithm}, seed {seed}, novel {novel}: {before.mean():.3f} -> {after.mean():.3f}'
+        assert lower(after - before) > 0.1, said
     if algorithm != 'maml': return
-    rival = aucs(
-        learn(compared, 240, seed, steps=0), 5, novel, params
-    )  # the same tasks, without learning to adapt
-    assert lower(after - rival) > 0, (
-        f'learned to adapt {after.mean():.3f}, only to compare {rival.mean():.3f}'
-    )
+    rival = learn(compared, 240, seed, steps=0)  # the same tasks, without learning to adapt
+    compared_only = aucs(rival, 5, novel, params)
+    said = f'learned to adapt {after.mean():.3f}, only to compare {compared_only.mean():.3f}'
+    assert lower(after - compared_only) > 0, said
