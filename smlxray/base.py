@@ -261,6 +261,14 @@ ENGINES = Registry('engine', {
     'auto': ('smlxray.engines:auto_engine', 'loop if its graph fits the budget, else reverse'),
 })
 
+# %% ../nbs/00_base.ipynb #2e9a71c5
+BENCHES = Registry('benchmark', {
+    'cache': ('smlxray.bench:bench_cache', 'pixels'),
+    'episodes': ('smlxray.bench:bench_episodes', 'index, episodes and memory'),
+    'metrics': ('smlxray.bench:bench_metrics', 'intervals'),
+    'engines': ('smlxray.bench:bench_engines', 'adaptation engines'),
+})
+
 # %% ../nbs/00_base.ipynb #5a67db7b
 def moved(
     home: str,              # `__name__` of the module that lost the names
