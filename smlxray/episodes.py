@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from itertools import combinations
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -74,7 +75,8 @@ class EpisodeBlock:
     def __iter__(self) -> Iterator[Episode]:
         return (self[e] for e in range(len(self)))
 
-    def __getitem__(self, at) -> 'Episode | EpisodeBlock':
+    def __getitem__(self, at) -> Any:
+        "An `Episode` at a number, an `EpisodeBlock` at a slice or at several numbers."
         single = isinstance(at, (int, np.integer))
         kind, seeds = (Episode, int(self.seeds[at])) if single else (EpisodeBlock, self.seeds[at])
         support, query = self.support[at], self.query[at]
@@ -449,12 +451,12 @@ class EpisodeSampler:
         "Queries per class that every finding can give; one with more patients may give more."
         return min(p.queries for p in self.pools.values())
 
-    def counts(self, finding: str = None) -> dict:
+    def counts(self, finding: str | None = None) -> dict:
         "Patients, usable pairs and queries per class, of one finding or of all by name."
         if finding or len(self.pools) == 1: return self._pool(finding).counts
         return {f: p.counts for f, p in self.pools.items()}
 
-    def episodes(self, numbers, finding: str = None) -> EpisodeBlock:
+    def episodes(self, numbers, finding: str | None = None) -> EpisodeBlock:
         "Many episodes (E,) of a finding; each is the one that `episode` gives for its number."
         pool, numbers = self._pool(finding), np.atleast_1d(np.asarray(numbers, np.int64))
         if (numbers < 0).any():
@@ -464,7 +466,7 @@ class EpisodeSampler:
         k, q = (np.repeat([1, 0], n) for n in (self.shots, pool.queries))
         return EpisodeBlock(pool.finding, seeds, support, k, query, q)
 
-    def episode(self, i: int, finding: str = None) -> Episode:
+    def episode(self, i: int, finding: str | None = None) -> Episode:
         "Episode i of a finding: always the same for the same table, rows, seed and settings."
         return self.episodes(i, finding)[0]
 
@@ -557,7 +559,7 @@ def balanced_batches(
     drawn = np.empty(shape, np.int64)
     todo = np.ones(shape, bool)
     for _ in range(200):
-        _fill(drawn, kinds, todo, groups.values(), rng)
+        _fill(drawn, kinds, todo, list(groups.values()), rng)
         todo = _repeated(table.patients[drawn])
         if not todo.any(): break
     else:
@@ -592,7 +594,7 @@ def balanced_pairs(
     todo = np.ones(pairs, bool)
     for _ in range(500):
         for side, wanted in zip(ends, kinds):
-            _fill(side, wanted, todo, groups.values(), rng)
+            _fill(side, wanted, todo, list(groups.values()), rng)
         todo = _wrong_pairs(table.patients[ends], labels[ends], same)
         if not todo.any(): break
     else:
@@ -845,7 +847,7 @@ def _check_ways(seen, unseen, ways, novel, shots, queries, negatives):
 
 def _no_set(sampler: WaySampler, room: dict, least: int) -> str:
     "Say which findings come nearest, where none has enough patients."
-    best = max(room, key=room.get)
+    best = max(room, key=lambda s: room[s])
     matched = ' and '.join(sampler.match_on) or 'nothing'
     near = f"{', '.join(best)} come nearest with {room[best]}"
     patients = ', '.join(f'{f} {c}' for f, c in sampler.counts().items())
@@ -955,7 +957,7 @@ def _two_lines(wide: int) -> tuple[plt.Figure, np.ndarray]:
 def show_episode(
     episode: Episode,
     pixels,                   # has `.gather(rows) -> (B, 1, H, W) uint8`
-    table: XrayTable = None,  # names the projection of each image, if given
+    table: XrayTable | None = None,  # names the projection of each image, if given
     most: int = 4,            # images per class and side
 ) -> plt.Figure:
     "Draw an episode, support over query, positives left and negatives right."

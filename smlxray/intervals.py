@@ -49,6 +49,8 @@ class Interval:
 
     def __sub__(self, other: 'Interval') -> 'Interval':
         "The interval of a difference, if both were measured on the same resamples."
+        if self.draws is None or other.draws is None:
+            raise DataError('a difference needs the resamples of both intervals')
         value, draws = self.value - other.value, self.draws - other.draws
         return Interval.of(value, draws, self.level, self.patients, self.episodes, self.covers)
 
@@ -250,7 +252,7 @@ def _mean_left(values: np.ndarray) -> np.ndarray:
 
 # %% ../nbs/57_intervals.ipynb #c0de0019
 def bootstrap_patients(
-    sample: Sequence[EpisodeScores],  # the episodes of a method, or their `PairCounts`
+    sample: 'Sequence[EpisodeScores] | PairCounts',  # of one method
     n: int = 1000,                    # resamples
     seed: int = 0,                    # of the resampling alone
     level: float = 0.95,
@@ -302,7 +304,8 @@ def bootstrap_p(
     difference: Interval,  # from a paired bootstrap
 ) -> float:
     "Two-sided p-value of no difference, from the share of resamples beyond zero."
-    d = difference.draws[~np.isnan(difference.draws)]
+    d = np.asarray(difference.draws, float)
+    d = d[~np.isnan(d)]
     beyond = min((d <= 0).sum(), (d >= 0).sum())
     return float(min(1.0, 2 * (1 + beyond) / (1 + len(d))))
 
@@ -368,7 +371,7 @@ def _split_values(runs: dict, draws: Draws, measure: str, by: str) -> list[np.nd
 # %% ../nbs/57_intervals.ipynb #c0de003e
 def bootstrap_replicates(
     runs: dict,           # (split, seed) -> episodes; a patient has one code in all splits
-    other: dict = None,   # a second method on the same episodes, for the difference
+    other: dict | None = None,  # a second method on the same episodes, for the difference
     n: int = 1000,
     seed: int = 0,
     level: float = 0.95,
