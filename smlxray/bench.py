@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from .base import BENCHES, moved
+from .base import moved
 from .cache import ImageCache, to_float
 from .config import CHEXPERT_FINDINGS
 from .data import XrayTable, clean_negatives, index_rows

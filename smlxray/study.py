@@ -195,7 +195,7 @@ def embed_views(
     lab: Lab,
     model: NamingSiamese,
     rows: np.ndarray,           # (R,)
-    views: list = [],           # in addition to the X-ray as it is
+    views: tuple = (),          # in addition to the X-ray as it is
     batch_size: int = 64,
 ) -> dict[str, np.ndarray]:     # features (R, C), embeddings (R, D) and logits (R, F + 1)
     "Embed rows, each averaged over its views."
@@ -528,7 +528,6 @@ def cell_counts(cell: Cell, method: str, first: int | None) -> Iterator[tuple[Ke
 # %% ../nbs/73_study.ipynb #fa68da8e
 def finding_rows(cells: list[Cell], found: dict) -> list[dict]:
     "One row per method, cell, protocol and finding; controls are no rows."
-    queries = {c.name: c.lab.settings.meta.queries for c in cells}
     rows = []
     for key, (counts, estimate) in found.items():
         if key.method in cells[0].plan.controls: continue
@@ -538,13 +537,13 @@ def finding_rows(cells: list[Cell], found: dict) -> list[dict]:
     return rows
 
 # %% ../nbs/73_study.ipynb #5a21fac8
-def summary_rows(plan: StudySettings, estimates: dict, wide: dict = {}) -> list[dict]:
+def summary_rows(plan: StudySettings, estimates: dict, wide: dict | None = None) -> list[dict]:
     "One row per method, protocol and fold, with the paired gain over the reference."
     out = []
     for protocol in PROTOCOLS:
         for method in plan.methods:
             gains = paired_means(estimates, method, plan.reference, protocol)
-            jackknife = fold_means(wide, method, protocol)
+            jackknife = fold_means(wide or {}, method, protocol)
             for fold, estimate in fold_means(estimates, method, protocol).items():
                 row = dict(method=method, protocol=PROTOCOLS[protocol], fold=fold) | estimate.row()
                 if fold in gains and method != plan.reference: row |= gains[fold].row('gain')
