@@ -761,17 +761,14 @@ def _repeat(r: dict, folder: Path) -> str:
         ('digest of the table', r['data']['digest']),
         ('commit', (r.get('commit') or 'not run from a checkout') + changed),
         ('seed', r['settings']['training']['seed']),
-        ('salt of the patient split', r['settings']['data']['split_seed']),
+        ('seed of the patient split', r['settings']['data']['split_seed']),
         ('versions', ', '.join(f'{k} {x}' for k, x in v.items())),
     ]
-    hidden = json.loads(json.dumps(r['settings']))
-    hidden['data']['dataset_path'] = Path(hidden['data']['dataset_path']).name
-    hidden['data']['cache_path'] = Path(hidden['data']['cache_path']).name
-    hidden['evaluation']['runs_path'] = Path(hidden['evaluation']['runs_path']).name
+    shared = Settings(**r['settings']).without_folders()
     return (
         _table(['', ''], [[_text(a), f'<code>{_text(b)}</code>'] for a, b in facts])
         + f'<p>Again, with the settings that lie beside this page:</p><pre>papermill nbs/evaluate_meta.ipynb again.ipynb -p config runs/{_text(folder.name)}/config.yaml -p run again</pre>'
-        f'<details><summary>All settings</summary><pre>{_text(Settings(**hidden).to_yaml())}</pre></details><p>Files beside this page: <code>results.json</code> and <code>results.csv</code> (all rows), <code>answers.npz</code> (every episode and score; every number above follows from it), <code>tables/</code> and <code>figures/</code>.</p>'
+        f'<details><summary>All settings</summary><pre>{_text(shared.to_yaml())}</pre></details><p>Files beside this page: <code>results.json</code> and <code>results.csv</code> (all rows), <code>answers.npz</code> (every episode and score; every number above follows from it), <code>tables/</code> and <code>figures/</code>.</p>'
     )
 
 # %% ../nbs/72_report.ipynb #3bc85396
