@@ -551,6 +551,8 @@ def stage_site(
     (dest / '_quarto.yml').write_text(config, encoding='utf-8')
     for path in (root / 'nbs').iterdir():
         if path.suffix in ('.css', '.svg', '.png', '.ico'): shutil.copy(path, dest)
+    pictures = root / 'nbs' / 'images'
+    if pictures.is_dir(): shutil.copytree(pictures, dest / 'images')
     return pages
 
 def _prepare_file(path: Path, package: str) -> None:
