@@ -279,7 +279,9 @@ def moved(
         if name not in names: raise AttributeError(f'module {home!r} has no attribute {name!r}')
         module, _, new = names[name].partition(':')
         new = new or name
-        where = f'{home}.{name} is now {module}.{new}'
-        warnings.warn(f'{where}; the old name ends with 0.3.', DeprecationWarning, stacklevel=3)
+        asking = sys._getframe(1).f_globals.get('__package__') or ''
+        if asking.split('.')[0] != 'smlxray':  # you can mend your import, but not ours
+            where = f'{home}.{name} is now {module}.{new}'
+            warnings.warn(f'{where}; the old name ends with 0.3.', DeprecationWarning, stacklevel=3)
         return getattr(import_module(module), new)
     return find
