@@ -323,7 +323,8 @@ def bench(
             f'There is no folder {_here(save).parent} to write {save.name} into; make it first.'
         )
     import pandas as pd
-    from smlxray.bench import BENCHES, machine
+    from smlxray.base import BENCHES
+    from smlxray.bench import machine
 
     rows = BENCHES[what]()
     _show(pd.DataFrame(rows).drop(columns=['method_ms', 'baseline_ms'], errors='ignore'))

@@ -148,6 +148,7 @@ COMMANDS = [
     ['cache', 'info'],
     ['cache', 'verify'],
     ['convert'],
+    ['study'],
     ['bench'],
 ]
 
@@ -178,6 +179,7 @@ def test_every_command_is_known_here():
     found = [
         [n, m] if hasattr(c, 'commands') else [n]
         for n, c in tree.commands.items()
+        if not c.hidden
         for m in (c.commands if hasattr(c, 'commands') else [None])
     ]
     assert sorted(found) == sorted(COMMANDS), 'a command was added or renamed: name it in COMMANDS'
