@@ -2,7 +2,7 @@
 
 import json, shutil
 import numpy as np, pandas as pd, pytest, torch
-from smlxray.base import SmlxrayError
+from smlxray.base import SmlxrayError, show_remarks
 from smlxray.config import load_settings
 from smlxray.cache import open_pixels
 from smlxray.episodes import EpisodeSampler
@@ -189,6 +189,7 @@ def test_a_missing_column_is_named(broken):
 def test_a_spoilt_image_is_left_out_and_said(broken, spoil, capsys):
     bad = sorted(broken.rglob('*frontal.jpg'))[3]
     spoil(bad)
+    show_remarks()
     lab = reopen(broken)
     row = next(
         i for i, p in enumerate(lab.table.paths()) if str(p).endswith(str(bad.relative_to(broken)))
