@@ -1,4 +1,4 @@
-"A bundle beside the rest of the house: the same scores as the evaluation, the same answers elsewhere, nothing unsafe."
+"A bundle and the rest of the house: the same scores, the same answers elsewhere, nothing unsafe."
 
 import json, os, subprocess, sys
 import numpy as np, pandas as pd, pytest, torch
@@ -19,7 +19,8 @@ from smlxray.evaluate import AdaptedMethod, network_method
 from smlxray.images import resize_image
 from smlxray.phantom import draw_phantom
 from smlxray.siamese import SiameseNet
-from smlxray.train import embed_rows, open_lab, train_siamese
+from smlxray.lab import open_lab
+from smlxray.train import train_siamese
 
 
 @pytest.fixture(scope='module')
@@ -128,7 +129,7 @@ def test_leaving_out_is_teaching_without(lab, bundle):
 def test_embeddings_are_those_of_the_lab(lab, net, bundle):
     assert torch.allclose(
         bundle.embed(lab.pixels.gather(lab.test[:70])),
-        embed_rows(lab, net, lab.test[:70]),
+        lab.embed(net, lab.test[:70]),
         atol=1e-6,
     )
 
@@ -138,7 +139,8 @@ def test_a_fresh_process_gives_the_same_probabilities(lab, bundle, tmp_path):
     torch.save(images, tmp_path / 'x.pt')
     code = (
         "import sys, torch; from smlxray.bundle import Bundle\n"
-        "Bundle.load(sys.argv[1]).predict(torch.load(sys.argv[2], weights_only=True)).to_csv(sys.argv[3], index=False)"
+        "images = torch.load(sys.argv[2], weights_only=True)\n"
+        "Bundle.load(sys.argv[1]).predict(images).to_csv(sys.argv[3], index=False)"
     )
     subprocess.run(
         [
@@ -308,7 +310,7 @@ def test_the_map_comes_from_the_deepest_layer_with_enough_places(backbone, size,
 
 
 def test_the_map_divides_the_similarity_of_the_features_themselves():
-    "Where the last layer has enough places, the map's mean is the cosine of the backbone's own features."
+    "With places enough in the last layer, the map's mean is the cosine of the features."
     torch.manual_seed(1)
     b = Bundle(SiameseNet('resnet18', 16), load_settings('tiny', image_size=128), {}, {})
     x = torch.stack(

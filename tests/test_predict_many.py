@@ -66,7 +66,7 @@ def bundle(scans):
         SiameseNet(settings.siamese.backbone, settings.siamese.embedding_dim), settings, {}, {}
     )
     x = b.read(image_files(scans)[:64])
-    features = b._look(x)[0].detach()
+    features = b.look(x).features
     b.tensors = {
         'train.mean': features.mean(0),
         'train.whitener': torch.eye(features.shape[1]),
