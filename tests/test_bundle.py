@@ -15,11 +15,11 @@ from smlxray.bundle import (
 from smlxray.cache import to_float
 from smlxray.config import load_settings
 from smlxray.episodes import EpisodeSampler
-from smlxray.evaluate import AdaptedMethod, network_method
 from smlxray.images import resize_image
+from smlxray.lab import open_lab
+from smlxray.methods import AdaptedMethod, network_method
 from smlxray.phantom import draw_phantom
 from smlxray.siamese import SiameseNet
-from smlxray.lab import open_lab
 from smlxray.train import train_siamese
 
 

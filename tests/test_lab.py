@@ -3,30 +3,17 @@
 import json, shutil
 import numpy as np, pandas as pd, pytest, torch
 from smlxray.base import SmlxrayError, show_remarks
-from smlxray.config import load_settings
 from smlxray.cache import open_pixels
-from smlxray.episodes import EpisodeSampler
-from smlxray.evaluate import (
-    AdaptedMethod,
-    FrozenMethod,
-    answer,
-    evaluate_methods,
-    print_results,
-    save_results,
-    shuffled,
-    standard_methods,
-)
-from smlxray.metrics import auc, bootstrap_patients
-from smlxray.siamese import SiameseNet
+from smlxray.config import load_settings
 from smlxray.data import XrayTable, check_patient_disjoint
+from smlxray.episodes import EpisodeSampler
+from smlxray.evaluate import answer, evaluate, print_results, save_results
+from smlxray.intervals import bootstrap_patients
 from smlxray.lab import choose_split, open_lab
-from smlxray.train import (
-    ensure_siamese,
-    recipe,
-    train_meta,
-    train_siamese,
-    training_batches,
-)
+from smlxray.methods import AdaptedMethod, FrozenMethod, shuffled, standard_methods
+from smlxray.metrics import auc
+from smlxray.siamese import SiameseNet
+from smlxray.train import ensure_siamese, recipe, train_meta, train_siamese, training_batches
 
 
 @pytest.fixture(scope='module')
@@ -125,7 +112,7 @@ def test_training_twice_gives_the_same_weights(lab):
 
 def test_results_hold_every_row_and_column_that_readers_rely_on(lab, capsys):
     siamese = ensure_siamese(lab)
-    results = evaluate_methods(
+    results = evaluate(
         lab, standard_methods(lab, siamese, {'anil': train_meta(lab, siamese, 'anil')})
     )
     save_results(results)
@@ -187,9 +174,9 @@ def test_a_missing_column_is_named(broken):
     ids=['missing', 'text'],
 )
 def test_a_spoilt_image_is_left_out_and_said(broken, spoil, capsys):
+    show_remarks()
     bad = sorted(broken.rglob('*frontal.jpg'))[3]
     spoil(bad)
-    show_remarks()
     lab = reopen(broken)
     row = next(
         i for i, p in enumerate(lab.table.paths()) if str(p).endswith(str(bad.relative_to(broken)))
