@@ -101,6 +101,7 @@ def _chart(draw):
 def plot_lines(
     lines: Mapping[str, tuple],  # name -> x (N,), y (N,); no legend for a name that begins with _
     quiet: Iterable[str] = (),   # the names that are only there for comparison
+    *,
     ax: Axes | None = None,
     **labels,                    # anything that `Axes.set` takes
 ) -> Axes:
@@ -113,7 +114,11 @@ def plot_lines(
             marker = '.' if len(x) < 30 else None
             ax.plot(x, y, color=next(colours), marker=marker, label=name)
     ax.set(**labels)
-    if any(not name.startswith('_') for name in lines): ax.legend()
+    if _named(lines): ax.legend()
+
+def _named(names: Iterable[str]) -> bool:
+    "Whether a legend has anything to say."
+    return any(not name.startswith('_') for name in names)
 
 # %% ../nbs/58_look.ipynb #7431022c
 @_chart
@@ -125,6 +130,7 @@ def plot_band(
     label: str = '',        # in the legend
     colour: str = BLUE,
     log: bool = False,      # a logarithmic x axis
+    *,
     ax: Axes | None = None,
     **labels,               # anything that `Axes.set` takes
 ) -> Axes:
@@ -146,6 +152,7 @@ def _tick_at_points(ax: Axes, x: Iterable[float]) -> None:
 def mark_apart(
     x: float, y: float, low: float, high: float,
     words: str,  # why it stands apart
+    *,
     ax: Axes | None = None,
 ) -> Axes:
     "Draw a point that is not to be joined with its neighbours, and say why."
@@ -177,6 +184,7 @@ def plot_intervals(
     runs: Mapping[str, Mapping[str, tuple]],  # run -> method -> (value, low, high)
     singles: Mapping[str, Mapping] = {},      # run -> method -> the values behind the mean
     chance: float = 0.5,                      # where guessing stands
+    *,
     ax: Axes | None = None,
     **labels,                                 # anything that `Axes.set` takes
 ) -> Axes:
@@ -202,6 +210,7 @@ def plot_intervals(
 @_chart
 def plot_confusion(
     counts: np.ndarray,  # (2, 2): rows are the truth, columns the decision, no before yes
+    *,
     ax: Axes | None = None,
     **labels,            # anything that `Axes.set` takes
 ) -> Axes:
@@ -222,6 +231,7 @@ def plot_confusion(
 @_chart
 def plot_reliability(
     curves: Mapping[str, tuple],  # name -> promised (N,), came true (N,), share (N,)
+    *,
     ax: Axes | None = None,
     **labels,                     # anything that `Axes.set` takes
 ) -> Axes:
@@ -241,6 +251,7 @@ def plot_histograms(
     values: Mapping[str, np.ndarray],             # name -> (N,)
     limits: tuple[float, float] | None = None,    # of the values; None: theirs
     bins: int = 60,
+    *,
     ax: Axes | None = None,
     **labels,                                     # anything that `Axes.set` takes
 ) -> Axes:
@@ -266,10 +277,11 @@ def principal_components(
 # %% ../nbs/58_look.ipynb #c46d4f81
 @_chart
 def plot_points(
-    groups: Mapping[str, np.ndarray],      # name -> points (N, 2)
+    groups: Mapping[str, np.ndarray],      # name -> points (N, 2); names as in `plot_lines`
     colours: Sequence[str] = PALETTE,      # one per group
     rings: Iterable[str] = (),             # groups drawn as larger rings
     size: float = 9,                       # of a dot, in square points
+    *,
     ax: Axes | None = None,
     **labels,                              # anything that `Axes.set` takes
 ) -> Axes:
@@ -280,7 +292,7 @@ def plot_points(
         ax.scatter(*np.asarray(xy).T, label=name, **(ring if name in rings else dot))
     ax.set(xticks=[], yticks=[], **labels)
     ax.grid(False)
-    ax.legend(loc='center left', bbox_to_anchor=(1, 0.5))
+    if _named(groups): ax.legend(loc='center left', bbox_to_anchor=(1, 0.5))
 
 # %% ../nbs/58_look.ipynb #3c2c66c4
 def show_images(
