@@ -1,4 +1,8 @@
-"""What the cache promises across processes: a killed builder leaves nothing that passes for a cache, the next one goes on, and two builders share one result."""
+"""What the cache promises across processes.
+
+A killed builder leaves nothing that passes for a cache, the next one resumes its work, and two
+builders share one result.
+"""
 
 import multiprocessing, os, signal, subprocess, sys, time
 from pathlib import Path
@@ -35,8 +39,10 @@ def slow_read(path, **options):
     time.sleep(pause)
     return read(path, **options)
 cache.read_image = slow_read
-table = XrayTable(pd.read_csv(folder + '/table.csv', dtype={'patient': str}), ['Edema'], folder + '/images', 'test')
-print(cache.ImageCache.build(table, (32, 32), folder + '/cache', workers=2, progress=False).manifest['sha256'])
+frame = pd.read_csv(folder + '/table.csv', dtype={'patient': str})
+table = XrayTable(frame, ['Edema'], folder + '/images', 'test')
+options = dict(workers=2, progress=False)
+print(cache.ImageCache.build(table, (32, 32), folder + '/cache', **options).manifest['sha256'])
 '''
 
 
@@ -63,7 +69,7 @@ def table(tmp_path: Path) -> XrayTable:
 
 
 def start(folder: Path, log: str, pause: float) -> subprocess.Popen:
-    "Start a builder that hears Ctrl-C, even if these tests run in the background of a shell, which lets its children ignore it."
+    "Start a builder that hears Ctrl-C, even where a shell in the background would ignore it."
     command = [sys.executable, '-c', BUILDER, str(folder), str(folder / log), str(pause)]
     return subprocess.Popen(
         command,

@@ -1,4 +1,7 @@
-"""What the table and its readers promise on whole folders: the phantoms, the real NIH images where they lie, and hostile label files."""
+"""What the table and its readers promise on whole folders.
+
+The phantoms, the real NIH images (where they lie next to the checkout), and hostile label files.
+"""
 
 import pickle
 from pathlib import Path
@@ -20,12 +23,12 @@ from smlxray.data import (
     summary,
     training_rows,
 )
-from smlxray.readers import check_files, read_chexpert, read_realcxr, read_xrays
+from smlxray.readers import check_files, read_chexpert, read_xrays
 
 REAL = resolve_path('../shared/realcxr')
 needs_real = pytest.mark.skipif(
     not (REAL / 'labels.csv').is_file(),
-    reason='the NIH images are not beside the checkout (../shared/realcxr)',
+    reason='the NIH images are not next to the checkout (../shared/realcxr)',
 )
 
 
@@ -93,10 +96,8 @@ def small(n=40, seed=0):
 def test_table_takes_nothing_from_its_maker_and_gives_nothing_away():
     frame = pd.DataFrame({'path': ['a.jpg', 'b.jpg'], 'patient': [7, 8], 'Edema': [1, np.nan]})
     table = XrayTable(frame, ['Edema'])
-    assert list(frame.columns) == ['path', 'patient', 'Edema'] and frame['patient'].tolist() == [
-        7,
-        8,
-    ]  # the caller's frame is as it was
+    assert list(frame.columns) == ['path', 'patient', 'Edema']  # the caller's frame is as it was
+    assert frame['patient'].tolist() == [7, 8]
     frame.loc[0, 'Edema'] = 0
     assert table.labels[0, 0] == 1 and table.frame['patient'].tolist() == ['7', '8']
     with pytest.raises(ValueError, match='read-only'):
@@ -174,17 +175,9 @@ def test_split_is_the_same_in_another_process_and_for_any_order():
     back = table[np.arange(2999, -1, -1)]
     for part, rows in split_patients(back, 0.1, 0.4, 3)._asdict().items():
         assert {where[p] for p in back.frame['patient'].iloc[rows]} == {part}
-    # written down once: the deal may never change, or old results could not be compared with new ones
-    assert [where[f'p{i}'] for i in range(8)] == [
-        'train',
-        'test',
-        'train',
-        'test',
-        'train',
-        'train',
-        'test',
-        'valid',
-    ]
+    # written down once: a split that changed would make old and new results incomparable
+    known = 'train test train test train train test valid'
+    assert [where[f'p{i}'] for i in range(8)] == known.split()
 
 
 def chexpert(folder: Path, **columns):
@@ -207,7 +200,7 @@ def test_sex_and_age_may_be_absent(tmp_path):
     assert set(table.frame['sex']) == {''} and table.frame['age'].isna().all()
 
 
-def test_columns_nobody_asked_for_are_left_out(tmp_path):
+def test_columns_that_are_not_needed_are_left_out(tmp_path):
     table = read_chexpert(chexpert(tmp_path, true_Edema=[1, 0, 0], Weight=[70, 80, 90]))
     assert not {'true_Edema', 'Weight'} & set(table.frame.columns)
 

@@ -1,6 +1,6 @@
-"Real label tables, as published, at full size: they lie in the package torchxrayvision (extra `dev`), labels only."
+"Real label tables, as published and at full size, from the package torchxrayvision (extra `dev`)."
 
-import gzip, importlib.util, os, shutil
+import gzip, importlib.util, shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +8,29 @@ import pandas as pd
 import pytest
 
 from smlxray.audit import conflicts, leakage_report
-from smlxray.base import DataError
+from smlxray.base import DataError, resolve_path
 from smlxray.config import CHEXPERT_FINDINGS
 from smlxray.data import (
     CHEXPERT_MIX,
     apply_policy,
     balanced_seed,
-    check_patient_disjoint,
     derive_no_finding,
     index_rows,
     split_findings,
     split_patients,
+    summary,
     training_rows,
 )
 from smlxray.episodes import EpisodeSampler, balanced_batches
-from smlxray.readers import check_files, read_boxes, read_table, read_xrays
+from smlxray.readers import (
+    NIH_FINDINGS,
+    _nih_manifest,
+    check_files,
+    layout_nih,
+    read_boxes,
+    read_realcxr,
+    read_xrays,
+)
 
 spec = importlib.util.find_spec('torchxrayvision')
 TABLES = Path(spec.origin).parent / 'data' if spec else Path('missing')
@@ -190,3 +198,39 @@ def test_padchest_table(tmp_path):
         assert table.positive(finding)[np.array([name in names for names in said])].all(), name
     with pytest.raises(DataError, match='images of .* are missing'):
         check_files(table)
+
+
+def test_layout_has_the_labels_of_the_study(tmp_path):
+    "The NIH's own table of 2020 and files of the right names give the study's 2,815 rows."
+    download = tmp_path / 'download'
+    (download / 'images').mkdir(parents=True)
+    shutil.copy(TABLES / 'Data_Entry_2017_v2020.csv.gz', download)
+    for name in _nih_manifest(None, 'realcxr')['image']:
+        (download / 'images' / name).touch()
+    layout = layout_nih(download, tmp_path / 'realcxr')
+    assert (layout.found, layout.missing, layout.extra) == (2815, (), 0)
+    table = read_xrays(layout.folder, 'realcxr')
+    assert table.frame['patient'].nunique() == 1710
+    assert summary(table)['positive'].to_dict() == {
+        'No Finding': 1479,
+        'Atelectasis': 409,
+        'Cardiomegaly': 200,
+        'Consolidation': 101,
+        'Edema': 133,
+        'Pleural Effusion': 394,
+        'Emphysema': 43,
+        'Fibrosis': 26,
+        'Hernia': 4,
+        'Infiltration': 486,
+        'Mass': 154,
+        'Nodule': 180,
+        'Pleural_Thickening': 65,
+        'Pneumonia': 587,
+        'Pneumothorax': 173,
+    }
+    real = resolve_path('../shared/realcxr')
+    if not (real / 'labels.csv').is_file(): return
+    real = read_realcxr(real)
+    columns = ['patient', 'study', 'view', 'projection', 'age', 'sex', 'origin', *real.findings]
+    pd.testing.assert_frame_equal(table.frame[columns], real.frame[columns])
+    assert len(real.findings) == len(NIH_FINDINGS)
