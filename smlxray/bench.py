@@ -22,10 +22,14 @@ from .base import moved
 from .cache import ImageCache, to_float
 from .config import CHEXPERT_FINDINGS
 from .data import XrayTable, clean_negatives, index_rows
+from .engines import KeptBytes, LearnedRates, multi_step_weights, peak_bytes
 from .episodes import EpisodeSampler
 from .intervals import bootstrap_patients
+from .losses import pair_loss, query_loss
+from .maml import adapt, meta_gradient
 from .metrics import EpisodeScores
 from .readers import read_xrays
+from .siamese import SiameseNet, batch_norms, norm_mode
 
 # %% ../nbs/75_bench.ipynb #83a39c46
 class Timed(NamedTuple):
@@ -410,12 +414,6 @@ def bench_cache(
         _check_same_pixels(cache, plain, range(min(64, images)))
         return [built, bytes_row(cache, plain), *reading_rows(cache, plain, rounds)]
 
-# %% ../nbs/75_bench.ipynb #6bfc72f1
-from .engines import KeptBytes, LearnedRates, multi_step_weights, peak_bytes
-from .losses import pair_loss, query_loss
-from .maml import adapt, meta_gradient
-from .siamese import SiameseNet, batch_norms, norm_mode
-
 # %% ../nbs/75_bench.ipynb #184f6490
 VARIANTS = {'anil, one pass': 'anil', 'meta-sgd': 'maml', 'maml++': 'maml'}
 
@@ -689,4 +687,6 @@ def as_json(bench: str, rows: list[dict]) -> str:
     return json.dumps(dict(bench=bench, machine=machine(), rows=rows), indent=1)
 
 # %% ../nbs/75_bench.ipynb #d5e82f1a
-__getattr__ = moved(__name__, {'Engines': 'smlxray.bench:EngineTask'})
+__getattr__ = moved(
+    __name__, {'Engines': 'smlxray.bench:EngineTask', 'BENCHES': 'smlxray.base:BENCHES'}
+)

@@ -3,7 +3,7 @@
 import importlib.util, statistics
 from collections import defaultdict
 import pytest
-from smlxray.bench import BENCHES
+from smlxray.base import BENCHES
 
 real_table = pytest.mark.skipif(
     not importlib.util.find_spec('torchxrayvision'),
