@@ -1,34 +1,43 @@
 "The command, in processes of its own: exit codes, sentences, and nothing half-written."
 
-import csv, functools, json, os, re, resource, shlex, subprocess, sys
+import contextlib, csv, functools, io, json, os, re, resource, shlex, shutil, subprocess, sys
 from pathlib import Path
-import numpy as np, pytest
+
+import numpy as np
+import pytest
 from PIL import Image
-from smlxray import bench
-from smlxray.cli import app
+from typer.main import get_command
+
+from smlxray import base, bench
+from smlxray.cli import app, call
 from smlxray.phantom import write_phantoms
+
+ONE_THREAD = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def run_python(*words, cwd, env=None, **more):
+    "Run this Python with some words; give what subprocess gives."
+    command = [sys.executable, *map(str, words)]
+    env = {**ONE_THREAD, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, **more)
 
 
 def smlxray(*words, cwd, limit=None):
     "Run the command; give its exit code, output and error stream."
-    low = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))) if limit else None
-    done = subprocess.run(
-        [sys.executable, '-m', 'smlxray.cli', *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        preexec_fn=low,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )
+
+    def low():
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = run_python('-m', 'smlxray.cli', *words, cwd=cwd, preexec_fn=low)
     assert 'Traceback' not in done.stdout + done.stderr, done.stderr
     return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture(scope='module')
 def xrays(tmp_path_factory):
-    return write_phantoms(
-        tmp_path_factory.mktemp('cli') / 'xrays', patients=60, size=96, progress=False
-    )
+    folder = tmp_path_factory.mktemp('cli') / 'xrays'
+    return write_phantoms(folder, patients=60, size=96, progress=False)
 
 
 def test_a_build_that_hits_the_file_size_limit_goes_on_afterwards(xrays, tmp_path):
@@ -43,21 +52,20 @@ def test_a_build_that_hits_the_file_size_limit_goes_on_afterwards(xrays, tmp_pat
 
 def test_a_disk_that_may_not_be_written_is_one_sentence(xrays, tmp_path):
     (tmp_path / 'file').write_text('no folder')
-    code, _, said = smlxray(
-        'cache', 'build', xrays, '--size', '32', '--cache-path', 'file/cache', cwd=tmp_path
-    )
+    build = 'cache', 'build', xrays, '--size', '32', '--cache-path', 'file/cache'
+    code, _, said = smlxray(*build, cwd=tmp_path)
     assert code == 1 and 'file' in said and len(said.splitlines()) == 1
 
 
 def test_a_hospital_folder_is_checked_like_any_other(tmp_path):
-    "A folder with a CSV: one image missing, one a bomb, one patient on two sides, one label contradicting."
-    (tmp_path / 'h').mkdir()
+    "One image is missing, one a bomb, one patient in two parts, one label contradicts another."
+    folder = tmp_path / 'h'
+    folder.mkdir()
     for i in range(6):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 40), dtype=np.uint8)).save(
-            tmp_path / f'h/{i}.png'
-        )
-    (tmp_path / 'h/3.png').unlink()
-    Image.new('L', (30_000, 30_000)).save(tmp_path / 'h/4.png')
+        noise = np.random.default_rng(i).integers(0, 256, (40, 40), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f'{i}.png')
+    (folder / '3.png').unlink()
+    Image.new('L', (30_000, 30_000)).save(folder / '4.png')
     rows = [
         'path,patient,split,No Finding,Edema',
         '0.png,a,train,1,1',
@@ -67,17 +75,12 @@ def test_a_hospital_folder_is_checked_like_any_other(tmp_path):
         '4.png,d,train,,1',
         '5.png,e,train,,0',
     ]
-    (tmp_path / 'h/labels.csv').write_text('\n'.join(rows) + '\n')
+    (folder / 'labels.csv').write_text('\n'.join(rows) + '\n')
     code, out, err = smlxray('data', 'check', 'h', cwd=tmp_path)
     assert code == 1 and not err
-    for word in (
-        'missing image',
-        'unreadable image',
-        'pixels',
-        'patient in two parts',
-        'No Finding beside a finding',
-    ):
-        assert word in out, (word, out)
+    for words in ('missing image', 'unreadable image', 'pixels', 'patient in two parts'):
+        assert words in out, (words, out)
+    assert 'No Finding' in out.split('warning', 1)[1]
     assert smlxray('data', 'check', 'h', '--no-images', cwd=tmp_path)[0] == 1
 
 
@@ -94,30 +97,27 @@ def test_bench_writes_json(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, 'bench_metrics', small)
     app(['bench', 'metrics', '--json', str(tmp_path / 'b.json')], standalone_mode=False)
     saved = json.loads((tmp_path / 'b.json').read_text())
-    assert (
-        {'case', 'method', 'baseline', 'ratio'} <= set(saved['rows'][0])
-        and 'auc_bootstrap' in capsys.readouterr().out
-        and str(tmp_path) not in str(saved)
-    )
+    assert {'case', 'method', 'baseline', 'ratio'} <= set(saved['rows'][0])
+    assert 'auc_bootstrap' in capsys.readouterr().out
+    assert str(tmp_path) not in str(saved)
 
 
-@pytest.mark.parametrize(
-    'words, code, say',
-    [
-        (('data', 'check', 'nowhere'), 1, 'nowhere'),
-        (('cache', 'build', '.', '--size', '0'), 1, '--size'),
-        (('cache', 'build', '.', '--dataset', 'nihh'), 1, "dataset='nihh'"),
-        (('cache', 'build', '.', '--dataset', 'no.yaml'), 1, 'no.yaml'),
-        (('convert', 'nowhere', '--data', '.'), 1, ''),
-        (('bench', 'nothing'), 2, 'nothing'),
-        (('cache', 'build'), 2, 'path'),
-        (('data', 'check', '.', '--views', 'side'), 2, 'side'),
-        (('cache', 'info', '--cache-path', 'none'), 0, ''),
-    ],
-    ids=str,
-)
-def test_mistakes_get_a_sentence(words, code, say, tmp_path):
-    got, out, said = smlxray(*words, cwd=tmp_path)
+MISTAKES = [
+    ('data check nowhere', 1, 'nowhere'),
+    ('cache build . --size 0', 1, '--size'),
+    ('cache build . --dataset nihh', 1, "dataset='nihh'"),
+    ('cache build . --dataset no.yaml', 1, 'no.yaml'),
+    ('convert nowhere --data .', 1, ''),
+    ('bench nothing', 2, 'nothing'),
+    ('cache build', 2, 'path'),
+    ('data check . --views side', 2, 'side'),
+    ('cache info --cache-path none', 0, ''),
+]
+
+
+@pytest.mark.parametrize('line, code, say', MISTAKES)
+def test_mistakes_get_a_sentence(line, code, say, tmp_path):
+    got, out, said = smlxray(*line.split(), cwd=tmp_path)
     assert got == code and say in said.lower() + said, (got, out, said)
     if code == 1:
         assert len(said.splitlines()) == 1 and said.startswith('smlxray: ')
@@ -148,147 +148,148 @@ COMMANDS = [
     ['cache', 'info'],
     ['cache', 'verify'],
     ['convert'],
-    ['study'],
     ['bench'],
+    ['study'],
 ]
 
 
 def helped(words):
     "The help text of a command, in this process."
-    import contextlib, io
-    from smlxray.cli import call
-
     with contextlib.redirect_stdout(out := io.StringIO()):
         assert call([*words, '--help']) == 0
     return out.getvalue()
 
 
 def examples(words):
-    return (
-        re.findall(r'^ +smlxray (.+)$', helped(words).split('Examples:')[-1], re.M)
-        if 'Examples:' in helped(words)
-        else []
-    )
+    _, found, lines = helped(words).partition('Examples:')
+    return re.findall(r'^ +smlxray (.+)$', lines, re.M) if found else []
+
+
+def commands():
+    "All commands as lists of words, without the hidden ones."
+    for name, command in get_command(app).commands.items():
+        if command.hidden:
+            continue
+        for part in getattr(command, 'commands', [None]):
+            yield [name, part] if part else [name]
 
 
 def test_every_command_is_known_here():
-    from typer.main import get_command
-    from smlxray.cli import app
-
-    tree = get_command(app)
-    found = [
-        [n, m] if hasattr(c, 'commands') else [n]
-        for n, c in tree.commands.items()
-        if not c.hidden
-        for m in (c.commands if hasattr(c, 'commands') else [None])
-    ]
-    assert sorted(found) == sorted(COMMANDS), 'a command was added or renamed: name it in COMMANDS'
+    names = 'a command was added or renamed: name it in COMMANDS'
+    assert sorted(commands()) == sorted(COMMANDS), names
     for words in COMMANDS:
-        assert examples(words) or words == ['convert'], (
-            f'smlxray {" ".join(words)} --help shows no example'
-        )
+        line = f'smlxray {" ".join(words)} --help'
+        assert examples(words) or words == ['convert'], f'{line} shows no example'
+
+
+def test_the_old_name_of_teach_says_that_it_is_old(small, monkeypatch, capsys):
+    monkeypatch.chdir(small)
+    line = '--positive 0.png --negative 1.png --name Old --model model --steps 0 --output old'
+    assert call(['adapt', *line.split()]) == 0
+    said = capsys.readouterr()
+    assert '`adapt` is now called `teach`' in said.err and 'Old' in said.out
+    shutil.rmtree(small / 'old')
+
+
+def test_help_reads_the_registries():
+    said = helped(['config', 'show'])
+    for registry in (base.ALGORITHMS, base.BACKBONES, base.LOSSES, base.READERS):
+        assert all(name in said for name in registry.names), registry.kind
+    assert all(name in helped(['cache', 'build']) for name in base.READERS)
+    assert 'maml|fomaml|anil|reptile' in helped(['teach'])
 
 
 @pytest.fixture(scope='module')
 def clone(tmp_path_factory):
     "A bare clone: what git knows, and nothing that was made here."
     here = tmp_path_factory.mktemp('clone')
+    copy_known_files(here, ('smlxray', 'config', 'nbs', 'settings.ini'))
+    return here
+
+
+def copy_known_files(folder, tops):
+    "Copy what git knows of some files and folders."
     listed = subprocess.run(
         ['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True
     )
     if listed.returncode:
         pytest.skip('no git here')
-    for name in listed.stdout.split('\n'):
-        if (
-            name
-            and (ROOT / name).is_file()
-            and name.split('/')[0] in ('smlxray', 'config', 'nbs', 'settings.ini')
-        ):
-            (here / name).parent.mkdir(parents=True, exist_ok=True)
-            (here / name).write_bytes((ROOT / name).read_bytes())
-    return here
+    for name in filter(None, listed.stdout.split('\n')):
+        if name.split('/')[0] not in tops or not (ROOT / name).is_file():
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
 
 
 def readme_commands(command='smlxray'):
     "The lines of the README (written from the notebook index) that call a command."
-    text = ''.join(
-        ''.join(c['source']) + '\n'
-        for c in json.loads((ROOT / 'nbs' / 'index.ipynb').read_text(encoding='utf-8'))['cells']
-        if c['cell_type'] == 'markdown'
-    )
-    blocks = re.findall(r'```bash\n(.*?)```', text, re.S)
+    cells = json.loads((ROOT / 'nbs' / 'index.ipynb').read_text(encoding='utf-8'))['cells']
+    texts = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
+    blocks = re.findall(r'```bash\n(.*?)```', '\n'.join(texts), re.S)
+    lines = [line.split(' #')[0].strip() for block in blocks for line in block.split('\n')]
     return [
-        line.split(' #')[0].strip().removeprefix(f'{command} ')
-        for block in blocks
-        for line in block.split('\n')
-        if line.startswith(f'{command} ')
+        line.removeprefix(f'{command} ') for line in lines if line.startswith(f'{command} ')
     ]
 
 
 TRAINS = ('run', 'demo', 'train', 'evaluate')
+NEEDS_MORE = ('app', 'study')  # `app` serves until it is stopped, in test_pages; X-rays of your own
+LONG = (*TRAINS, 'bench', 'model export embedding.onnx')  # a notebook or three each, or measuring
 
 
 def all_examples():
-    "Every line of --help and of the README, those that train first, those of the README in its order; `app` serves until it is stopped, in test_pages; `study` needs real X-rays, in test_study."
-    lines = dict.fromkeys(
-        [*(line for words in [[], *COMMANDS] for line in examples(words)), *readme_commands()]
-    )
-    return sorted(
-        (line for line in lines if not line.startswith(('app', 'study'))),
-        key=lambda line: not line.startswith(TRAINS),
-    )
+    "Every line of --help and of the README, those that train first, the README's in its order."
+    helps = [line for words in [[], *COMMANDS] for line in examples(words)]
+    lines = dict.fromkeys([*helps, *readme_commands()])
+    able = [line for line in lines if not line.startswith(NEEDS_MORE)]
+    return sorted(able, key=lambda line: not line.startswith(TRAINS))
 
 
-LONG = (
-    *TRAINS,
-    'bench',
-    'model export embedding.onnx',
-)  # a notebook or three each, or many seconds of measuring
+RUN_LINES = """
+import json, sys
+import smlxray.cli as cli
+
+bad = []
+for words in json.load(open('lines.json')):
+    print('$', *words, flush=True)
+    if cli.call(words):
+        bad.append(words)
+print('failed:', bad)
+sys.exit(bool(bad))
+"""
 
 
 def run_lines(lines, clone):
-    "Run commands one after the other, in one process, so that PyTorch is loaded once (notebooks have processes of their own)."
+    "Run commands in one process, so that PyTorch is loaded once (notebooks have their own)."
     (clone / 'lines.json').write_text(json.dumps([shlex.split(line) for line in lines]))
-    code = (
-        "import json, sys\nimport smlxray.cli as cli\nbad = []\n"
-        "for words in json.load(open('lines.json')):\n    print('$', *words, flush=True)\n    if cli.call(words): bad.append(words)\n"
-        "print('failed:', bad)\nsys.exit(bool(bad))"
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', code],
-        capture_output=True,
-        text=True,
-        cwd=clone,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(clone)},
-    )
-    assert done.returncode == 0 and 'Traceback' not in done.stderr, (
-        done.stdout[-1500:] + done.stderr[-3000:]
-    )
+    done = run_python('-c', RUN_LINES, cwd=clone, env={'PYTHONPATH': str(clone)})
+    said = done.stdout[-1500:] + done.stderr[-3000:]
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, said
+
+
+MADE = [
+    'runs/tiny/train_siamese.ipynb',
+    'runs/tiny/bundle/card.md',
+    'predictions.csv',
+    'comparison.png',
+    'shared-model/manifest.json',
+    'answers-with-mine.csv',
+    'to-a-colleague/card.md',
+    'run.yaml',
+]
 
 
 def test_the_examples_run_as_printed(clone):
     "The quick ones; all of them run in test_cli_examples.py, which is slow."
     lines = all_examples()
-    assert len(lines) > 25 and all(
-        '-p preset tiny' in line for line in lines if line.startswith(TRAINS)
-    )
-    run_lines(
-        ['train siamese -p preset tiny', *(line for line in lines if not line.startswith(LONG))],
-        clone,
-    )
-    for made in (
-        'runs/tiny/train_siamese.ipynb',
-        'runs/tiny/bundle/card.md',
-        'predictions.csv',
-        'comparison.png',
-        'shared-model/manifest.json',
-        'answers-with-mine.csv',
-        'to-a-colleague/card.md',
-        'my.yaml',
-    ):
+    assert len(lines) > 25
+    assert all('-p preset tiny' in line for line in lines if line.startswith(TRAINS))
+    quick = [line for line in lines if not line.startswith(LONG)]
+    run_lines(['train siamese -p preset tiny', *quick], clone)
+    for made in MADE:
         assert (clone / made).exists(), made
     rows = list(csv.DictReader(open(clone / 'predictions.csv')))
-    assert len(rows) == 16 and all(0 < float(r['Edema']) < 1 for r in rows)
+    assert len(rows) == 16 and all(0 < float(row['Edema']) < 1 for row in rows)
 
 
 # Wrong input, at every command
@@ -298,28 +299,19 @@ def test_the_examples_run_as_printed(clone):
 def small(tmp_path_factory):
     "A folder with a bundle, two X-rays, and things that are none."
     import torch
-    from smlxray.bundle import Bundle, TaughtFinding
+    from smlxray.bundle import Bundle
     from smlxray.config import load_settings
     from smlxray.phantom import draw_phantom
     from smlxray.siamese import SiameseNet
 
     here = tmp_path_factory.mktemp('small')
     torch.manual_seed(0)
-    b = Bundle(
-        SiameseNet('conv4', 8),
-        load_settings('tiny', backbone='conv4'),
-        {},
-        {'pairs.same': torch.empty(0), 'pairs.different': torch.empty(0)},
-        dict(
-            phase='siamese',
-            smlxray='0',
-            base=[],
-            novel=[],
-            split={},
-            data=dict(name='x', rows=1, patients=1, digest='0'),
-            labels=dict(uncertain='ignore', blanks='negative', negatives='normals', matched_on=[]),
-        ),
-    )
+    labels = dict(uncertain='ignore', blanks='negative', negatives='normals', matched_on=[])
+    data = dict(name='x', rows=1, patients=1, digest='0')
+    facts = dict(phase='siamese', smlxray='0', base=[], novel=[], split={}, data=data)
+    settings = load_settings('tiny', backbone='conv4')
+    pairs = {'pairs.same': torch.empty(0), 'pairs.different': torch.empty(0)}
+    b = Bundle(SiameseNet('conv4', 8), settings, {}, pairs, dict(facts, labels=labels))
     for k in range(2):
         Image.fromarray(draw_phantom(k, size=64).image).save(here / f'{k}.png')
     x = b.read([here / '0.png', here / '1.png'])
@@ -350,7 +342,7 @@ WRONG = [
     ('compare 0.png --model model', 2, 'Name two X-rays'),
     ('compare 0.png gone.png --model model', 1, 'gone.png'),
     ('compare 0.png text.png --model model', 1, 'text.png'),
-    ('compare 0.png 1.png --model nobody', 1, 'nobody'),
+    ('compare 0.png 1.png --model none_such', 1, 'none_such'),
     ('compare --pairs pairs.csv --model model', 1, 'columns a and b'),
     ('compare --pairs gone.csv --model model', 1, 'gone.csv'),
     ('compare 0.png 1.png --model model --picture no/where.png', 1, 'where.png'),
@@ -380,7 +372,7 @@ WRONG = [
     ('config check gone.yaml', 1, 'gone.yaml'),
     ('config check bad.yaml', 1, 'data'),
     ('model info gone.pth', 1, 'gone.pth'),
-    ('model info nobody', 1, 'nobody'),
+    ('model info none_such', 1, 'none_such'),
     ('model verify empty', 1, 'manifest.json'),
     ('model export no/where --model model', 1, 'where'),
     ('model export empty --model model', 1, 'empty exists'),
@@ -388,33 +380,30 @@ WRONG = [
 ]
 
 
-def test_wrong_input_gets_a_sentence_at_every_command(small):
-    "Each in a process would take minutes; the way out is the same function."
-    import contextlib, io
-    from smlxray.cli import call
+def said_by(line):
+    "Call the command in this process; give its exit code, output and error stream."
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = call(shlex.split(line))
+    return code, out.getvalue(), err.getvalue()
 
-    before, listed = (
-        os.getcwd(),
-        lambda: sorted(p.relative_to(small).as_posix() for p in small.rglob('*')),
-    )
-    there, os_dir = listed(), os.chdir(small)
-    try:
-        for line, code, say in WRONG:
-            out, err = io.StringIO(), io.StringIO()
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                got = call(shlex.split(line))
-            said = out.getvalue() + err.getvalue()
-            assert got == code and say in said, (line, got, said)
-            if code == 1:
-                assert (
-                    err.getvalue().startswith('smlxray: ')
-                    and len(err.getvalue().splitlines()) == 1
-                    and not out.getvalue()
-                ), (line, said)
-            left = [p for p in listed() if p not in there]
-            assert not left, (line, 'left something behind', left)
-    finally:
-        os.chdir(before)
+
+def test_wrong_input_gets_a_sentence_at_every_command(small, monkeypatch):
+    "Each in a process would take minutes; the way out is the same function."
+
+    def listed():
+        return sorted(path.relative_to(small).as_posix() for path in small.rglob('*'))
+
+    monkeypatch.chdir(small)
+    there = listed()
+    for line, code, say in WRONG:
+        got, out, err = said_by(line)
+        assert got == code and say in out + err, (line, got, out, err)
+        if code == 1:
+            assert err.startswith('smlxray: ') and len(err.splitlines()) == 1, (line, err)
+            assert not out, (line, out)
+        left = [path for path in listed() if path not in there]
+        assert not left, (line, 'left something behind', left)
 
 
 def test_a_mistake_is_a_sentence_in_a_process_too(small):
@@ -424,122 +413,60 @@ def test_a_mistake_is_a_sentence_in_a_process_too(small):
 
 def test_results_are_alone_on_the_output(small, tmp_path):
     "Progress and remarks go to the error stream: the output is JSON and nothing else."
-    code, out, err = smlxray(
-        'predict', '.', '--model', 'model', '--output', tmp_path / 'p.csv', '--json', cwd=small
-    )
+    words = 'predict', '.', '--model', 'model', '--output', tmp_path / 'p.csv', '--json'
+    code, out, err = smlxray(*words, cwd=small)
     assert code == 0, err
     assert json.loads(out)['rows'] == 3 and json.loads(out)['errors'] == 1
-    code, out, err = smlxray(
-        'config', 'show', '-p', 'preset', 'tiny', '-p', 'shots', '3', '--json', cwd=small
-    )
+    code, out, err = smlxray(*'config show -p preset tiny -p shots 3 --json'.split(), cwd=small)
     assert json.loads(out)['meta']['shots'] == 3
 
 
 def test_a_notebook_that_stops_at_a_mistake_says_its_sentence(tmp_path):
     "The settings are fine; the folder is what is wrong, and only the notebook can know."
-    code, out, err = smlxray(
-        'train',
-        'siamese',
-        '-p',
-        'preset',
-        'tiny',
-        '-p',
-        'dataset',
-        'chexpert',
-        '-p',
-        'dataset_path',
-        'nowhere',
-        '-p',
-        'run',
-        'r',
-        cwd=tmp_path,
-    )
-    assert (
-        code == 1
-        and not out
-        and 'nowhere' in err.splitlines()[-1]
-        and err.splitlines()[-1].startswith('smlxray: ')
-    ), err
+    line = 'train siamese -p preset tiny -p dataset chexpert -p dataset_path nowhere -p run r'
+    code, out, err = smlxray(*line.split(), cwd=tmp_path)
+    last = err.splitlines()[-1]
+    assert code == 1 and not out, err
+    assert 'nowhere' in last and last.startswith('smlxray: '), err
     assert (tmp_path / 'runs/r/train_siamese.ipynb').exists()
 
 
 def test_completion_is_offered(tmp_path):
-    done = subprocess.run(
-        [sys.executable, '-m', 'smlxray.cli', '--show-completion', 'bash'],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, '_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION': '1'},
-    )
+    words = '-m', 'smlxray.cli', '--show-completion', 'bash'
+    env = {'_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION': '1'}
+    done = run_python(*words, cwd=tmp_path, env=env)
     assert done.returncode == 0 and 'complete' in done.stdout and 'smlxray' in done.stdout
 
 
-def test_an_installed_wheel_trains(tmp_path):
-    "Built as a wheel and put into a folder of its own: the notebooks and presets are in it, and a run happens far from any checkout."
-    src = tmp_path / 'src'
-    for name in subprocess.run(
-        ['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split('\n'):
-        if (
-            name.split('/')[0]
-            in ('smlxray', 'config', 'nbs', 'settings.ini', 'setup.py', 'LICENSE', 'README.md')
-            and (ROOT / name).is_file()
-        ):
-            (src / name).parent.mkdir(parents=True, exist_ok=True)
-            (src / name).write_bytes((ROOT / name).read_bytes())
-    pip = [sys.executable, '-m', 'pip', '--disable-pip-version-check', '-q']
-    made = subprocess.run(
-        [*pip, 'wheel', '--no-deps', '--no-build-isolation', '-w', str(tmp_path), str(src)],
-        capture_output=True,
-        text=True,
-    )
+PACKAGED = ('smlxray', 'config', 'nbs', 'settings.ini', 'setup.py', 'LICENSE', 'README.md')
+
+
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+    "A wheel, built and put into a folder of its own."
+    here = tmp_path_factory.mktemp('wheel')
+    copy_known_files(here / 'src', PACKAGED)
+    pip = '-m', 'pip', '--disable-pip-version-check', '-q'
+    how = '--no-deps', '--no-build-isolation', '-w', here
+    made = run_python(*pip, 'wheel', *how, here / 'src', cwd=here)
     assert made.returncode == 0, made.stderr[-2000:]
-    subprocess.run(
-        [
-            *pip,
-            'install',
-            '--no-deps',
-            '--target',
-            str(tmp_path / 'site'),
-            str(next(tmp_path.glob('*.whl'))),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    work = tmp_path / 'work'
-    work.mkdir()
-    run = lambda *words: subprocess.run(
-        [sys.executable, '-m', 'smlxray.cli', *words],
-        capture_output=True,
-        text=True,
-        cwd=work,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(tmp_path / 'site')},
-    )
-    done = run(
-        'train',
-        'siamese',
-        '-p',
-        'preset',
-        'tiny',
-        '-p',
-        'patients',
-        '150',
-        '-p',
-        'backbone',
-        'conv4',
-        '-p',
-        'novel_findings',
-        'Cardiomegaly',
-    )
+    wheel = next(here.glob('*.whl'))
+    made = run_python(*pip, 'install', '--no-deps', '--target', here / 'site', wheel, cwd=here)
+    assert made.returncode == 0, made.stderr[-2000:]
+    return here / 'site'
+
+
+def test_an_installed_wheel_trains(installed, tmp_path):
+    "The notebooks and presets are in it, and a run happens far from any checkout."
+
+    def run(*words):
+        return run_python(*words, cwd=tmp_path, env={'PYTHONPATH': str(installed)})
+
+    few = '-p patients 150 -p backbone conv4 -p novel_findings Cardiomegaly'
+    line = f'train siamese -p preset tiny {few}'
+    done = run('-m', 'smlxray.cli', *line.split())
     assert done.returncode == 0, done.stderr[-2000:]
-    nb = json.loads((work / 'runs/tiny/train_siamese.ipynb').read_text())
-    assert all(c.get('execution_count') for c in nb['cells'] if c['cell_type'] == 'code')
-    where = subprocess.run(
-        [sys.executable, '-c', 'import smlxray; print(smlxray.__file__)'],
-        capture_output=True,
-        text=True,
-        cwd=work,
-        env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')},
-    ).stdout
-    assert str(tmp_path / 'site') in where
-    assert run('model', 'info', 'tiny').returncode == 0
+    cells = json.loads((tmp_path / 'runs/tiny/train_siamese.ipynb').read_text())['cells']
+    assert all(cell.get('execution_count') for cell in cells if cell['cell_type'] == 'code')
+    assert str(installed) in run('-c', 'import smlxray; print(smlxray.__file__)').stdout
+    assert run('-m', 'smlxray.cli', 'model', 'info', 'tiny').returncode == 0
