@@ -135,10 +135,6 @@ def _group(name: str, help: str) -> typer.Typer:
 
 _data = _group('data', 'Look data over.')
 
-@_data.callback()
-def _keep_name():
-    pass  # without it a single command would lose its name
-
 @_data.command('check', epilog=_examples(
     'smlxray data check data/phantoms-tiny',
     'smlxray data check data/phantoms-tiny --no-images --json',
@@ -171,6 +167,28 @@ def _data_check(
 def _kinds(errors: int, warnings: int, images: bool) -> str:
     closed = '' if images else '; the images were not opened'
     return f'\nkinds of error: {errors}, kinds of warning: {warnings}{closed}'
+
+# %% ../nbs/90_cli.ipynb #1a70e7d1
+_layout = typer.Typer(help="Lay a download out as the study's folder.", **_PLAIN)
+_data.add_typer(_layout, name='layout')
+
+@_layout.callback()
+def _keep_name():
+    pass  # without it a single command would lose its name
+
+@_layout.command('nih', epilog=_examples(
+    'smlxray data layout nih --images download --out data/nih',
+))
+def _layout_nih(
+    images: Annotated[Path, _option('Your download: images at any depth, Data_Entry_2017*.csv.')],
+    out: Annotated[Path, _option('A new folder.')],
+    collection: Annotated[str, typer.Option(help='realcxr, the study of this release; nih, all.')]
+    = 'realcxr',
+):
+    "Lay out the real X-rays of the study from your own download of NIH ChestX-ray14."
+    from smlxray.readers import layout_nih
+    layout = layout_nih(_here(images), _here(out), collection=collection)
+    typer.echo(f'{layout}\nNext: smlxray study --folder {layout.folder}')
 
 # %% ../nbs/90_cli.ipynb #7e4510a1
 def _print_version(wanted: bool):

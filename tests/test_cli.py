@@ -4,6 +4,7 @@ import contextlib, csv, functools, io, json, os, re, resource, shlex, shutil, su
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.main import get_command
@@ -57,6 +58,45 @@ def test_a_disk_that_may_not_be_written_is_one_sentence(xrays, tmp_path):
     assert code == 1 and 'file' in said and len(said.splitlines()) == 1
 
 
+def write_download(folder, share):
+    "A download of NIH ChestX-ray14 with some of the images that the study's manifest names."
+    manifest = pd.read_csv(base.shipped_file('tables/nih_manifest.csv.gz'), dtype=str)
+    names = manifest['image'][manifest['collection'] == 'realcxr']
+    names = names[: int(share * len(names))]
+    (folder / 'images_001' / 'images').mkdir(parents=True)
+    one = folder / 'one.png'
+    Image.fromarray(np.zeros((8, 8), 'uint8')).save(one)
+    for name in names:
+        os.link(one, folder / 'images_001' / 'images' / name)
+    patients = names.str[:8].astype(int)
+    table = {'Image Index': names, 'Finding Labels': 'No Finding', 'Patient ID': patients}
+    table |= {'Follow-up #': names.str[9:12].astype(int), 'Patient Age': 50}
+    table |= {'Patient Gender': 'F', 'View Position': 'PA'}
+    pd.DataFrame(table).to_csv(folder / 'Data_Entry_2017_v2020.csv', index=False)
+    return len(names)
+
+
+def test_a_download_is_laid_out_for_the_study(tmp_path):
+    found = write_download(tmp_path / 'download', share=0.95)
+    layout = 'data', 'layout', 'nih', '--images', 'download', '--out', 'study'
+    code, out, said = smlxray(*layout, cwd=tmp_path)
+    assert code == 0, said
+    assert f'{found:,} of ' in out and 'smlxray study --folder' in out
+    assert len(list((tmp_path / 'study' / 'images').iterdir())) == found
+    code, out, _ = smlxray('data', 'check', 'study', '--no-images', cwd=tmp_path)
+    assert f'{found:,}' in out
+    code, _, said = smlxray(*layout, cwd=tmp_path)
+    assert code == 1 and 'is there already' in said
+
+
+def test_a_download_that_is_not_complete_leaves_nothing(tmp_path):
+    write_download(tmp_path / 'download', share=0.5)
+    layout = 'data', 'layout', 'nih', '--images', 'download', '--out', 'study'
+    code, _, said = smlxray(*layout, cwd=tmp_path)
+    assert code == 1 and 'is the download complete?' in said and len(said.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['download']
+
+
 def test_a_hospital_folder_is_checked_like_any_other(tmp_path):
     "One image is missing, one a bomb, one patient in two parts, one label contradicts another."
     folder = tmp_path / 'h'
@@ -105,7 +145,7 @@ def test_bench_writes_json(tmp_path, monkeypatch, capsys):
 MISTAKES = [
     ('data check nowhere', 1, 'nowhere'),
     ('cache build . --size 0', 1, '--size'),
-    ('cache build . --dataset nihh', 1, "dataset='nihh'"),
+    ('cache build . --dataset nihh', 1, "dataset is 'nihh'"),
     ('cache build . --dataset no.yaml', 1, 'no.yaml'),
     ('convert nowhere --data .', 1, ''),
     ('bench nothing', 2, 'nothing'),
@@ -144,6 +184,7 @@ COMMANDS = [
     ['model', 'export'],
     ['app'],
     ['data', 'check'],
+    ['data', 'layout', 'nih'],
     ['cache', 'build'],
     ['cache', 'info'],
     ['cache', 'verify'],
@@ -165,13 +206,16 @@ def examples(words):
     return re.findall(r'^ +smlxray (.+)$', lines, re.M) if found else []
 
 
-def commands():
+def commands(group=None):
     "All commands as lists of words, without the hidden ones."
-    for name, command in get_command(app).commands.items():
+    for name, command in (group or get_command(app)).commands.items():
         if command.hidden:
             continue
-        for part in getattr(command, 'commands', [None]):
-            yield [name, part] if part else [name]
+        if not hasattr(command, 'commands'):
+            yield [name]
+            continue
+        for words in commands(command):
+            yield [name, *words]
 
 
 def test_every_command_is_known_here():
@@ -233,7 +277,7 @@ def readme_commands(command='smlxray'):
 
 
 TRAINS = ('run', 'demo', 'train', 'evaluate')
-NEEDS_MORE = ('app', 'study')  # `app` serves until it is stopped, in test_pages; X-rays of your own
+NEEDS_MORE = ('app', 'study', 'data layout')  # a server until it is stopped; X-rays of your own
 LONG = (*TRAINS, 'bench', 'model export embedding.onnx')  # a notebook or three each, or measuring
 
 
