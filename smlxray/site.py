@@ -330,13 +330,14 @@ def _count_module(style: Style, file: str, text: str) -> None:
 
 # %% ../nbs/95_site.ipynb #0be74d5c
 STILL: dict[str, float] = {
-    'lines over 100 columns': 521,
+    'nodes per code line': 10.5,
+    'lines over 100 columns': 160,
     'lines of the longest function': 91,
-    'public names': 528,
-    'methods attached after the class': 12,
-    'lambdas with a name': 37,
-    'nested comprehensions': 43,
-    'tuples of more than three targets': 34,
+    'public names': 360,
+    'methods attached after the class': 3,
+    'lambdas with a name': 10,
+    'nested comprehensions': 10,
+    'tuples of more than three targets': 16,
 }
 
 # %% ../nbs/95_site.ipynb #9a3e57d2
