@@ -688,5 +688,7 @@ def as_json(bench: str, rows: list[dict]) -> str:
 
 # %% ../nbs/75_bench.ipynb #d5e82f1a
 __getattr__ = moved(
-    __name__, {'Engines': 'smlxray.bench:EngineTask', 'BENCHES': 'smlxray.base:BENCHES'}
+    __name__,
+    {'Engines': 'smlxray.bench:EngineTask', 'BENCHES': 'smlxray.base:BENCHES'},
+    {'plain_build': 'call PlainCache.build'},
 )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Interval', 'interval_text', 'bootstrap_patients', 'bootstrap_paired', 'bootstrap_p',
-           'exchange_test', 'bootstrap_replicates', 'episode_interval', 'chance_interval',
-           'generalised_aucs', 'bootstrap_pairs', 'bootstrap_mean']
+           'exchange_test', 'episode_interval', 'chance_interval', 'bootstrap_pairs',
+           'bootstrap_mean']
 
 # %% ../nbs/57_intervals.ipynb #c0de0003
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from functools import partial
 from statistics import NormalDist
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from .base import DataError
 from .metrics import METRICS, EpisodeScores, auc, binary_scores, episode_groups, group_means
@@ -427,7 +427,7 @@ def episode_interval(
         raise DataError('an interval over episodes needs two episodes of every finding')
     mean = group_means(values, groups)
     square = np.bincount(groups, (values - mean[groups]) ** 2) / (size - 1) / size
-    wide = student_t.ppf((1 + level) / 2, len(values) - len(size))
+    wide = stdtrit(len(values) - len(size), (1 + level) / 2)
     half = wide * np.sqrt(square.sum()) / len(size)
     value = float(mean.mean())
     low, high = max(0.0, value - half), min(1.0, value + half)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'FrozenMethod', 'PriorMethod', 'Context', 'AdaptedMethod', 'TunedMethod',
-           'ShuffledMethod', 'ProjectionMethod', 'standard_methods']
+           'standard_methods']
 
 # %% ../nbs/67_methods.ipynb #89d781ac
 from collections.abc import Callable
@@ -15,7 +15,6 @@ from functools import cached_property, partial
 
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from .base import DataError, Registry, choose, logger, set_seed
 from .siamese import SiameseNet
@@ -385,6 +384,7 @@ def judged_prior(
     limit: int = 4000,   # training X-rays to learn from, at most
 ) -> Tensor:             # (M,) of the test rows
     "Learn from training X-rays how abnormal one looks; raise `DataError` if all or none are."
+    from sklearn.linear_model import LogisticRegression  # only here, as it takes a second to load
     lab = context.lab
     rows = lab.train[:: max(len(lab.train) // limit, 1)]
     abnormal = ~lab.normal[rows]

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'auc', 'roc_curve', 'average_precision', 'confusion_matrix', 'accuracy',
-           'balanced_accuracy', 'choose_threshold', 'similarity_accuracy', 'fit_temperature',
-           'shift_prevalence', 'prevalence_weights', 'fit_calibration', 'probability', 'brier',
-           'reliability', 'EpisodeScores', 'episode_mean']
+           'balanced_accuracy', 'choose_threshold', 'fit_temperature', 'shift_prevalence',
+           'fit_calibration', 'probability', 'brier', 'reliability', 'EpisodeScores']
 
 # %% ../nbs/55_metrics.ipynb #20693954
 from collections.abc import Sequence
@@ -371,7 +370,4 @@ _MOVED = [
     'exchange_test', 'bootstrap_replicates', 'episode_interval', 'WayScores', 'generalised_aucs',
     'bootstrap_pairs', 'bootstrap_mean', 'chance_interval',
 ]
-__getattr__ = moved(__name__, {
-    **{name: 'smlxray.intervals' for name in _MOVED},
-    '_multiplicities': 'smlxray.intervals:multiplicities',
-})
+__getattr__ = moved(__name__, dict.fromkeys(_MOVED, 'smlxray.intervals'))

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from .base import ALGORITHMS, BACKBONES, ConfigError, choose, did_you_mean
 
@@ -153,6 +152,7 @@ def torchvision_backbone(
     **options,                 # `norm`: 'batch' (as published) or 'group'
 ) -> Backbone:
     "Build a published network for one-channel images; unknown options raise `ConfigError`."
+    from torchvision import models  # only here, as it takes seconds to load
     _check_options(options, ('norm',))
     _refuse_weights(name, pretrained)
     published, _, group = name.partition('_')
