@@ -4,7 +4,7 @@
 #   make test TORCH_INDEX=URL       torch from another index; empty: the default build
 #   make test CONSTRAINTS=          the newest versions that fit, instead of the tested ones
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-slow lab app docs export clean
+.PHONY: help demo real test test-slow .runs .packages lab app docs export clean
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -51,13 +51,18 @@ test: $(STAMP)  ## run all checks and tests, and show where the time went (about
 	$(SITE) check-clean $(call keep,clean)
 	$(BIN)/ruff check . $(call keep,ruff)
 	$(SITE) check-style $(call keep,style)
-	$(BIN)/mypy --config-file tests/mypy.ini $(call keep,mypy)
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line .runs .packages
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[_.]|^($(RUNS))[.]ipynb$$' $(call keep,chapters)
-	$(SITE) check-runs $(call keep,runs)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(call keep,tests)
+	@$(SITE) slowest
+
+.runs:  # one notebook after the other: the checks below run meanwhile
+	OMP_NUM_THREADS=1 $(SITE) check-runs $(call keep,runs)
+
+.packages:
+	$(BIN)/mypy --config-file tests/mypy.ini $(call keep,mypy)
 	$(SITE) check-site $(call keep,site)
 	$(SITE) check-dist $(call keep,dist)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --durations 20 $(call keep,tests)
-	@$(SITE) slowest
 
 test-slow: $(STAMP)  ## run the slow tests and the slow cells of the chapters (up to 45 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m slow --durations 20

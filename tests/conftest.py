@@ -6,7 +6,29 @@ os.environ.setdefault('MPLBACKEND', 'Agg')  # no test opens a window
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # small tensors: threads cost more than they give
 
 
+# The longest files, longest first
+LONG = (
+    'test_cli.py',
+    'test_study.py',
+    'test_pages.py',
+    'test_report.py',
+    'test_cache.py',
+    'test_bundle.py',
+    'test_app.py',
+)
+
+
 def pytest_configure(config):
     "Leave out what takes minutes, unless it is asked for: `make test-slow`, or `pytest tests -m slow`."
     config.addinivalue_line('markers', 'slow: takes minutes; run by `make test-slow`')
     if not config.option.markexpr: config.option.markexpr = 'not slow'
+
+
+def pytest_collection_modifyitems(items):
+    "Begin with the longest files, so that no core waits for one of them at the end."
+
+    def place(item):
+        name = item.path.name
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
