@@ -156,8 +156,9 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize('line, code, say', MISTAKES)
-def test_mistakes_get_a_sentence(line, code, say, tmp_path):
-    got, out, said = smlxray(*line.split(), cwd=tmp_path)
+def test_mistakes_get_a_sentence(line, code, say, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    got, out, said = said_by(line)
     assert got == code and say in said.lower() + said, (got, out, said)
     if code == 1:
         assert len(said.splitlines()) == 1 and said.startswith('smlxray: ')
@@ -500,6 +501,7 @@ def installed(tmp_path_factory):
     return here / 'site'
 
 
+@pytest.mark.slow  # `make test` installs a wheel and runs the notebooks, but not both at once
 def test_an_installed_wheel_trains(installed, tmp_path):
     "The notebooks and presets are in it, and a run happens far from any checkout."
 

@@ -44,8 +44,14 @@ def study() -> dict:
     return read_study(FILE)
 
 
-def cell(tmp_path, fold, split, **changes):
-    there = dict(cache_path=str(tmp_path / 'cache'), runs_path=str(tmp_path / 'runs'))
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    "Where the cells of the study keep pixels and vectors: made once, read by several tests."
+    return tmp_path_factory.mktemp('study')
+
+
+def cell(home, fold, split, **changes):
+    there = dict(cache_path=str(home / 'cache'), runs_path=str(home / 'runs'))
     return Cell(load_plan(folder=str(REAL), settings=PLAN.settings | there, **changes), fold, split)
 
 
@@ -127,9 +133,9 @@ def test_the_readme_says_what_the_file_says(study):
 
 @needs_real
 @needs_file
-def test_twenty_episodes_of_the_file_come_out_again(tmp_path, study):
+def test_twenty_episodes_of_the_file_come_out_again(home, study):
     check = study['check']
-    again = checked_episodes(cell(tmp_path, check['fold'], check['split']), 20)
+    again = checked_episodes(cell(home, check['fold'], check['split']), 20)
     assert again['finding'] == check['finding'] and set(check['auc']) == set(PLAN.check)
     for method, aucs in check['auc'].items():
         assert len(aucs) == 20 and np.abs(np.array(aucs) - again['auc'][method]).max() < 1e-6
@@ -137,9 +143,9 @@ def test_twenty_episodes_of_the_file_come_out_again(tmp_path, study):
 
 @needs_real
 @needs_file
-def test_rows_without_training_come_out_again(tmp_path, study):
+def test_rows_without_training_come_out_again(home, study):
     "All thousand episodes of each finding, to the digits of the file."
-    c = cell(tmp_path, '1', 40)
+    c = cell(home, '1', 40)
     told = {(r['method'], r['protocol'], r['finding']): r['auc'] for r in study['rows']
             if (r['fold'], r['split']) == ('1', 40)}  # fmt: skip
     for name in PLAN.check:
@@ -153,9 +159,9 @@ def test_rows_without_training_come_out_again(tmp_path, study):
 
 @needs_real
 @pytest.mark.parametrize('fold', PLAN.folds)
-def test_no_finding_no_patient_and_no_stratum_leaks(tmp_path, fold):
+def test_no_finding_no_patient_and_no_stratum_leaks(home, fold):
     "Nothing novel is trained on, patients are apart, and negatives are matched and of their kind."
-    c = cell(tmp_path, fold, 40, episodes=50)
+    c = cell(home, fold, 40, episodes=50)
     table, lab = c.lab.table, c.lab
     assert set(lab.findings.novel) == set(PLAN.folds[fold])
     assert not any(table.positive(f)[lab.train].any() for f in PLAN.folds[fold])
@@ -180,8 +186,8 @@ def check_block(lab, block, finding, negatives):
 
 
 @needs_real
-def test_the_splits_are_chosen_by_labels_alone(tmp_path):
-    assert fair_splits(cell(tmp_path, '1', 0).lab.table) == PLAN.splits == [40, 92, 145]
+def test_the_splits_are_chosen_by_labels_alone(home):
+    assert fair_splits(cell(home, '1', 0).lab.table) == PLAN.splits == [40, 92, 145]
 
 
 def test_wrong_words_are_answered_with_a_sentence(tmp_path):
@@ -236,6 +242,9 @@ def noise_plan(tmp_path):
         others=names,
         jackknife=[PLAN.reference],
         jackknife_draws=30,
+        jackknife_episodes=50,
+        episodes=200,
+        resamples=500,
         compare=[[PLAN.reference, 'imagenet, prototypes']],
         check=['pixels'],
         default=PLAN.reference,
