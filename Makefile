@@ -20,6 +20,10 @@ REAL   ?=
 APP    ?=
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
+# phantoms that many chapters and tests ask for are drawn once per `make test`
+PHANTOMS := $(CURDIR)/$(LOGS)/phantoms
+test test-slow: export SMLXRAY_PHANTOMS := $(PHANTOMS)
+
 # print what a line says and keep it, for the times at the end
 keep = 2>&1 | tee $(LOGS)/$(1).log
 
@@ -45,7 +49,7 @@ real: $(STAMP)  ## run the study on real X-rays; resumes if interrupted (options
 	OMP_NUM_THREADS=1 $(BIN)/smlxray study $(REAL)
 
 test: $(STAMP)  ## run all checks and tests, and show where the time went (about 15 minutes)
-	@mkdir -p $(LOGS) && rm -f $(LOGS)/*.log && touch $(LOGS)/start.log
+	@mkdir -p $(LOGS) && rm -rf $(LOGS)/*.log $(PHANTOMS) && touch $(LOGS)/start.log
 	$(SITE) check-directives $(call keep,directives)
 	$(SITE) check-exports $(call keep,exports)
 	$(SITE) check-clean $(call keep,clean)
@@ -65,6 +69,7 @@ test: $(STAMP)  ## run all checks and tests, and show where the time went (about
 	$(SITE) check-dist $(call keep,dist)
 
 test-slow: $(STAMP)  ## run the slow tests and the slow cells of the chapters (up to 45 minutes)
+	@rm -rf $(PHANTOMS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m slow --durations 20
 	@for nb in $(SLOW); do echo "$$nb"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path "$$nb" --flags slow || exit 1; done
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
@@ -1466,6 +1467,23 @@ def _save_tables(table: pd.DataFrame, folder: Path):
         rows = shown[shown.Path.str.contains(f'/{part}/')]
         rows.to_csv(folder / f'{part}.csv', index=False)
 
+# %% ../nbs/05_phantom.ipynb #8efdfb0c
+def _copy_phantoms(kept: Path, folder: Path, *drawn) -> Path:
+    "Copy a population from where all of them are kept, after drawing it if it is the first time."
+    patients, size, seed, *_ = drawn
+    source = kept.resolve() / f'phantoms-{patients}-{size}-{seed}'
+    source.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f'{source}.lock'):
+        if _is_empty(source): write_phantoms(source, *drawn)
+    draft = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}')
+    try:
+        shutil.copytree(source, draft)
+        if folder.exists(): folder.rmdir()
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
 # %% ../nbs/05_phantom.ipynb #1af00484
 def ensure_phantoms(
     folder: str | os.PathLike,  # where they are or shall be
@@ -1477,7 +1495,11 @@ def ensure_phantoms(
 ) -> Path:                      # the folder
     "Write the phantoms unless they are there; `DataError` for a folder that holds something else."
     folder = Path(folder)
-    if _is_empty(folder): return write_phantoms(folder, patients, size, seed, workers, progress)
+    if _is_empty(folder):
+        drawn = patients, size, seed, workers, progress
+        kept = os.environ.get('SMLXRAY_PHANTOMS')
+        if kept: return _copy_phantoms(Path(kept), folder, *drawn)
+        return write_phantoms(folder, *drawn)
     found = _known_manifest(folder, 'choose another dataset_path, or remove the folder')
     wanted = _manifest(patients, size, seed)
     other = [f'{k} {found.get(k)} instead of {v}' for k, v in wanted.items() if found.get(k) != v]
