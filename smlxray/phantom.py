@@ -1470,8 +1470,8 @@ def _save_tables(table: pd.DataFrame, folder: Path):
 # %% ../nbs/05_phantom.ipynb #8efdfb0c
 def _copy_phantoms(kept: Path, folder: Path, *drawn) -> Path:
     "Copy a population from where all of them are kept, after drawing it if it is the first time."
-    patients, size, seed, *_ = drawn
-    source = kept.resolve() / f'phantoms-{patients}-{size}-{seed}'
+    world = '-'.join(map(str, drawn[:3]))  # patients, size and seed
+    source = kept.resolve() / f'phantoms-{world}'
     source.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{source}.lock'):
         if _is_empty(source): write_phantoms(source, *drawn)
