@@ -8,10 +8,11 @@ __all__ = ['ImageCache', 'cache_info', 'verify_caches', 'DirectPixels', 'open_pi
 
 # %% ../nbs/20_cache.ipynb #caa118ae
 import csv, hashlib, io, json, os, shutil, time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -25,7 +26,8 @@ from tqdm.auto import tqdm
 
 from .base import DataError, ImageError, logger, moved, resolve_path, write_atomic
 from .data import XrayTable
-from .images import TRANSFORM, read_image, resize_image
+from .dicom import flat
+from .images import TRANSFORM, Picture, read_picture, resize_image
 
 # %% ../nbs/20_cache.ipynb #475d4559
 def _digest(*parts) -> str:
@@ -69,28 +71,35 @@ def cache_key(
 # %% ../nbs/20_cache.ipynb #e2b2a14d
 PIECE = 64  # rows that are decoded, written and recorded together
 
-def _read_row(table: XrayTable, row: int, size: tuple[int, int]) -> np.ndarray:
-    "Read one row at its final size; raise `ImageError` naming row and file."
-    path = os.path.join(table.root, table.frame['path'].iat[row])
-    try:
-        return resize_image(read_image(path), size)
-    except ImageError as error:
-        raise ImageError(f'Row {row} of {table.name}: {error}') from None
+def _read_row(table: XrayTable, row: int, size: tuple[int, int]) -> Picture:
+    "Read one row at its final size, with remarks; raises `ImageError` naming the file."
+    picture = read_picture(os.path.join(table.root, table.frame['path'].iat[row]))
+    return picture._replace(pixels=resize_image(picture.pixels, size))
+
+class _Piece(NamedTuple):
+    "Some rows of a table, read."
+
+    start: int                           # the first row
+    pixels: np.ndarray                   # (n, H, W) uint8, black where a row was lost
+    reasons: dict[int, str]              # why, by lost row
+    remarks: dict[int, tuple[str, ...]]  # by doubtful row
 
 def _read_piece(
     table: XrayTable,
-    start: int,                                    # its first row
+    start: int,                  # its first row
     size: tuple[int, int],
-) -> tuple[int, np.ndarray, dict[int, str]]:       # `start`, pixels (n, H, W), reason by lost row
+    read: Callable = _read_row,  # table, row, size -> `Picture`; may raise `ImageError`
+) -> _Piece:
     "Read the rows of a piece; those that fail are black, and say why."
     rows = range(start, min(start + PIECE, len(table)))
-    pixels, reasons = np.zeros((len(rows), *size), np.uint8), {}
-    for at, row in enumerate(rows):
+    piece = _Piece(start, np.zeros((len(rows), *size), np.uint8), {}, {})
+    for row in rows:
         try:
-            pixels[at] = _read_row(table, row, size)
+            piece.pixels[row - start], remarks = read(table, row, size)
+            if remarks: piece.remarks[row] = remarks
         except ImageError as error:
-            reasons[row] = str(error).split(': ', 1)[1]
-    return start, pixels, reasons
+            piece.reasons[row] = str(error)
+    return piece
 
 # %% ../nbs/20_cache.ipynb #e3217047
 def _read_pieces(
@@ -99,7 +108,7 @@ def _read_pieces(
     size: tuple[int, int],
     workers: int,                # threads, 0: one per core
     progress: bool,
-) -> Iterator[tuple]:            # as `_read_piece` gives them, in order
+) -> Iterator[_Piece]:           # in order
     "Read pieces by several threads, under a bar that counts the others as done."
     workers = workers or joblib.cpu_count()
     pool = joblib.Parallel(workers, backend='threading', return_as='generator')
@@ -108,7 +117,7 @@ def _read_pieces(
     with tqdm(total=len(table), initial=len(table) - left, **look) as bar:
         for piece in pool(joblib.delayed(_read_piece)(table, start, size) for start in starts):
             yield piece
-            bar.update(len(piece[1]))
+            bar.update(len(piece.pixels))
 
 # %% ../nbs/20_cache.ipynb #0b7b7a50
 def _digest_of(pixels) -> str:
@@ -186,11 +195,15 @@ class _Draft:
         _write_at(self.fd, self.header, 0)
         os.ftruncate(self.fd, len(self.header) + rows * self.image)
 
-    def add(self, start: int, pixels: np.ndarray, reasons: dict[int, str]) -> dict:
+    def add(self, piece: _Piece) -> dict:
         "Write a piece to its place; its line in the journal follows when the disk has it."
-        _write_at(self.fd, pixels, len(self.header) + start * self.image)
-        quarantine = {str(row): why for row, why in reasons.items()}
-        record = {'start': start, 'digest': _digest_of(pixels), 'quarantine': quarantine}
+        _write_at(self.fd, piece.pixels, len(self.header) + piece.start * self.image)
+        record = {
+            'start': piece.start,
+            'digest': _digest_of(piece.pixels),
+            'quarantine': {str(row): why for row, why in piece.reasons.items()},
+            'remarks': {str(row): list(said) for row, said in piece.remarks.items()},
+        }
         self.waiting.append(json.dumps(record).encode() + b'\n')
         if time.monotonic() - self.last > 1: self.settle()
         return record
@@ -223,8 +236,8 @@ def _fill(
     todo = [start for start in range(0, len(table), PIECE) if start not in records]
     file = _Draft(draft, len(table), size)
     try:
-        for start, pixels, reasons in _read_pieces(table, todo, size, workers, progress):
-            records[start] = file.add(start, pixels, reasons)
+        for piece in _read_pieces(table, todo, size, workers, progress):
+            records[piece.start] = file.add(piece)
         file.settle()
     finally:
         file.close()
@@ -259,7 +272,7 @@ class StaleCache(DataError):
     "The cache is missing, incomplete, or was made from something else than what is wanted."
 
 # %% ../nbs/20_cache.ipynb #8ab1932c
-FORMAT = 2  # of the folder: pixels.npy, sources.npy, manifest.json, and perhaps quarantine.csv
+FORMAT = 2  # of the folder: pixels.npy, sources.npy, manifest.json, and perhaps two lists
 
 def _read_manifest(folder: Path) -> dict:
     "Read the manifest of a finished cache; raise `StaleCache` if there is none, or it is damaged."
@@ -318,13 +331,18 @@ def _bytes_on_disk(path: Path) -> int:
     return path.stat().st_blocks * 512 if path.exists() else 0
 
 # %% ../nbs/20_cache.ipynb #0651ee02
-def _write_quarantine(file: Path, table: XrayTable, quarantine: dict[int, str]):
-    "List the rows that have no pixels, with path and reason."
+def _write_rows(file: Path, table: XrayTable, column: str, rows: dict[int, str]):
+    "List rows with path and reason, or remarks; write nothing where there are none."
+    if not rows: return
     with open(file, 'w', newline='', encoding='utf-8') as out:
         lines = csv.writer(out)
-        lines.writerow(('row', 'path', 'reason'))
-        for row, why in sorted(quarantine.items()):
-            lines.writerow((row, table.frame['path'].iat[row], why))
+        lines.writerow(('row', 'path', column))
+        for row, what in sorted(rows.items()):
+            lines.writerow((row, table.frame['path'].iat[row], what))
+
+def _by_row(pieces: Iterable[dict], key: str) -> dict[int, Any]:
+    "What the records of pieces say by row, under a key."
+    return {int(row): what for piece in pieces for row, what in piece.get(key, {}).items()}
 
 # %% ../nbs/20_cache.ipynb #0651ee03
 def _finish(
@@ -337,11 +355,13 @@ def _finish(
 ) -> dict:                     # the manifest
     "Write manifest and quarantine list; raise `ImageError` if not one image could be read."
     pieces = [records[start] for start in range(0, len(table), PIECE)]
-    quarantine = {int(row): why for r in pieces for row, why in r['quarantine'].items()}
+    quarantine, remarks = _by_row(pieces, 'quarantine'), _by_row(pieces, 'remarks')
     if len(quarantine) == len(table):
         none = f'None of the {len(table):,} images of {table.name} can be read'
         raise ImageError(f'{none}: {quarantine[0]}')
-    if quarantine: _write_quarantine(draft/'quarantine.csv', table, quarantine)
+    _write_rows(draft/'quarantine.csv', table, 'reason', quarantine)
+    joined = {row: '; '.join(said) for row, said in remarks.items()}
+    _write_rows(draft/'remarks.csv', table, 'remarks', joined)
     manifest = {
         'table': table.name,
         'rows': len(table),
@@ -353,6 +373,7 @@ def _finish(
         'sha256': _digest([r['digest'] for r in pieces]),
         'bytes': (draft/'pixels.npy').stat().st_size,
         'quarantined': len(quarantine),
+        'remarked': len(remarks),
         'pillow': PIL.__version__,
         'simplejpeg': simplejpeg.__version__,
         'pieces': pieces,
@@ -512,8 +533,12 @@ class ImageCache:
     @cached_property
     def quarantined(self) -> dict[int, str]:
         "Rows that could not be read, with the reason."
-        pieces = self.manifest['pieces']
-        return {int(row): why for piece in pieces for row, why in piece['quarantine'].items()}
+        return _by_row(self.manifest['pieces'], 'quarantine')
+
+    @cached_property
+    def remarks(self) -> dict[int, list[str]]:
+        "Rows that were read with a doubt, with the remarks."
+        return _by_row(self.manifest['pieces'], 'remarks')
 
     @cached_property
     def usable(self) -> np.ndarray:
@@ -631,13 +656,25 @@ class DirectPixels:
         image_size: Sequence[int],  # (height, width) in pixels
     ):
         self.table, self.image_size = table, _size(image_size)
+        self.remarks: dict[int, tuple[str, ...]] = {}   # of the doubtful rows that were read so far
+
+    def _read(self, row: int) -> np.ndarray:
+        "Read a row; warn of a doubt the first time."
+        try:
+            picture = _read_row(self.table, row, self.image_size)
+        except ImageError as error:
+            raise ImageError(f'Row {row} of {self.table.name}: {error}') from None
+        if picture.remarks and row not in self.remarks:
+            self.remarks[row] = picture.remarks
+            logger.warning(f'Row {row} of {self.table.name}: {"; ".join(picture.remarks)}')
+        return picture.pixels
 
     def gather(self, index) -> torch.Tensor:
         "A batch (B, 1, H, W) uint8 of rows (numbers in any order, or a mask); errors name the row."
         rows = row_numbers(index, len(self))
         batch = torch.empty(len(rows), 1, *self.image_size, dtype=torch.uint8)
         for at, row in enumerate(rows):
-            batch[at, 0] = torch.from_numpy(_read_row(self.table, int(row), self.image_size))
+            batch[at, 0] = torch.from_numpy(self._read(int(row)))
         return batch
 
     @property
@@ -668,12 +705,16 @@ def open_pixels(
     except StaleCache as error:
         if 'There is no cache' not in str(error): logger.info(str(error))
         cache = ImageCache.build(table, image_size, cache_path, workers, progress)
-    if cache.quarantined:
-        row, why = next(iter(cache.quarantined.items()))
-        lost = f'{len(cache.quarantined):,} of {len(cache):,} images are in quarantine'
-        where = f'all in {cache.path.name}/quarantine.csv'
-        logger.warning(f'{lost} ({where}); row {row}: {why}')
+    if cache.quarantined: _warn(cache, 'in quarantine', 'quarantine.csv', cache.quarantined)
+    if cache.remarks: _warn(cache, 'doubtful', 'remarks.csv', cache.remarks)
     return cache
+
+def _warn(cache: ImageCache, what: str, file: str, rows: dict[int, Any]):
+    "Say how many rows are lost or doubtful, and what the first of them is about."
+    row, why = next(iter(rows.items()))
+    why = why if isinstance(why, str) else '; '.join(why)
+    count = f'{len(rows):,} of {len(cache):,} images are {what}'
+    logger.warning(f'{count} (all in {cache.path.name}/{file}); row {row}: {why}')
 
 # %% ../nbs/20_cache.ipynb #8b7c5cb4
 def _load_old(path: Path):
@@ -754,31 +795,19 @@ def _match_old(
 def _old_or_decoded(
     table: XrayTable,
     row: int,
-    path: Path | None,       # its old file
     size: tuple[int, int],
-) -> np.ndarray:             # (H, W) uint8
-    "The pixels of a row from its old file, or from the image if there is no old file."
-    if path: return _old_pixels(path, size)
+    found: list[Path | None],  # the old file of each row
+) -> Picture:                  # pixels (H, W) uint8, and remarks
+    "Take a row from its old file, or from the image if there is no old file."
+    if found[row]:
+        pixels = _old_pixels(found[row], size)
+        return Picture(pixels, tuple(filter(None, [flat(pixels)])))
     try:
         return _read_row(table, row, size)
     except ImageError as error:
-        name, why = table.frame['path'].iat[row], str(error).split(': ', 1)[1]
-        raise ImageError(f'the old cache has no file for {name}, and the image: {why}') from None
-
-def _convert_piece(
-    table: XrayTable,
-    start: int,                             # its first row
-    found: list[Path | None],               # the old file of each of its rows
-    size: tuple[int, int],
-) -> tuple[np.ndarray, dict[int, str]]:     # pixels (n, H, W), reason by lost row
-    "Read a piece from old files."
-    pixels, reasons = np.zeros((len(found), *size), np.uint8), {}
-    for at, path in enumerate(found):
-        try:
-            pixels[at] = _old_or_decoded(table, start + at, path, size)
-        except ImageError as error:
-            reasons[start + at] = str(error)
-    return pixels, reasons
+        name = table.frame['path'].iat[row]
+        message = f'the old cache has no file for {name}, and the image: {error}'
+        raise ImageError(message) from None
 
 def _convert_pieces(
     table: XrayTable,
@@ -789,11 +818,11 @@ def _convert_pieces(
 ) -> dict[int, dict]:
     "Write the pieces of a draft from old files; return their records."
     file, records, starts = _Draft(draft, len(table), size), {}, range(0, len(table), PIECE)
+    read = partial(_old_or_decoded, found=found)
     look = dict(desc=f'converting {table.name}', unit='piece', disable=not progress)
     try:
         for start in tqdm(starts, **look):
-            piece = _convert_piece(table, start, found[start:start + PIECE], size)
-            records[start] = file.add(start, *piece)
+            records[start] = file.add(_read_piece(table, start, size, read))
         file.settle()
     finally:
         file.close()

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['decode_dicom', 'dicom_size']
 
-# %% ../nbs/14_dicom.ipynb #2b9af34f
+# %% ../nbs/14_dicom.ipynb #e5916f18
 import io, json, logging, os, re, struct, subprocess, sys, threading, warnings
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 from .base import ImageError
 
-# %% ../nbs/14_dicom.ipynb #853137b7
+# %% ../nbs/14_dicom.ipynb #143a0f3d
 _TYPES = frozenset(
     'AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR '
     'US UT UV'.split()
@@ -43,7 +44,7 @@ def whole_dicom(data: bytes) -> bytes:
     at = next((at for at in (0, 128) if _starts_record(data, at)), None)
     return b'' if at is None else bytes(128) + b'DICM' + data[at:]
 
-# %% ../nbs/14_dicom.ipynb #256de87c
+# %% ../nbs/14_dicom.ipynb #7b39abf2
 @contextmanager
 def quiet():
     "Keep pydicom's warnings and log lines away."
@@ -62,7 +63,7 @@ def short(error: Exception | str) -> str:
     if re.search('could not convert|invalid literal', line): return 'text in a field for numbers'
     return line[:120].rstrip('.')
 
-# %% ../nbs/14_dicom.ipynb #9380888c
+# %% ../nbs/14_dicom.ipynb #58249df3
 _FORMATS = {
     'US': 'u2', 'SS': 'i2', 'OW': 'u2', 'UL': 'u4', 'SL': 'i4', 'FL': 'f4', 'FD': 'f8',
     'OB': 'u1', 'US or SS': 'u2', 'US or OW': 'u2', 'US or SS or OW': 'u2',
@@ -105,7 +106,7 @@ def numbers(ds, keyword: str, remarks: list[str]) -> list[float]:
     if keyword not in ds: return []
     return [_number(part, keyword, remarks) for part in _parts(ds.get_item(keyword))]
 
-# %% ../nbs/14_dicom.ipynb #23c435b8
+# %% ../nbs/14_dicom.ipynb #fa145d69
 class Layout(NamedTuple):
     "How stored values lie in the pixel data."
 
@@ -157,7 +158,7 @@ def layout_of(ds, remarks: list[str]) -> Layout:
     signed = int(_whole(ds, 'PixelRepresentation', remarks) == 1)
     return Layout(height, width, kind, samples, planar, allocated, stored, high, signed)
 
-# %% ../nbs/14_dicom.ipynb #602b01a3
+# %% ../nbs/14_dicom.ipynb #3a7be6e7
 _DICOMDIR = '1.2.840.10008.1.3.10'
 
 def _refusal(ds) -> str:
@@ -184,7 +185,7 @@ def _refusal(ds) -> str:
         return f'a DICOM file in an unknown transfer syntax ({syntax}), which {advice}'
     return ''
 
-# %% ../nbs/14_dicom.ipynb #963e27fb
+# %% ../nbs/14_dicom.ipynb #6cdc7852
 _ITEM = b'\xfe\xff\x00\xe0'
 _FAMILIES = {  # family: the syntax to take where none fits, and the beginnings of those that fit
     'JPEG 2000': ('1.2.840.10008.1.2.4.91', ('1.2.840.10008.1.2.4.9', '1.2.840.10008.1.2.4.20')),
@@ -217,7 +218,7 @@ def _settle_syntax(ds, remarks: list[str]):
     what = 'is missing' if not said else f'says {UID(said).name}'
     _say(remarks, f'transfer syntax: it {what}; read as {UID(found).name}')
 
-# %% ../nbs/14_dicom.ipynb #0e56d47e
+# %% ../nbs/14_dicom.ipynb #471df882
 class Claims(NamedTuple):
     "What a compressed frame says about itself; 0 where it says nothing."
 
@@ -272,7 +273,7 @@ def frame_of(ds) -> bytes:
     from pydicom.encaps import get_frame
     return get_frame(ds.PixelData, 0, number_of_frames=1)
 
-# %% ../nbs/14_dicom.ipynb #802b95d4
+# %% ../nbs/14_dicom.ipynb #f8186d2b
 _DEFLATED = '1.2.840.10008.1.2.1.99'
 
 def _is_deflated(data: bytes) -> bool:
@@ -303,7 +304,7 @@ def open_dicom(data: bytes, name: str, remarks: list[str]):
     if refusal: raise ImageError(f'{name} is {refusal}.')
     return ds
 
-# %% ../nbs/14_dicom.ipynb #c8b9ba70
+# %% ../nbs/14_dicom.ipynb #5144b273
 def _take_bits(raw: np.ndarray, shift: int, stored: int, signed: bool) -> np.ndarray:
     "Cut `stored` bits out of unsigned containers, and extend their sign."
     spare = 8 * raw.dtype.itemsize - stored
@@ -351,7 +352,7 @@ def _mend_bits(raw, taken, whole, layout: Layout, remarks: list[str]) -> np.ndar
     _say(remarks, f'BitsStored: the values need {what}; all are read')
     return whole
 
-# %% ../nbs/14_dicom.ipynb #dc8a9fbe
+# %% ../nbs/14_dicom.ipynb #ff64b93a
 def _in_domain(value: float, bits: int, signed: int) -> int | None:
     "Read a value that lost its sign as one of `bits` bits; None if it is none."
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -391,7 +392,7 @@ def padding_of(
     if mask.all(): _say(remarks, 'padding: every pixel has the padding value; it is ignored')
     return None
 
-# %% ../nbs/14_dicom.ipynb #00fbbd03
+# %% ../nbs/14_dicom.ipynb #6b09ade1
 class Table(NamedTuple):
     "A look-up table."
 
@@ -449,7 +450,7 @@ def _first_value(first: int, count: int, span: tuple) -> int:
     def met(start): return min(start + count - 1, span[1]) - max(start, span[0])
     return max((first, first - 65536, first + 65536), key=met)
 
-# %% ../nbs/14_dicom.ipynb #dfef8333
+# %% ../nbs/14_dicom.ipynb #b0c51ac3
 def _window(x: np.ndarray, centre: float, width: float, function: str = 'LINEAR') -> np.ndarray:
     "Map detector units (n,) to [0, 1] by a window (PS3.3 C.11.2.1.2)."
     if function == 'SIGMOID':
@@ -463,7 +464,7 @@ def _own_range(x: np.ndarray) -> np.ndarray:
     "Map detector units (n,) to [0, 1] by their own darkest and brightest."
     return (x - x.min()) / max(float(np.ptp(x)), 1e-9)
 
-# %% ../nbs/14_dicom.ipynb #ac8415ef
+# %% ../nbs/14_dicom.ipynb #2949fe96
 _CONTRAST = 32  # grey levels that 98 pixels of 100 should span
 
 def shown(counts: np.ndarray, contrast: int = _CONTRAST) -> str:
@@ -478,17 +479,22 @@ def shown(counts: np.ndarray, contrast: int = _CONTRAST) -> str:
     if high - low >= contrast: return ''
     return f'hardly any contrast: 98 % of the pixels lie between grey {low} and {high} of 255'
 
-def sample(pixels: np.ndarray) -> np.ndarray:
-    "A few thousand pixels, evenly over the image (H, W)."
-    down, across = (max(n // 64, 1) for n in pixels.shape)
+def sample(pixels: np.ndarray, side: int = 64) -> np.ndarray:
+    "About `side` rows and columns, evenly over the image (H, W)."
+    down, across = (max(n // side, 1) for n in pixels.shape)
     return pixels[::down, ::across]
+
+def _varied(pixels: np.ndarray) -> bool:
+    "Does a glance settle that a picture shows something?"
+    few = np.sort(sample(pixels, 16), axis=None)
+    marks = few[len(few) // 50 :: len(few) // 12 + 1].tolist()
+    return len(set(marks)) > 3 and marks[-1] - marks[0] >= _CONTRAST
 
 def flat(pixels: np.ndarray) -> str:
     "Say why a picture (H, W) uint8 shows nothing, or next to nothing; '' if it shows something."
-    doubt = shown(np.bincount(sample(pixels).ravel(), minlength=256))
-    return doubt and shown(np.bincount(pixels.ravel(), minlength=256))
+    return '' if _varied(pixels) else shown(np.bincount(pixels.ravel(), minlength=256))
 
-# %% ../nbs/14_dicom.ipynb #16483be9
+# %% ../nbs/14_dicom.ipynb #5ca95903
 def _windows(ds, remarks: list[str]):
     "The windows of a record that can be, as (centre, width, function)."
     pairs = [*zip(numbers(ds, 'WindowCenter', remarks), numbers(ds, 'WindowWidth', remarks))]
@@ -536,7 +542,7 @@ def unit_levels(
     for remark in refused.values(): _say(remarks, remark)
     return unit
 
-# %% ../nbs/14_dicom.ipynb #37d31a51
+# %% ../nbs/14_dicom.ipynb #0917aec1
 def _rescale(ds, remarks: list[str]) -> tuple[float, float]:
     "Slope and intercept; 1 and 0 where they are missing or cannot be."
     found = {key: numbers(ds, f'Rescale{key}', remarks)[:1] for key in ('Slope', 'Intercept')}
@@ -596,7 +602,7 @@ def to_grey(
     at = np.clip(values.astype(np.int64), low, high) - low
     return np.where(padding, np.uint8(0), levels[at])
 
-# %% ../nbs/14_dicom.ipynb #507ed72e
+# %% ../nbs/14_dicom.ipynb #64c5bd88
 _CHILD = """
 import io, json, os, sys
 import numpy as np
@@ -645,7 +651,7 @@ def _in_child(job: dict, data: bytes) -> np.ndarray:
     if answer[:1] == b'!': raise ValueError(answer[1:].decode())
     return np.load(io.BytesIO(answer), allow_pickle=False)
 
-# %% ../nbs/14_dicom.ipynb #a86a3bd5
+# %% ../nbs/14_dicom.ipynb #3d8d201a
 _PLUGINS = {'RLE': 'pylibjpeg-rle', 'JPEG 2000': 'pylibjpeg-openjpeg'}  # else pylibjpeg-libjpeg
 _DECLINED = re.compile('not support|Unable to decode (un)?signed|[Cc]annot decode')
 
@@ -684,7 +690,7 @@ def _why(error: Exception, syntax, family: str) -> tuple[str, str]:
     real = [reason for reason in reasons if not _DECLINED.search(reason)] or [error]
     return f'damaged or truncated ({short(real[0])})', 'export it again'
 
-# %% ../nbs/14_dicom.ipynb #1477a841
+# %% ../nbs/14_dicom.ipynb #a68cf720
 _KINDS = {
     'MONOCHROME1': 1, 'MONOCHROME2': 1, 'RGB': 3, 'YBR_FULL': 3, 'YBR_FULL_422': 3, 'YBR_RCT': 3,
     'YBR_ICT': 3,
@@ -694,14 +700,19 @@ def depth_of(top: int, bits: int) -> int:
     "How many bits values up to `top` really have, if they seem to leave a quarter or more unused."
     return next((few for few in (8, 10, 12, 14) if few <= bits - 2 and top < 2**few), bits)
 
+@cache
+def scale_of(depth: int) -> np.ndarray:
+    "The grey levels (2**depth,) uint8 of all values of some depth."
+    white = 2**depth - 1
+    return ((np.arange(white + 1) * 255 + white // 2) // white).astype(np.uint8)
+
 def to_eight(values: np.ndarray, bits: int, remarks: list[str]) -> np.ndarray:
     "Scale unsigned values of some depth to uint8."
     top = int(values.max())
     depth = depth_of(top, bits)
     if depth < bits:
         _say(remarks, f'depth: no value of {bits} bits is above {top}; read as {depth} bits')
-    white = 2**depth - 1
-    return ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+    return scale_of(depth)[values]
 
 def luminance(
     values: np.ndarray,  # (H, W, 3), red, green, blue
@@ -714,7 +725,7 @@ def luminance(
         values = to_eight(values.astype(np.uint16), layout.stored, remarks)
     return np.array(Image.fromarray(values.astype(np.uint8)).convert('L'))
 
-# %% ../nbs/14_dicom.ipynb #2d407fc1
+# %% ../nbs/14_dicom.ipynb #f65906bd
 def check_cap(height: int, width: int, name: str, max_pixels: int):
     "Raise `ImageError` for an image that claims more pixels than the cap."
     if height * width <= max_pixels: return
@@ -763,7 +774,7 @@ def _unpack(ds, layout: Layout, name: str, max_pixels: int) -> np.ndarray:
         what, advice = _why(error, syntax, claims.family)
         raise ImageError(f'{known} that is {what}; {advice}.') from None
 
-# %% ../nbs/14_dicom.ipynb #c68df3dd
+# %% ../nbs/14_dicom.ipynb #8470e1d5
 def decode_dicom(
     data: bytes,          # the content of a DICOM file
     name: str,            # what to call it in an error

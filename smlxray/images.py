@@ -15,8 +15,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 from .base import ImageError, logger
-from .dicom import check_cap, claims_of, decode_dicom, depth_of, dicom_size, flat, quiet
-from .dicom import short, to_eight, whole_dicom
+from .dicom import Claims, check_cap, claims_of, decode_dicom, depth_of, dicom_size, flat
+from .dicom import scale_of, short, to_eight, whole_dicom
 
 # %% ../nbs/15_images.ipynb #c9a2063f
 _MAGIC = (
@@ -61,11 +61,6 @@ def _header(kind: str, data: bytes, name: str) -> ImageHeader:
         if data[12:16] != b'IHDR': raise ValueError('the size does not come first')
         width, height = struct.unpack('>II', data[16:24])
         return ImageHeader(kind, height, width, '')
-    claims = claims_of(data)
-    if claims.family != 'JPEG' or claims.bits not in (0, 8):
-        what = f'{claims.family} of {claims.bits} bits'
-        advice = 'for which there is no decoder here; convert it to PNG'
-        raise ImageError(f'{name} is a {what}, {advice}.')
     height, width, *colours = simplejpeg.decode_jpeg_header(data, strict=False)
     return ImageHeader(kind, height, width, colours[0])
 
@@ -100,8 +95,7 @@ def _sixteen(values: np.ndarray, remarks: list[str], declared: int = 0) -> np.nd
     top = int(values.max())
     if depth_of(top, 16) < declared < 16 and top < 2**declared:
         remarks.append(f'depth: no value of 16 bits is above {top}; read as {declared} bits')
-        white = 2**declared - 1
-        return ((values.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8)
+        return scale_of(declared)[values]
     return to_eight(values, 16, remarks)
 
 # %% ../nbs/15_images.ipynb #2ba2b047
@@ -116,16 +110,31 @@ def _decode_jpeg(data: bytes, colours: str) -> np.ndarray:
         image.draft('L', image.size)  # yields the luma as stored, as simplejpeg does
         return _grey(image)
 
-# %% ../nbs/15_images.ipynb #75a9ed70
+# %% ../nbs/15_images.ipynb #6018f0d1
 _NOTES = (b'Exif\0\0', b'tiff:Orientation', b'eXIf', b'Raw profile type ')
 _TURNS = {  # EXIF's code: what brings the picture upright
     2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose,
     6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).T, 8: np.rot90,
 }  # fmt: skip
 
+def _beside_pixels(data: bytes, kind: str) -> bytes:
+    "The parts of a JPEG or PNG that hold no pixels; all of it where it is not well formed."
+    if kind == 'PNG':
+        parts, at = [], 8
+        while at + 8 <= len(data):
+            after = at + 12 + int.from_bytes(data[at : at + 4], 'big')
+            if data[at + 4 : at + 8] != b'IDAT': parts.append(data[at:after])
+            at = after
+        return b''.join(parts)
+    at = 2
+    while data[at : at + 1] == b'\xff' and data[at + 1 : at + 2] != b'\xda':
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+    return data[:at] if data[at : at + 1] == b'\xff' else data
+
 def _upright(pixels: np.ndarray, data: bytes, kind: str, remarks: list[str]) -> np.ndarray:
     "Turn a picture as a note in its file demands."
-    if not any(note in data for note in _NOTES): return pixels
+    beside = _beside_pixels(data, kind)
+    if not any(note in beside for note in _NOTES): return pixels
     try:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             code = image.getexif().get(0x0112, 1)
@@ -134,7 +143,7 @@ def _upright(pixels: np.ndarray, data: bytes, kind: str, remarks: list[str]) -> 
         return pixels
     return np.ascontiguousarray(_TURNS[code](pixels)) if code in _TURNS else pixels
 
-# %% ../nbs/15_images.ipynb #5e06d203
+# %% ../nbs/15_images.ipynb #3200a896
 def _decode_png(data: bytes, remarks: list[str]) -> np.ndarray:
     "Decode a PNG, not turned yet."
     size = struct.unpack('>II', data[16:24])
@@ -177,6 +186,15 @@ def _pixels(head: ImageHeader, data: bytes, name: str, max_pixels: int, remarks)
     lying = _decode_jpeg(data, head.colours) if head.kind == 'JPEG' else _decode_png(data, remarks)
     return _upright(lying, data, head.kind, remarks)
 
+# %% ../nbs/15_images.ipynb #ef91d568
+def _damage(kind: str, data: bytes, error: Exception) -> str:
+    "Say what a file is that a decoder gave up, and what to do."
+    claims = claims_of(data) if kind == 'JPEG' else Claims('')
+    if claims.family.startswith('JPEG') and (claims.family != 'JPEG' or claims.bits not in (0, 8)):
+        what = f'{claims.family} of {claims.bits} bits'
+        return f'{what}, for which there is no decoder here; convert it to PNG'
+    return f'damaged or truncated {kind} ({short(error)}); copy or export the file again'
+
 # %% ../nbs/15_images.ipynb #2f6b0c98
 MAX_PIXELS = 50_000_000  # the largest image that is decoded
 
@@ -193,18 +211,17 @@ def decode_picture(
     except ImageError:
         raise
     except Exception as error:  # whatever a decoder makes of a damaged file
-        damage, advice = f'damaged or truncated {head.kind}', 'copy or export the file again'
-        raise ImageError(f'{name} is a {damage} ({short(error)}); {advice}.') from None
+        raise ImageError(f'{name} is a {_damage(head.kind, data, error)}.') from None
     doubt = flat(pixels)
     return Picture(pixels, (*remarks, doubt) if doubt else tuple(remarks))
 
-# %% ../nbs/15_images.ipynb #7f7fa09e
+# %% ../nbs/15_images.ipynb #6d7a1189
 def _warn(picture: Picture, name: str) -> np.ndarray:
     "Log what is doubtful about a picture; return its pixels."
     for remark in picture.remarks: logger.warning(f'{name}: {remark}')
     return picture.pixels
 
-# %% ../nbs/15_images.ipynb #081015c7
+# %% ../nbs/15_images.ipynb #afe6a5a8
 def decode(
     data: bytes,                   # the content of a JPEG, PNG or DICOM file
     name: str = 'the image',       # what to call it in an error or a warning
