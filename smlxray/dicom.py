@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['decode_dicom', 'dicom_size']
 
-# %% ../nbs/14_dicom.ipynb #e5916f18
+# %% ../nbs/14_dicom.ipynb #db729c59
 import io, json, logging, os, re, struct, subprocess, sys, threading, warnings
 from contextlib import contextmanager
 from functools import cache
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from .base import ImageError
 
-# %% ../nbs/14_dicom.ipynb #143a0f3d
+# %% ../nbs/14_dicom.ipynb #bfb0aad7
 _TYPES = frozenset(
     'AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR '
     'US UT UV'.split()
@@ -44,7 +44,7 @@ def whole_dicom(data: bytes) -> bytes:
     at = next((at for at in (0, 128) if _starts_record(data, at)), None)
     return b'' if at is None else bytes(128) + b'DICM' + data[at:]
 
-# %% ../nbs/14_dicom.ipynb #7b39abf2
+# %% ../nbs/14_dicom.ipynb #fbb382af
 @contextmanager
 def quiet():
     "Keep pydicom's warnings and log lines away."
@@ -63,7 +63,7 @@ def short(error: Exception | str) -> str:
     if re.search('could not convert|invalid literal', line): return 'text in a field for numbers'
     return line[:120].rstrip('.')
 
-# %% ../nbs/14_dicom.ipynb #58249df3
+# %% ../nbs/14_dicom.ipynb #37dce424
 _FORMATS = {
     'US': 'u2', 'SS': 'i2', 'OW': 'u2', 'UL': 'u4', 'SL': 'i4', 'FL': 'f4', 'FD': 'f8',
     'OB': 'u1', 'US or SS': 'u2', 'US or OW': 'u2', 'US or SS or OW': 'u2',
@@ -106,7 +106,7 @@ def numbers(ds, keyword: str, remarks: list[str]) -> list[float]:
     if keyword not in ds: return []
     return [_number(part, keyword, remarks) for part in _parts(ds.get_item(keyword))]
 
-# %% ../nbs/14_dicom.ipynb #fa145d69
+# %% ../nbs/14_dicom.ipynb #7bae6f90
 class Layout(NamedTuple):
     "How stored values lie in the pixel data."
 
@@ -158,7 +158,7 @@ def layout_of(ds, remarks: list[str]) -> Layout:
     signed = int(_whole(ds, 'PixelRepresentation', remarks) == 1)
     return Layout(height, width, kind, samples, planar, allocated, stored, high, signed)
 
-# %% ../nbs/14_dicom.ipynb #3a7be6e7
+# %% ../nbs/14_dicom.ipynb #9db02dc3
 _DICOMDIR = '1.2.840.10008.1.3.10'
 
 def _refusal(ds) -> str:
@@ -185,7 +185,7 @@ def _refusal(ds) -> str:
         return f'a DICOM file in an unknown transfer syntax ({syntax}), which {advice}'
     return ''
 
-# %% ../nbs/14_dicom.ipynb #6cdc7852
+# %% ../nbs/14_dicom.ipynb #9ae49991
 _ITEM = b'\xfe\xff\x00\xe0'
 _FAMILIES = {  # family: the syntax to take where none fits, and the beginnings of those that fit
     'JPEG 2000': ('1.2.840.10008.1.2.4.91', ('1.2.840.10008.1.2.4.9', '1.2.840.10008.1.2.4.20')),
@@ -218,7 +218,7 @@ def _settle_syntax(ds, remarks: list[str]):
     what = 'is missing' if not said else f'says {UID(said).name}'
     _say(remarks, f'transfer syntax: it {what}; read as {UID(found).name}')
 
-# %% ../nbs/14_dicom.ipynb #471df882
+# %% ../nbs/14_dicom.ipynb #e7911d6a
 class Claims(NamedTuple):
     "What a compressed frame says about itself; 0 where it says nothing."
 
@@ -273,7 +273,7 @@ def frame_of(ds) -> bytes:
     from pydicom.encaps import get_frame
     return get_frame(ds.PixelData, 0, number_of_frames=1)
 
-# %% ../nbs/14_dicom.ipynb #f8186d2b
+# %% ../nbs/14_dicom.ipynb #7c39cdd3
 _DEFLATED = '1.2.840.10008.1.2.1.99'
 
 def _is_deflated(data: bytes) -> bool:
@@ -304,7 +304,7 @@ def open_dicom(data: bytes, name: str, remarks: list[str]):
     if refusal: raise ImageError(f'{name} is {refusal}.')
     return ds
 
-# %% ../nbs/14_dicom.ipynb #5144b273
+# %% ../nbs/14_dicom.ipynb #79f2f4b0
 def _take_bits(raw: np.ndarray, shift: int, stored: int, signed: bool) -> np.ndarray:
     "Cut `stored` bits out of unsigned containers, and extend their sign."
     spare = 8 * raw.dtype.itemsize - stored
@@ -352,7 +352,7 @@ def _mend_bits(raw, taken, whole, layout: Layout, remarks: list[str]) -> np.ndar
     _say(remarks, f'BitsStored: the values need {what}; all are read')
     return whole
 
-# %% ../nbs/14_dicom.ipynb #ff64b93a
+# %% ../nbs/14_dicom.ipynb #c72bde30
 def _in_domain(value: float, bits: int, signed: int) -> int | None:
     "Read a value that lost its sign as one of `bits` bits; None if it is none."
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -392,7 +392,7 @@ def padding_of(
     if mask.all(): _say(remarks, 'padding: every pixel has the padding value; it is ignored')
     return None
 
-# %% ../nbs/14_dicom.ipynb #6b09ade1
+# %% ../nbs/14_dicom.ipynb #36b3f4cf
 class Table(NamedTuple):
     "A look-up table."
 
@@ -450,7 +450,7 @@ def _first_value(first: int, count: int, span: tuple) -> int:
     def met(start): return min(start + count - 1, span[1]) - max(start, span[0])
     return max((first, first - 65536, first + 65536), key=met)
 
-# %% ../nbs/14_dicom.ipynb #b0c51ac3
+# %% ../nbs/14_dicom.ipynb #de2378f9
 def _window(x: np.ndarray, centre: float, width: float, function: str = 'LINEAR') -> np.ndarray:
     "Map detector units (n,) to [0, 1] by a window (PS3.3 C.11.2.1.2)."
     if function == 'SIGMOID':
@@ -464,7 +464,7 @@ def _own_range(x: np.ndarray) -> np.ndarray:
     "Map detector units (n,) to [0, 1] by their own darkest and brightest."
     return (x - x.min()) / max(float(np.ptp(x)), 1e-9)
 
-# %% ../nbs/14_dicom.ipynb #2949fe96
+# %% ../nbs/14_dicom.ipynb #b74f3c66
 _CONTRAST = 32  # grey levels that 98 pixels of 100 should span
 
 def shown(counts: np.ndarray, contrast: int = _CONTRAST) -> str:
@@ -494,7 +494,7 @@ def flat(pixels: np.ndarray) -> str:
     "Say why a picture (H, W) uint8 shows nothing, or next to nothing; '' if it shows something."
     return '' if _varied(pixels) else shown(np.bincount(pixels.ravel(), minlength=256))
 
-# %% ../nbs/14_dicom.ipynb #5ca95903
+# %% ../nbs/14_dicom.ipynb #3883399a
 def _windows(ds, remarks: list[str]):
     "The windows of a record that can be, as (centre, width, function)."
     pairs = [*zip(numbers(ds, 'WindowCenter', remarks), numbers(ds, 'WindowWidth', remarks))]
@@ -542,7 +542,7 @@ def unit_levels(
     for remark in refused.values(): _say(remarks, remark)
     return unit
 
-# %% ../nbs/14_dicom.ipynb #0917aec1
+# %% ../nbs/14_dicom.ipynb #358d94e3
 def _rescale(ds, remarks: list[str]) -> tuple[float, float]:
     "Slope and intercept; 1 and 0 where they are missing or cannot be."
     found = {key: numbers(ds, f'Rescale{key}', remarks)[:1] for key in ('Slope', 'Intercept')}
@@ -602,7 +602,7 @@ def to_grey(
     at = np.clip(values.astype(np.int64), low, high) - low
     return np.where(padding, np.uint8(0), levels[at])
 
-# %% ../nbs/14_dicom.ipynb #64c5bd88
+# %% ../nbs/14_dicom.ipynb #8de02b9f
 _CHILD = """
 import io, json, os, sys
 import numpy as np
@@ -651,7 +651,7 @@ def _in_child(job: dict, data: bytes) -> np.ndarray:
     if answer[:1] == b'!': raise ValueError(answer[1:].decode())
     return np.load(io.BytesIO(answer), allow_pickle=False)
 
-# %% ../nbs/14_dicom.ipynb #3d8d201a
+# %% ../nbs/14_dicom.ipynb #9e6eee05
 _PLUGINS = {'RLE': 'pylibjpeg-rle', 'JPEG 2000': 'pylibjpeg-openjpeg'}  # else pylibjpeg-libjpeg
 _DECLINED = re.compile('not support|Unable to decode (un)?signed|[Cc]annot decode')
 
@@ -690,7 +690,7 @@ def _why(error: Exception, syntax, family: str) -> tuple[str, str]:
     real = [reason for reason in reasons if not _DECLINED.search(reason)] or [error]
     return f'damaged or truncated ({short(real[0])})', 'export it again'
 
-# %% ../nbs/14_dicom.ipynb #a68cf720
+# %% ../nbs/14_dicom.ipynb #313814da
 _KINDS = {
     'MONOCHROME1': 1, 'MONOCHROME2': 1, 'RGB': 3, 'YBR_FULL': 3, 'YBR_FULL_422': 3, 'YBR_RCT': 3,
     'YBR_ICT': 3,
@@ -725,7 +725,7 @@ def luminance(
         values = to_eight(values.astype(np.uint16), layout.stored, remarks)
     return np.array(Image.fromarray(values.astype(np.uint8)).convert('L'))
 
-# %% ../nbs/14_dicom.ipynb #f65906bd
+# %% ../nbs/14_dicom.ipynb #9ee1ad22
 def check_cap(height: int, width: int, name: str, max_pixels: int):
     "Raise `ImageError` for an image that claims more pixels than the cap."
     if height * width <= max_pixels: return
@@ -774,7 +774,7 @@ def _unpack(ds, layout: Layout, name: str, max_pixels: int) -> np.ndarray:
         what, advice = _why(error, syntax, claims.family)
         raise ImageError(f'{known} that is {what}; {advice}.') from None
 
-# %% ../nbs/14_dicom.ipynb #8470e1d5
+# %% ../nbs/14_dicom.ipynb #e1d56227
 def decode_dicom(
     data: bytes,          # the content of a DICOM file
     name: str,            # what to call it in an error

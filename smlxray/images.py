@@ -110,7 +110,7 @@ def _decode_jpeg(data: bytes, colours: str) -> np.ndarray:
         image.draft('L', image.size)  # yields the luma as stored, as simplejpeg does
         return _grey(image)
 
-# %% ../nbs/15_images.ipynb #6018f0d1
+# %% ../nbs/15_images.ipynb #235ec492
 _NOTES = (b'Exif\0\0', b'tiff:Orientation', b'eXIf', b'Raw profile type ')
 _TURNS = {  # EXIF's code: what brings the picture upright
     2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose,
@@ -143,7 +143,7 @@ def _upright(pixels: np.ndarray, data: bytes, kind: str, remarks: list[str]) -> 
         return pixels
     return np.ascontiguousarray(_TURNS[code](pixels)) if code in _TURNS else pixels
 
-# %% ../nbs/15_images.ipynb #3200a896
+# %% ../nbs/15_images.ipynb #5de910d1
 def _decode_png(data: bytes, remarks: list[str]) -> np.ndarray:
     "Decode a PNG, not turned yet."
     size = struct.unpack('>II', data[16:24])
@@ -186,7 +186,7 @@ def _pixels(head: ImageHeader, data: bytes, name: str, max_pixels: int, remarks)
     lying = _decode_jpeg(data, head.colours) if head.kind == 'JPEG' else _decode_png(data, remarks)
     return _upright(lying, data, head.kind, remarks)
 
-# %% ../nbs/15_images.ipynb #ef91d568
+# %% ../nbs/15_images.ipynb #46707ed5
 def _damage(kind: str, data: bytes, error: Exception) -> str:
     "Say what a file is that a decoder gave up, and what to do."
     claims = claims_of(data) if kind == 'JPEG' else Claims('')
@@ -215,13 +215,13 @@ def decode_picture(
     doubt = flat(pixels)
     return Picture(pixels, (*remarks, doubt) if doubt else tuple(remarks))
 
-# %% ../nbs/15_images.ipynb #6d7a1189
+# %% ../nbs/15_images.ipynb #314a7b6b
 def _warn(picture: Picture, name: str) -> np.ndarray:
     "Log what is doubtful about a picture; return its pixels."
     for remark in picture.remarks: logger.warning(f'{name}: {remark}')
     return picture.pixels
 
-# %% ../nbs/15_images.ipynb #afe6a5a8
+# %% ../nbs/15_images.ipynb #0b669bb2
 def decode(
     data: bytes,                   # the content of a JPEG, PNG or DICOM file
     name: str = 'the image',       # what to call it in an error or a warning

@@ -33,12 +33,12 @@ import pandas as pd
 import smlxray.cache as cache
 from smlxray.data import XrayTable
 folder, log, pause = sys.argv[1], open(sys.argv[2], 'a', buffering=1), float(sys.argv[3])
-read = cache.read_image
+read = cache.read_picture
 def slow_read(path, **options):
     log.write(path + chr(10))
     time.sleep(pause)
     return read(path, **options)
-cache.read_image = slow_read
+cache.read_picture = slow_read
 frame = pd.read_csv(folder + '/table.csv', dtype={'patient': str})
 table = XrayTable(frame, ['Edema'], folder + '/images', 'test')
 options = dict(workers=2, progress=False)
