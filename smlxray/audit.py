@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .base import ImageError
 from .cache import DirectPixels, ImageCache, row_numbers
 from .data import HIERARCHY, NEVER_NOVEL, PatientSplit, XrayTable
-from .images import read_image
+from .images import read_picture
 
 # %% ../nbs/22_audit.ipynb #21c91162
 def _ill_and_normal(table: XrayTable) -> Iterator[tuple[np.ndarray, str]]:
@@ -198,24 +198,43 @@ def leakage_report(
     return pd.DataFrame(shared, columns=['kind', 'parts', 'count', 'example'])
 
 # %% ../nbs/22_audit.ipynb #f864beac
-def _look(path: str) -> tuple[int, str]:
-    "Digest of the decoded pixels of a file, or what is wrong with it."
+class _Glance(NamedTuple):
+    "What the audit has to know of an image file."
+
+    digest: int = 0                # of its pixels
+    wrong: str = ''                # why it cannot be read
+    remarks: tuple[str, ...] = ()  # what is doubtful about it
+
+def _look(path: str) -> _Glance:
+    "Read a file for its digest and remarks, or for what is wrong with it."
     try:
-        return _pixel_digest(np.ascontiguousarray(read_image(path))), ''
+        picture = read_picture(path)
     except ImageError as error:
-        return 0, str(error)
+        return _Glance(wrong=str(error))
+    digest = _pixel_digest(np.ascontiguousarray(picture.pixels))
+    return _Glance(digest, remarks=picture.remarks)
 
 def _look_at_all(
     paths: list[str],
-    workers: int,            # threads, 0: one per core
+    workers: int,         # threads, 0: one per core
     progress: bool,
-) -> list[tuple[int, str]]:  # as `_look` gives them, in order
+) -> list[_Glance]:       # in order
     "`_look` at many files by several threads."
     workers = workers or joblib.cpu_count()
     pool = joblib.Parallel(workers, backend='threading', return_as='generator')
     looks = pool(joblib.delayed(_look)(path) for path in paths)
     bar = dict(total=len(paths), desc='looking at images', unit='image', disable=not progress)
     return list(tqdm(looks, **bar))
+
+def _doubts(
+    looks: dict[str, _Glance],         # by path
+) -> list[tuple[str, str, list]]:      # level, kind, examples
+    "Remarks on images, by their kind."
+    kinds: dict[str, list[str]] = {}
+    for path, look in looks.items():
+        for remark in look.remarks:
+            kinds.setdefault(remark.split(':')[0], []).append(f'{path}: {remark}')
+    return [('warning', f'doubtful image, {kind}', found) for kind, found in sorted(kinds.items())]
 
 def _twins(
     digests: dict[int, int],       # row -> digest of its pixels
@@ -236,7 +255,7 @@ def _image_problems(
     paths = [os.path.join(table.root, name) for name in names]
     there = [row for row, path in enumerate(paths) if os.path.exists(path)]
     looks = _look_at_all([paths[row] for row in there], workers, progress)
-    readable = {row: digest for row, (digest, wrong) in zip(there, looks) if not wrong}
+    readable = {row: look.digest for row, look in zip(there, looks) if not look.wrong}
     twice, strangers = [], []
     for row, leader in _twins(readable):
         same_patient = table.patients[row] == table.patients[leader]
@@ -245,9 +264,10 @@ def _image_problems(
     missing = sorted(set(range(len(names))) - set(there))
     return [
         ('error', 'missing image', [names[row] for row in missing]),
-        ('error', 'unreadable image', [wrong for _, wrong in looks if wrong]),
+        ('error', 'unreadable image', [look.wrong for look in looks if look.wrong]),
         ('error', 'same picture, two patients', strangers),
         ('warning', 'same picture twice', twice),
+        *_doubts({names[row]: look for row, look in zip(there, looks)}),
     ]
 
 # %% ../nbs/22_audit.ipynb #a0d10008
