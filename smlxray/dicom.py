@@ -155,7 +155,9 @@ def layout_of(ds, remarks: list[str]) -> Layout:
     planar = _whole(ds, 'PlanarConfiguration', remarks)
     allocated = _allocated(ds, remarks)
     stored, high = _bits(ds, allocated, remarks)
-    signed = int(_whole(ds, 'PixelRepresentation', remarks) == 1)
+    signed = _whole(ds, 'PixelRepresentation', remarks, -1)
+    if signed not in (0, 1): _say(remarks, 'PixelRepresentation: missing; taken as unsigned')
+    signed = int(signed == 1)
     return Layout(height, width, kind, samples, planar, allocated, stored, high, signed)
 
 # %% ../nbs/14_dicom.ipynb #9db02dc3
@@ -305,11 +307,16 @@ def open_dicom(data: bytes, name: str, remarks: list[str]):
     return ds
 
 # %% ../nbs/14_dicom.ipynb #79f2f4b0
+def _as_signed(raw: np.ndarray) -> np.ndarray:
+    "The same bits as two's complement."
+    return raw.view(f'i{raw.dtype.itemsize}')
+
 def _take_bits(raw: np.ndarray, shift: int, stored: int, signed: bool) -> np.ndarray:
     "Cut `stored` bits out of unsigned containers, and extend their sign."
     spare = 8 * raw.dtype.itemsize - stored
     lifted = raw << (spare - shift)
-    return (lifted.view(f'i{raw.dtype.itemsize}') if signed else lifted) >> spare
+    if signed: lifted = _as_signed(lifted)
+    return lifted >> spare
 
 def _smoothness(values: np.ndarray) -> tuple[float, float]:
     "How much neighbours are alike: minus their mean difference, and their correlation."
@@ -330,7 +337,7 @@ def stored_values(
     "Take the bits that count out of their containers."
     bits = 8 * raw.dtype.itemsize
     stored, shift = layout.stored, layout.high + 1 - layout.stored
-    whole = raw.view(f'i{raw.dtype.itemsize}') if layout.signed else raw
+    whole = _as_signed(raw) if layout.signed else raw
     if stored >= bits: return whole
     top = int(raw.max())
     if shift and top < 2**stored and (raw & (2**shift - 1)).any():
@@ -380,7 +387,7 @@ def padding_of(
     ends += numbers(ds, 'PixelPaddingRangeLimit', remarks)[:1]
     if not np.isfinite(ends).all(): return None
     bits = 8 * raw.dtype.itemsize
-    whole = raw.view(f'i{raw.dtype.itemsize}') if layout.signed else raw
+    whole = _as_signed(raw) if layout.signed else raw
     found = [_between(whole, ends, bits, layout.signed)]
     if values is not whole: found.append(_between(values, ends, layout.stored, layout.signed))
     found = [mask for mask in found if mask is not None]
@@ -497,12 +504,13 @@ def flat(pixels: np.ndarray) -> str:
 # %% ../nbs/14_dicom.ipynb #3883399a
 def _windows(ds, remarks: list[str]):
     "The windows of a record that can be, as (centre, width, function)."
-    pairs = [*zip(numbers(ds, 'WindowCenter', remarks), numbers(ds, 'WindowWidth', remarks))]
+    centres, widths = (numbers(ds, f'Window{key}', remarks) for key in ('Center', 'Width'))
+    if bool(centres) != bool(widths): _say(remarks, 'window ignored: half of it is missing')
     function = str(ds.get('VOILUTFunction') or 'LINEAR').strip().upper()
     if function not in ('LINEAR', 'LINEAR_EXACT', 'SIGMOID'):
         _say(remarks, 'VOILUTFunction: unknown; taken as LINEAR')
         function = 'LINEAR'
-    for centre, width in pairs:
+    for centre, width in zip(centres, widths):
         if not np.isfinite([centre, width]).all(): continue
         if width <= 0:
             _say(remarks, f'window ignored: a width of {width:g} cannot be')
@@ -536,7 +544,8 @@ def unit_levels(
     for what, unit in _ways(ds, x, remarks):
         wrong = doubt(unit)
         if not wrong or doubt(own): break
-        refused.setdefault(what, f'window ignored: {what} leaves {wrong}')
+        kind = what if what == 'VOI LUT' else 'window'
+        refused.setdefault(what, f'{kind} ignored: {what} leaves {wrong}')
     else:
         unit = own
     for remark in refused.values(): _say(remarks, remark)
@@ -661,8 +670,7 @@ def _job(ds, layout: Layout, claims: Claims) -> dict:
     if claims.family == 'RLE' and claims.bits in (8 * layout.samples, 16 * layout.samples):
         bits = claims.bits // layout.samples
     elif 0 < claims.bits <= 16 and claims.family != 'RLE':
-        bits = 8 if claims.bits <= 8 else 16
-        if claims.family.startswith('JPEG') and claims.bits < stored: stored = claims.bits
+        bits, stored = 8 if claims.bits <= 8 else 16, claims.bits
     return dict(
         syntax=str(ds.file_meta.TransferSyntaxUID),
         rows=layout.height,
@@ -748,7 +756,14 @@ def _known_layout(ds, name: str, max_pixels: int, remarks: list[str]) -> Layout:
     told = f'{layout.samples} samples per pixel and is {layout.kind}'
     raise ImageError(f'{name} is a DICOM file that contradicts itself: it has {told}.')
 
-def _unpack(ds, layout: Layout, name: str, max_pixels: int) -> np.ndarray:
+def _check_length(ds, layout: Layout, remarks: list[str]):
+    "Say where there are more pixel data than the image needs."
+    per_pixel = 2 if layout.kind == 'YBR_FULL_422' else layout.samples
+    need = layout.height * layout.width * per_pixel * layout.allocated // 8
+    more = len(ds.PixelData) - need - need % 2
+    if more > 0: _say(remarks, f'pixel data: the last {more:,} bytes are not needed; left aside')
+
+def _unpack(ds, layout: Layout, name: str, max_pixels: int, remarks: list[str]) -> np.ndarray:
     "The containers of a record, unpacked here or in the child."
     from pydicom.pixels import get_decoder
     syntax, claims = ds.file_meta.TransferSyntaxUID, Claims('')
@@ -763,6 +778,7 @@ def _unpack(ds, layout: Layout, name: str, max_pixels: int) -> np.ndarray:
         raise ImageError(f'{known} compressed as {syntax.name}, which {advice}.') from None
     job = _job(ds, layout, claims)
     if not syntax.is_encapsulated:
+        _check_length(ds, layout, remarks)
         job.pop('syntax')
         return decoder.as_array(ds.PixelData, index=0, **job)[0]
     if not decoder.is_available:
@@ -785,7 +801,7 @@ def decode_dicom(
     ds = open_dicom(data, name, remarks)
     with quiet():
         layout = _known_layout(ds, name, max_pixels, remarks)
-        pixels = _unpack(ds, layout, name, max_pixels)
+        pixels = _unpack(ds, layout, name, max_pixels, remarks)
         size = pixels.dtype.itemsize
         raw = pixels.astype(pixels.dtype.newbyteorder('='), copy=False).view(f'u{size}')
         values = stored_values(raw, layout, remarks)

@@ -111,7 +111,7 @@ def _decode_jpeg(data: bytes, colours: str) -> np.ndarray:
         return _grey(image)
 
 # %% ../nbs/15_images.ipynb #235ec492
-_NOTES = (b'Exif\0\0', b'tiff:Orientation', b'eXIf', b'Raw profile type ')
+_NOTES = (b'Exif\0\0', b'tiff:Orientation', b'eXIf', b'Raw profile type ', b'XML:com.adobe.xmp')
 _TURNS = {  # EXIF's code: what brings the picture upright
     2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose,
     6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).T, 8: np.rot90,
