@@ -112,7 +112,10 @@ def test_an_image_of_one_value_says_so():
 # Numbers
 
 
-@pytest.mark.parametrize('text', [b'NaN   ', b'Inf   ', b'------', b'      ', b'1e999 ', b'\0\0\0\0\0\0'])
+NO_NUMBERS = [b'NaN   ', b'Inf   ', b'------', b'      ', b'1e999 ', b'\0\0\0\0\0\0']
+
+
+@pytest.mark.parametrize('text', NO_NUMBERS)
 @pytest.mark.parametrize('syntax', [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 def test_malformed_numbers_are_as_good_as_none(text, syntax):
     sound = dicom(FILM, syntax=syntax, WindowCenter='2048.5', WindowWidth='4096.0')
@@ -395,7 +398,7 @@ def test_twelve_bit_jpeg_names_its_decoder():
 
 
 def by_dcmtk(path, folder):
-    "The picture that dcmj2pnm makes, with the first window or the full range; None if it makes none."
+    "The picture that dcmj2pnm makes by the first window or the full range; None if it makes none."
     ds = pydicom.dcmread(path, force=True, stop_before_pixels=True)
     window = ['+Wi', '1'] if 'WindowCenter' in ds else ['+Wm']
     out = folder / 'out.pgm'
