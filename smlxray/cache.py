@@ -799,8 +799,9 @@ def _old_or_decoded(
     found: list[Path | None],  # the old file of each row
 ) -> Picture:                  # pixels (H, W) uint8, and remarks
     "Take a row from its old file, or from the image if there is no old file."
-    if found[row]:
-        pixels = _old_pixels(found[row], size)
+    old = found[row]
+    if old:
+        pixels = _old_pixels(old, size)
         return Picture(pixels, tuple(filter(None, [flat(pixels)])))
     try:
         return _read_row(table, row, size)

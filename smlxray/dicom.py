@@ -244,8 +244,8 @@ def _jpeg_claims(frame: bytes) -> Claims:
         mark = frame[at + 1]
         if _is_start_of_frame(mark):
             names = {0xF7: 'JPEG-LS', 0xC3: 'JPEG lossless'}
-            bits, *size = struct.unpack('>BHH', frame[at + 4 : at + 9])
-            return Claims(names.get(mark, 'JPEG'), *size, bits)
+            bits, height, width = struct.unpack('>BHH', frame[at + 4 : at + 9])
+            return Claims(names.get(mark, 'JPEG'), height, width, bits)
         at += 1 if mark == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], 'big')
     return Claims('JPEG')
 
@@ -369,9 +369,10 @@ def _in_domain(value: float, bits: int, signed: int) -> int | None:
 
 def _between(values: np.ndarray, ends: list[float], bits: int, signed: int) -> np.ndarray | None:
     "Mark the values (H, W) between two ends, both included; None if an end is no such value."
-    ends = [_in_domain(end, bits, signed) for end in ends]
-    if None in ends: return None
-    low, high = min(ends), max(ends)
+    found = [_in_domain(end, bits, signed) for end in ends]
+    known = [end for end in found if end is not None]
+    if len(known) < len(found): return None
+    low, high = min(known), max(known)
     return values == low if low == high else (values >= low) & (values <= high)
 
 def padding_of(
@@ -638,8 +639,10 @@ _own = threading.local()  # .child and .pid: each thread of each process has a c
 def _child() -> subprocess.Popen:
     "Return this thread's child; start one for the first file, after a fork, and after a crash."
     if getattr(_own, 'pid', None) != os.getpid() or _own.child.poll() is not None:
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        _own.child = subprocess.Popen([sys.executable, '-c', _CHILD], **pipes)
+        command, pipe = [sys.executable, '-c', _CHILD], subprocess.PIPE
+        _own.child = subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
+        )
         _own.pid = os.getpid()
     return _own.child
 
@@ -695,7 +698,7 @@ def _why(error: Exception, syntax, family: str) -> tuple[str, str]:
         plugin = _PLUGINS.get(family, 'pylibjpeg-libjpeg')
         what = f'compressed as {syntax.name}, which no installed decoder reads'
         return what, f'install {plugin}, or convert it to explicit little endian'
-    real = [reason for reason in reasons if not _DECLINED.search(reason)] or [error]
+    real = [reason for reason in reasons if not _DECLINED.search(reason)] or [str(error)]
     return f'damaged or truncated ({short(real[0])})', 'export it again'
 
 # %% ../nbs/14_dicom.ipynb #313814da
