@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['logger', 'BACKBONES', 'LOSSES', 'READERS', 'ALGORITHMS', 'SmlxrayError', 'ConfigError',
-           'DataError', 'ImageError', 'show_remarks', 'nearest', 'did_you_mean', 'choose',
-           'atomic_path', 'write_atomic', 'repo_root', 'resolve_path', 'shipped_file', 'set_seed',
-           'Registry', 'moved']
+           'DataError', 'ImageError', 'show_remarks', 'did_you_mean', 'choose', 'write_atomic',
+           'resolve_path', 'set_seed', 'Registry']
 
 # %% ../nbs/00_base.ipynb #21274ab1
 import difflib, logging, os, random, sys, uuid, warnings

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['unit_vectors', 'cosine_similarity', 'pairwise_distance', 'Backbone', 'make_backbone',
-           'SiameseNet', 'batch_norms', 'set_batch_norm', 'norm_mode']
+           'SiameseNet', 'set_batch_norm', 'norm_mode']
 
 # %% ../nbs/30_siamese.ipynb #f2cf3ccb
 import importlib, math, re

@@ -90,7 +90,8 @@ def test_papermill_ends_with_the_sentence(notebook, options, sentence):
 
 def in_folder(folder, expression, path=ROOT):
     "Evaluate an expression on base and config in a new Python whose working folder is `folder`."
-    code = f'from smlxray.base import *; from smlxray.config import *; print({expression})'
+    imports = 'from smlxray.base import *; from smlxray.base import repo_root'
+    code = f'{imports}; from smlxray.config import *; print({expression})'
     done = subprocess.run(
         [sys.executable, '-c', code],
         cwd=folder,
