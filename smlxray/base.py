@@ -269,6 +269,15 @@ BENCHES = Registry('benchmark', {
     'engines': ('smlxray.bench:bench_engines', 'adaptation engines'),
 })
 
+# %% ../nbs/00_base.ipynb #a8fff613
+PAGES = Registry('page', {
+    'Compare': ('smlxray.app.pages:ComparePage', 'two X-rays, how alike they are and where'),
+    'Teach': ('smlxray.app.pages:TeachPage', 'a finding of your own, from a few examples'),
+    'Explore': ('smlxray.app.pages:ExplorePage', 'a map of the embeddings'),
+    'Findings': ('smlxray.app.pages:FindingsPage', 'all findings about one X-ray'),
+    'Results': ('smlxray.app.pages:ResultsPage', 'tables and charts of the runs'),
+})
+
 # %% ../nbs/00_base.ipynb #5a67db7b
 def moved(
     home: str,              # `__name__` of the module that lost the names

@@ -153,9 +153,15 @@ def scratch_copy(
         (copy / lib).mkdir()
         shutil.copy(root / 'settings.ini', copy)
         for path in notebooks(root): shutil.copy(path, copy / 'nbs')
-        for name in ('__init__.py', '_modidx.py'):  # the index is behind nbdev's links
-            if (root / lib / name).exists(): shutil.copy(root / lib / name, copy / lib)
+        for path in _by_hand(root / lib):
+            place = copy / path.relative_to(root)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copy(path, place)
         yield copy
+
+def _by_hand(lib: Path) -> list[Path]:
+    "List what no notebook writes: the heads of packages, and the index behind nbdev's links."
+    return [path for path in (*lib.rglob('__init__.py'), lib / '_modidx.py') if path.exists()]
 
 def _settings(root: str | Path) -> dict:
     "Read settings.ini as nbdev does."
@@ -725,7 +731,7 @@ def wheel_problems(
     with zipfile.ZipFile(wheel) as archive: inside = set(archive.namelist())
     wanted = ['smlxray/py.typed']
     for path in (root / 'smlxray').rglob('*'):
-        if path.suffix in ('.py', '.js', '.css'): wanted.append(path.relative_to(root).as_posix())
+        if path.suffix in ('.py', '.js', '.css', '.j2'): wanted.append(path.relative_to(root).as_posix())
     for path in (root / 'config').rglob('*.yaml'):
         wanted.append(f'smlxray/_presets/{path.relative_to(root / "config").as_posix()}')
     wanted += [f'smlxray/_notebooks/{name}.ipynb' for name in RUN_NOTEBOOKS]

@@ -35,7 +35,7 @@ def need_browser() -> str:
 
 def small_run(home: Path, **changes) -> Path:
     "Train a small network on phantoms; give its run folder."
-    from smlxray.app import make_demo
+    from smlxray.app.serve import make_demo
 
     given = dict(
         preset='tiny',

@@ -1,25 +1,23 @@
-"The pages without a browser: what they say is what the evaluation says, nothing is written, threads do not disturb each other."
+"The pages without a browser: they say what the evaluation says, and threads do not disturb it."
 
-import io, threading
-import numpy as np, pytest, torch
+import dataclasses
+import io
+
+import numpy as np
+import pytest
 from PIL import Image
-from smlxray.app import (
-    App,
-    Session,
-    Store,
-    TeachPage,
-    Xray,
-    answer,
-    export_finding,
-    guarded,
-    import_finding,
-    look,
-    make_library,
-)
+
+from smlxray.app.pages import App, TeachPage
+from smlxray.app.session import Session, Xray, look_at, make_library
+from smlxray.app.teach import Store, answer_queries, export_finding, import_finding
+from smlxray.app.widgets import guarded
+from smlxray.base import SmlxrayError
 from smlxray.bundle import BundleError, make_bundle
 from smlxray.config import load_settings
-from smlxray.evaluate import AdaptedMethod, network_method
-from smlxray.train import open_lab, train_siamese
+from smlxray.episodes import EpisodeBlock
+from smlxray.lab import open_lab
+from smlxray.methods import AdaptedMethod, network_method
+from smlxray.train import train_siamese
 
 
 @pytest.fixture(scope='module')
@@ -45,10 +43,8 @@ def bundle(lab):
 
 def xrays(lab, bundle, rows):
     pixels = lab.pixels.gather(rows)
-    seen = zip(rows, pixels, *look(bundle, pixels))
-    return [
-        Xray(f'library-row{r}', f'row {r}', x, f, z, float(u), row=int(r)) for r, x, f, z, u in seen
-    ]
+    seen = zip(rows, look_at(bundle, pixels))
+    return [Xray(f'library-row{r}', f'row {r}', row=int(r), **x) for r, x in seen]
 
 
 @pytest.mark.parametrize(
@@ -63,22 +59,23 @@ def test_seven_and_seven_of_a_finding_never_trained_on_score_as_in_the_evaluatio
     support, query = xrays(lab, bundle, episode.support), xrays(lab, bundle, episode.query)
     session = Session(bundle, [*support, *query])
     page = TeachPage(session)
-    page.name.text = episode.finding
-    page.method.choose(method)
+    page.setup.name.text = episode.finding
+    page.setup.method.choose(method)
     if steps:
-        page.steps.choose(str(steps))
+        page.setup.steps.choose(str(steps))
     for x, y in zip(support, episode.support_labels):
-        page.mark(x.key, 'with' if y else 'without')
+        session.marks.set(x.key, 'with' if y else 'without')
     for x in query:
-        page.mark(x.key, 'asked')
-    page.adapt(wait=True)
+        session.marks.set(x.key, 'query')
+    page.teaching.teach(wait=True)
     assert page.notice.level == 'good', page.notice.lines
-    judge = (
-        AdaptedMethod('page', lab, bundle.net, 'anil' if 'anil' in method else 'maml', steps)
-        if steps
-        else network_method(lab, bundle.net, 'page')
-    )
-    np.testing.assert_allclose([a.score for a in page.ask()], judge.logits(episode), atol=1e-5)
+    judge = network_method(lab, bundle.net, 'page')
+    if steps:
+        algorithm = 'anil' if 'anil' in method else 'maml'
+        judge = AdaptedMethod('page', lab, bundle.net, algorithm, steps)
+    [scores] = judge.logits(EpisodeBlock.of(episode))
+    answered = [answer.score for answer in page.queries.answers()]
+    np.testing.assert_allclose(answered, scores, atol=1e-5)
 
 
 def test_the_fields_of_two_sessions_are_their_own(lab, bundle):
@@ -92,16 +89,16 @@ def test_the_fields_of_two_sessions_are_their_own(lab, bundle):
 
 def test_a_page_answers_while_another_adapts(lab, bundle):
     app = App(Session(bundle, make_library(lab, bundle, 60), lab))
-    teach, findings = app.teach, app.pages['Findings']
+    teach, findings = app.pages['Teach'], app.pages['Findings'].table
     for k, x in enumerate(app.session.library[:14]):
-        teach.mark(x.key, 'with' if k < 7 else 'without')
+        app.session.marks.set(x.key, 'with' if k < 7 else 'without')
     before = {n: a.score for n, f, a in findings.answers()}
     compare = app.pages['Compare']
     similarity = compare.pair.similarity
-    teach.name.text = 'x'
-    teach.adapt()
+    teach.setup.name.text = 'x'
+    teach.teaching.teach()
     rounds = 0
-    while teach.job.is_alive():
+    while teach.teaching.job.is_alive():
         compare.update()
         assert compare.pair.similarity == similarity
         assert {n: a.score for n, f, a in findings.answers() if n in before} == before
@@ -112,30 +109,29 @@ def test_a_page_answers_while_another_adapts(lab, bundle):
 def test_stop_stops_and_too_many_are_refused(lab, bundle):
     session = Session(bundle, make_library(lab, bundle, 60))
     page = TeachPage(session)
-    page.name.text = 'x'
+    page.setup.name.text = 'x'
     for k, x in enumerate(session.library[:4]):
-        page.mark(x.key, 'with' if k < 2 else 'without')
-    page.steps.choose('20')
-    page.adapt()
-    page._stop.set()
-    page.job.join()
-    assert page.notice.lines == ['Stopped.'] and not page.start.disabled
-    with pytest.raises(BundleError, match='30 X-rays marked'):
+        session.marks.set(x.key, 'with' if k < 2 else 'without')
+    page.setup.steps.choose('20')
+    page.teaching.teach()
+    page.teaching.stopping.set()
+    page.teaching.job.join()
+    assert page.notice.lines == ['Stopped.'] and not page.teaching.start.disabled
+    with pytest.raises(SmlxrayError, match='30 X-rays marked'):
         for x in session.library:
-            page.mark(x.key, 'with')
+            session.marks.set(x.key, 'with')
 
 
 def test_a_finding_for_another_network_is_refused(lab, bundle, tmp_path):
-    session = Session(bundle, make_library(lab, bundle, 20), store=Store(tmp_path, 'k'))
+    session = Session(bundle, make_library(lab, bundle, 20))
+    session.store = Store(tmp_path, 'k')
     page = TeachPage(session)
     f = next(iter(bundle.findings.values()))
-    import dataclasses
-
     other = dataclasses.replace(f, network='0' * 16)
-    guarded(page.notice, page.bring, [('f.zip', export_finding(other))])
-    assert 'was taught to another network' in page.notice.lines[0] and page.finding is None
+    guarded(page.notice, page.saved.receive, [('f.zip', export_finding(other))])
+    assert 'was taught to another network' in page.notice.lines[0] and page.current.finding is None
     with pytest.raises(BundleError, match='another network'):
-        answer(bundle, other, session.library[:1])
+        answer_queries(bundle, other, session.library[:1])
     changed = bytearray(export_finding(f))
     at = changed.find(f.name.encode())
     changed[at] ^= 1
@@ -146,16 +142,13 @@ def test_a_finding_for_another_network_is_refused(lab, bundle, tmp_path):
 def test_names_cannot_become_html(lab, bundle):
     session = Session(bundle, make_library(lab, bundle, 20))
     page = TeachPage(session)
-    page.name.text = '<img src=x onerror=alert(1)>'
+    page.setup.name.text = '<img src=x onerror=alert(1)>'
     out = io.BytesIO()
     Image.new('L', (50, 60), 90).save(out, 'PNG')
-    page.receive('asked', [('<script>alert(1)</script>.png', out.getvalue())])
+    page.queries.tray.receive([('<script>alert(1)</script>.png', out.getvalue())])
     for k, x in enumerate(session.library[:4]):
-        page.mark(x.key, 'with' if k < 2 else 'without')
-    page.method.index = 2
-    page.adapt(wait=True)
-    assert (
-        '<script' not in page.answers.value
-        and 'onerror' in page.answers.value
-        and '<img src=x' not in page.answers.value
-    )
+        session.marks.set(x.key, 'with' if k < 2 else 'without')
+    page.setup.method.index = 2
+    page.teaching.teach(wait=True)
+    shown = page.queries.table.value
+    assert '<script' not in shown and 'onerror' in shown and '<img src=x' not in shown

@@ -30,7 +30,7 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
         v.changes('.sx-big', before)
 
         v.open('Teach')
-        p.get_by_role('button', name='Adapt', exact=True).click()
+        p.get_by_role('button', name='Teach', exact=True).click()
         v.says('Name the finding first')
         v.field('Name of the finding').fill('Fluid')
         v.field('Adapt').select_option(label='the last layer (anil)')
@@ -38,7 +38,7 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
         for mark, first in (
             ('with the finding', 0),
             ('without the finding', 3),
-            ('asked about', 6),
+            ('a query', 6),
         ):
             v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
             for k in range(first, first + 2):
@@ -46,7 +46,7 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
         p.locator('.sx-table:visible, p:visible').filter(
             has_text='2 with, 2 without'
         ).first.wait_for()
-        p.get_by_role('button', name='Adapt', exact=True).click()
+        p.get_by_role('button', name='Teach', exact=True).click()
         v.says('Done: taught')
         p.locator('.sx-curve:visible').wait_for()
         assert p.locator('.sx-table:visible tbody tr').count() == 2

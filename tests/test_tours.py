@@ -108,7 +108,7 @@ def teach(v, name, method='all weights (maml)', steps=5, shots=7):
     v.field('Name of the finding').fill(name)
     v.field('Adapt').select_option(label=method)
     v.field('Inner steps').fill(str(steps - 1))
-    for k, mark in enumerate(('with the finding', 'without the finding', 'asked about')):
+    for k, mark in enumerate(('with the finding', 'without the finding', 'a query')):
         v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
         v.field('Show').select_option(
             label=('Pleural Effusion', 'no finding labelled', 'Atelectasis')[k]
@@ -117,13 +117,13 @@ def teach(v, name, method='all weights (maml)', steps=5, shots=7):
         n = min(shots, v.thumbs('X-rays to choose from').count())
         for i in range(n):
             v.thumbs('X-rays to choose from').nth(i).click()
-    p.get_by_role('button', name='Adapt', exact=True).click()
+    p.get_by_role('button', name='Teach', exact=True).click()
 
 
 def test_teach_save_load_export_import(visitor, served, tmp_path):
     v, p = visitor, visitor.page
     teach(v, 'Fluid')
-    v.says('Adapted. Now every example', 120_000)
+    v.says('Adapted. Now each example', 120_000)
     v.says('Done: taught', 300_000)
     p.locator('.sx-notice:visible').filter(has_text='AUC of').wait_for()
     p.locator('.sx-curve:visible circle').nth(5).wait_for()
@@ -174,20 +174,20 @@ def test_teach_save_load_export_import(visitor, served, tmp_path):
 def test_too_few_and_several_files(visitor):
     v, p = visitor, visitor.page
     v.open('Teach')
-    p.get_by_role('button', name='Adapt', exact=True).click()
+    p.get_by_role('button', name='Teach', exact=True).click()
     v.says('Name the finding')
     v.field('Name of the finding').fill('<b>Air</b>')
-    p.get_by_role('button', name='Adapt', exact=True).click()
+    p.get_by_role('button', name='Teach', exact=True).click()
     v.says('0 X-rays with the finding are marked')
     v.upload(
         'Upload X-rays with it',
         *[(f'with{k}.png', png(phantom(50 + k, ['Pneumothorax']))) for k in range(3)],
     )
     v.upload('Upload X-rays without it', *[(f'no{k}.png', png(phantom(60 + k))) for k in range(3)])
-    v.upload('Upload X-rays to ask about', ('ask.png', png(phantom(70))))
+    v.upload('Upload query X-rays', ('ask.png', png(phantom(70))))
     p.locator('p:visible').filter(has_text='3 with, 3 without').wait_for()
     v.field('Adapt').select_option(label='the last layer (anil)')
-    p.get_by_role('button', name='Adapt', exact=True).click()
+    p.get_by_role('button', name='Teach', exact=True).click()
     v.says('Done: taught', 200_000)
     assert (
         p.locator('.sx-table:visible tbody tr').count() == 1

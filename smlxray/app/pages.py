@@ -229,9 +229,9 @@ class Setup:
         self.steps.index = min(meta.adapt_steps, MOST_STEPS) - 1
         self.widget = card('1. Name it', self.name, self.method, self.steps)
 
-    def chosen(self) -> tuple[str | None, int]:  # algorithm, None to adapt nothing, and steps
+    def chosen(self) -> tuple[str, int]:  # algorithm, or 'none', and steps
         algorithm = self.menu[self.method.value]
-        return algorithm, int(self.steps.value) if algorithm else 0
+        return algorithm, 0 if algorithm == 'none' else int(self.steps.value)
 
 # %% ../../nbs/83_pages.ipynb #97f7a9be
 class Tray:
@@ -361,7 +361,7 @@ class Teaching:
         self.trust.say()
         self.notice.progress(0, max(self.steps, 1), line)
 
-    def _work(self, name: str, positives: list, negatives: list, algorithm: str | None) -> None:
+    def _work(self, name: str, positives: list, negatives: list, algorithm: str) -> None:
         "Do what the thread of `teach` does."
         examples = [*positives, *negatives]
         ready = 'Adapted. Now each example is left out in turn, to say how far to trust it.'
