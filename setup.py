@@ -74,7 +74,7 @@ setup(
         'Typing :: Typed',
     ],
     packages=find_packages(include=['smlxray', 'smlxray.*']),
-    package_data={'smlxray': ['py.typed'], 'smlxray.app': ['static/*.js', 'static/*.css', 'static/*.j2']},
+    package_data={'smlxray': ['py.typed'], 'smlxray.app': ['static/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     extras_require={

@@ -1063,7 +1063,7 @@ def _app(
 ):
     "Serve pages to compare, teach, explore and read results; on phantoms if nothing is named."
     try:
-        from smlxray.app import serve
+        from smlxray.app.serve import serve
     except ModuleNotFoundError as error:
         needs = f"The pages need the package {error.name}; pip install 'smlxray[app]'."
         raise SmlxrayError(needs) from None

@@ -731,7 +731,8 @@ def wheel_problems(
     with zipfile.ZipFile(wheel) as archive: inside = set(archive.namelist())
     wanted = ['smlxray/py.typed']
     for path in (root / 'smlxray').rglob('*'):
-        if path.suffix in ('.py', '.js', '.css', '.j2'): wanted.append(path.relative_to(root).as_posix())
+        if path.suffix not in ('.py', '.js', '.css', '.j2'): continue
+        wanted.append(path.relative_to(root).as_posix())
     for path in (root / 'config').rglob('*.yaml'):
         wanted.append(f'smlxray/_presets/{path.relative_to(root / "config").as_posix()}')
     wanted += [f'smlxray/_notebooks/{name}.ipynb' for name in RUN_NOTEBOOKS]
