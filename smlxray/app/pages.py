@@ -14,7 +14,6 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
-import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.pyplot import close
@@ -115,8 +114,9 @@ def likeness_html(pair: Comparison | None) -> Html:
     "Lay out a comparison."
     if pair is None:
         return Html('<p>Lay an X-ray on each side: click in the gallery, or upload.</p>')
-    known = meter_html(pair.percentile_same, 'share a finding')
-    known += meter_html(pair.percentile_different, 'share none')
+    meters = (meter_html(pair.percentile_same, 'share a finding'),
+              meter_html(pair.percentile_different, 'share none'))
+    known = ''.join(meters)
     return Html(
         f'<p class="sx-big">{pair.similarity:.3f}</p>'
         f'<p>cosine similarity, from -1 to 1 (distance {pair.distance:.3f})</p>'
@@ -201,11 +201,12 @@ class ComparePage:
         "Draw both sides, with or without the maps."
         strength = self.STRENGTHS[self.show.value]
         for k, side in enumerate(self.sides.values()):
-            side.draw(self._paint(k, strength) if self.pair and strength else None)
+            side.draw(self._paint(self.pair, k, strength) if self.pair and strength else None)
 
-    def _paint(self, k: int, strength: float) -> Callable[[np.ndarray], np.ndarray]:
-        low, high = common_range(self.pair)
-        return lambda grey: overlay(grey, self.pair.maps[k], low, high, strength)
+    def _paint(self, pair: Comparison, k: int, strength: float) -> Callable:
+        "Lay the map of one side over its picture."
+        low, high = common_range(pair)
+        return partial(overlay, places=pair.maps[k], low=low, high=high, strength=strength)
 
 def other_side(letter: str) -> str:
     return 'BA'['AB'.index(letter)]
@@ -347,11 +348,12 @@ class Teaching:
         "Teach the finding from what is marked; `wait` until it is done."
         if self.job and self.job.is_alive():
             raise BundleError('A finding is being taught already; wait, or press Stop.')
-        name, parts = self.setup.name.text, [self.session.marked(m) for m in ('with', 'without')]
-        check_examples(name, *parts)
+        name = self.setup.name.text
+        yes, no = (self.session.marked(mark) for mark in ('with', 'without'))
+        check_examples(name, yes, no)
         algorithm, self.steps = self.setup.chosen()
-        self._begin(f'Adapting to {len(parts[0])} + {len(parts[1])} X-rays')
-        self.job = in_background(self.notice, partial(self._work, name, *parts, algorithm))
+        self._begin(f'Adapting to {len(yes)} + {len(no)} X-rays')
+        self.job = in_background(self.notice, partial(self._work, name, yes, no, algorithm))
         if wait: self.job.join()
 
     def _begin(self, line: str) -> None:
@@ -964,8 +966,9 @@ def shared_html(folders: Sequence[Path]) -> Html:
     "Compare two runs on the episodes that they share; nothing unless both kept their answers."
     kept = [folder for folder in folders if (folder / 'answers.npz').is_file()]
     if len(kept) != 2: return Html('')
+    one, other = kept
     try:
-        rows = compare_runs(*kept)
+        rows = compare_runs(one, other)
     except SmlxrayError as error:
         return Html(f'<p>{escape(error)}</p>')
     head = ('method', 'over', 'episodes', 'auc', 'auc_over', 'difference', 'low', 'high',
@@ -1033,21 +1036,21 @@ class ResultsPage:
         finding, words = self.finding.value, 'AUC of every method, as in the table below'
         parts = [chart_html(results_chart(tables, finding), words)]
         for name, rows in tables.items():
-            parts.append(f'<h3>{escape(name)}</h3>' + results_html(rows, finding))
+            parts += [Html(f'<h3>{escape(name)}</h3>'), results_html(rows, finding)]
         if steps := steps_chart(tables, finding):
             title = 'With and without adaptation'
             parts.append(chart_html(steps, 'AUC against inner steps', title))
         parts.append(self.kept_html([self.session.runs / name for name in tables]))
         self.body.value = ''.join(parts)
 
-    def kept_html(self, folders: list[Path]) -> str:
+    def kept_html(self, folders: list[Path]) -> Html:
         "Show what the answers of the runs say."
         parts = [answers_html(folder, self.method.value) for folder in folders]
         kept = ''.join([*parts, shared_html(folders)])
-        return kept or (
+        return Html(kept or (
             '<p class="sx-small">ROC, precision-recall and confusion matrices need the answers '
             'that a run keeps in answers.npz; this run has none.</p>'
-        )
+        ))
 
 # %% ../../nbs/83_pages.ipynb #4871377f
 def head_html(session: Session) -> Html:

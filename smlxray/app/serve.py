@@ -8,6 +8,7 @@ __all__ = ['open_session', 'serve', 'served_app']
 # %% ../../nbs/84_serve.ipynb #84000004
 import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from collections.abc import Callable, Iterable
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _told_of_bundle(bundle: str) -> dict[str, str]:
 
 def usual_run(say: Callable[[str], None] = print) -> Path:
     "Find the run that is shown when none is named; train it if there is none."
-    for name in ('demo', DEMO['run']):
+    for name in ('demo', 'app'):
         folder = resolve_path('runs') / name
         if (folder / 'results.json').is_file() and networks_of(folder): return folder
     say('There is no trained run yet: drawing phantoms and training a small network on them, once '
@@ -182,7 +183,7 @@ def write_template(
 # %% ../../nbs/84_serve.ipynb #84000017
 def notebook_file() -> Path:
     "Find the notebook that is served: in the checkout, or in the installed package."
-    package = Path(find_spec('smlxray').origin).parent
+    package = Path(str(files('smlxray')))
     root = repo_root(package)
     folders = [root / 'nbs'] if root else []
     for folder in [*folders, package / '_notebooks']:
@@ -263,6 +264,6 @@ def served_app() -> App:
     told = json.loads(os.environ.get('SMLXRAY_APP') or 'null')
     store = (told or {}).get('store') or resolve_path('runs/app-findings')
     app = App(open_session(told=told), store)
-    ready = Path(told['ready']) if told else None
-    if ready and ready.parent.is_dir(): ready.touch()  # the first visitor may come
+    if told and Path(told['ready']).parent.is_dir():
+        Path(told['ready']).touch()  # the first visitor may come
     return app
