@@ -21,8 +21,8 @@ APP    ?=
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 # phantoms that many chapters and tests ask for are drawn once per `make test`
-PHANTOMS := $(CURDIR)/$(LOGS)/phantoms
-test test-slow: export SMLXRAY_PHANTOMS := $(PHANTOMS)
+PHANTOMS := $(LOGS)/phantoms
+test test-slow: export SMLXRAY_PHANTOMS := $(CURDIR)/$(PHANTOMS)
 
 # print what a line says and keep it, for the times at the end
 keep = 2>&1 | tee $(LOGS)/$(1).log
