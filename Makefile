@@ -48,14 +48,14 @@ demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (1
 real: $(STAMP)  ## run the study on real X-rays; resumes if interrupted (options: REAL='--folder PATH')
 	OMP_NUM_THREADS=1 $(BIN)/smlxray study $(REAL)
 
-test: $(STAMP)  ## run all checks and tests, and show where the time went (about 15 minutes)
+test: $(STAMP)  ## run all checks and tests, and show where the time went (about 12 minutes)
 	@mkdir -p $(LOGS) && rm -rf $(LOGS)/*.log $(PHANTOMS) && touch $(LOGS)/start.log
 	$(SITE) check-directives $(call keep,directives)
 	$(SITE) check-exports $(call keep,exports)
 	$(SITE) check-clean $(call keep,clean)
 	$(BIN)/ruff check . $(call keep,ruff)
 	$(SITE) check-style $(call keep,style)
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line .runs .packages
+	@$(MAKE) --no-print-directory --jobs 2 .runs .packages
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[_.]|^($(RUNS))[.]ipynb$$' $(call keep,chapters)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(call keep,tests)
 	@$(SITE) slowest
