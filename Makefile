@@ -4,7 +4,7 @@
 #   make test TORCH_INDEX=URL       torch from another index; empty: the default build
 #   make test CONSTRAINTS=          the newest versions that fit, instead of the tested ones
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-slow .runs .packages lab app docs export clean
+.PHONY: help demo real test test-slow .runs .others lab app docs export clean
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -55,18 +55,18 @@ test: $(STAMP)  ## run all checks and tests, and show where the time went (about
 	$(SITE) check-clean $(call keep,clean)
 	$(BIN)/ruff check . $(call keep,ruff)
 	$(SITE) check-style $(call keep,style)
-	@$(MAKE) --no-print-directory --jobs 2 .runs .packages
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[_.]|^($(RUNS))[.]ipynb$$' $(call keep,chapters)
+	@$(MAKE) --no-print-directory --jobs 2 .runs .others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(call keep,tests)
 	@$(SITE) slowest
 
-.runs:  # one notebook after the other: the checks below run meanwhile
+.runs:  # one notebook after the other, and meanwhile what stands below
 	OMP_NUM_THREADS=1 $(SITE) check-runs $(call keep,runs)
 
-.packages:
+.others:
 	$(BIN)/mypy --config-file tests/mypy.ini $(call keep,mypy)
 	$(SITE) check-site $(call keep,site)
 	$(SITE) check-dist $(call keep,dist)
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[_.]|^($(RUNS))[.]ipynb$$' $(call keep,chapters)
 
 test-slow: $(STAMP)  ## run the slow tests and the slow cells of the chapters (up to 45 minutes)
 	@rm -rf $(PHANTOMS)

@@ -39,6 +39,7 @@ def small_run(home: Path, **changes) -> Path:
 
     given = dict(
         preset='tiny',
+        backbone='conv4',
         run='small',
         patients=450,
         phantom_size=64,

@@ -248,7 +248,7 @@ def test_a_chosen_split_seed_stays_and_moves_no_patient(lab):
     ids=str,
 )
 def test_every_policy_trains(here, over):
-    lab = open_lab(tiny(here, run='policy', meta_episodes=2, **over))
+    lab = open_lab(tiny(here, run='policy', backbone='conv4', meta_episodes=2, **over))
     net = train_meta(lab, train_siamese(lab), 'anil')
     assert all(p.isfinite().all() for p in net.parameters())
     if 'sampling' in over:
