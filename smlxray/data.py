@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['canonical_finding', 'XrayTable', 'summary', 'show_prevalence', 'cooccurrence',
            'show_cooccurrence', 'apply_policy', 'index_rows', 'PatientSplit',
-           'check_patient_disjoint', 'split_patients', 'balanced_seed', 'own_split', 'FindingSplit',
-           'split_findings', 'carries', 'training_rows', 'clean_negatives']
+           'check_patient_disjoint', 'split_patients', 'balanced_seed', 'own_split',
+           'FindingSplit', 'split_findings', 'carries', 'training_rows',
+           'clean_negatives']
 
 # %% ../nbs/10_data.ipynb #96a25f33
 import os

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'auc', 'roc_curve', 'average_precision', 'confusion_matrix', 'accuracy',
-           'balanced_accuracy', 'choose_threshold', 'fit_temperature', 'shift_prevalence',
-           'fit_calibration', 'probability', 'brier', 'reliability', 'EpisodeScores']
+           'balanced_accuracy', 'choose_threshold', 'fit_temperature',
+           'shift_prevalence', 'fit_calibration', 'probability', 'brier', 'reliability',
+           'EpisodeScores']
 
 # %% ../nbs/55_metrics.ipynb #20693954
 from collections.abc import Sequence

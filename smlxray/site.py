@@ -76,7 +76,7 @@ _EXPORT = '''
 import textwrap, nbdev.doclinks, nbdev.maker
 
 class Narrow(textwrap.TextWrapper):
-    def __init__(self, width, **options): super().__init__(width=min(width, 100), **options)
+    def __init__(self, width, **options): super().__init__(width=min(width, 88), **options)
 
 nbdev.maker.TextWrapper = Narrow
 nbdev.doclinks.nbdev_export.__wrapped__()

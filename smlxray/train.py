@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['fit', 'read_metrics', 'load_checkpoint', 'SiameseObjective', 'train_siamese',
-           'PrototypeObjective', 'MetaObjective', 'train_meta', 'ensure_siamese', 'ensure_meta']
+           'PrototypeObjective', 'MetaObjective', 'train_meta', 'ensure_siamese',
+           'ensure_meta']
 
 # %% ../nbs/65_train.ipynb #226adeb8
 import json
