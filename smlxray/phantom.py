@@ -93,7 +93,8 @@ def pose_of(
     seed: int = 0,     # number of the world
 ) -> SimpleNamespace:  # geometry, exposure, noise and collimation of one film
     "Draw how one film is taken, without knowing what is on it."
-    rng, ap = _rng(seed, patient, study, projection), projection == 'AP'
+    rng = _rng(seed, patient, study, projection)
+    ap = projection == 'AP'
     u, g = rng.uniform, rng.normal
     return SimpleNamespace(
         projection=projection,
@@ -133,13 +134,16 @@ class Film:
     def __init__(self, chest, pose, size: int = 224):  # anatomy, pose, pixels per side
         self.chest, self.pose, self.size = chest, pose, size
         self.layers, self.masks = {}, {}
-        cos, sin = np.cos(pose.tilt), np.sin(pose.tilt)
+        cos = np.cos(pose.tilt)
+        sin = np.sin(pose.tilt)
         scale = np.array([[pose.zoom * pose.aspect], [pose.zoom]])
         self.to_body = np.array([[cos, sin], [-sin, cos]]) * scale
         self.to_film = np.linalg.inv(self.to_body)
         self.shift = np.array([pose.dx, pose.dy])
         self.unit = size / 2 / pose.zoom  # pixels per unit of length
-        t = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
+        t = ((np.arange(size) + 0.5) / size * 2 - 1).astype(
+            np.float32
+        )
         self.u, self.v = t[None], t[:, None]
         (a, b), (c, d) = self.to_body.astype(np.float32)
         self.x = a * self.u + b * self.v + pose.dx
@@ -151,7 +155,9 @@ class Film:
         along = np.r_[0, np.hypot(*np.diff(path)).cumsum()]
         length = along[-1]
         n = max(8, int(length * self.unit * 1.2))
-        x, y = _smooth((np.arange(n) + 0.5) / n * length, along, path)
+        x, y = _smooth(
+            (np.arange(n) + 0.5) / n * length, along, path
+        )
         if blur is None: blur = width / 2.35
         return Stroke(x, y, tau * width * length / n, blur)
 
@@ -160,7 +166,10 @@ class Film:
         groups = {}
         for s in strokes:
             pixels = max(0.55, round(s.blur * self.unit * 2) / 2)
-            points = [np.ravel(a) for a in np.broadcast_arrays(s.x, s.y, s.mass)]
+            points = [
+                np.ravel(a)
+                for a in np.broadcast_arrays(s.x, s.y, s.mass)
+            ]
             groups.setdefault(pixels, []).append(points)
         out = np.zeros((self.size, self.size), np.float32)
         for pixels, parts in groups.items():
@@ -172,33 +181,47 @@ class Film:
         "Drop the mass of each point on its four nearest pixels."
         n = self.size
         (a, b), (c, d) = self.to_film * (n / 2)
-        dx, dy = x - self.shift[0], y - self.shift[1]
+        dx = x - self.shift[0]
+        dy = y - self.shift[1]
         u = a * dx + b * dy + (n - 1) / 2
         v = c * dx + d * dy + (n - 1) / 2
         keep = (u > 0) & (v > 0) & (u < n - 1.001) & (v < n - 1.001)
         u, v = u[keep], v[keep]
-        row, column = v.astype(np.int64), u.astype(np.int64)
+        row = v.astype(np.int64)
+        column = u.astype(np.int64)
         down, right = v - row, u - column
         mass = mass[keep] * self.unit**2
-        upper, lower = mass * (1 - down), mass * down
+        upper = mass * (1 - down)
+        lower = mass * down
         here = row * n + column
         where = [here, here + 1, here + n, here + n + 1]
-        what = [upper * (1 - right), upper * right, lower * (1 - right), lower * right]
-        pixels = np.bincount(np.concatenate(where), np.concatenate(what), n * n)
+        what = [
+            upper * (1 - right),
+            upper * right,
+            lower * (1 - right),
+            lower * right,
+        ]
+        pixels = np.bincount(
+            np.concatenate(where), np.concatenate(what), n * n
+        )
         return pixels.reshape(n, n).astype(np.float32)
 
 # %% ../nbs/05_phantom.ipynb #d38dce32
 def _harmonic(a, b):
     "Return the harmonic mean of two slopes, 0 where they point in different directions."
     alike = a * b > 0
-    return np.where(alike, 2 * (a * b) / np.where(alike, a + b, 1), 0)
+    return np.where(
+        alike, 2 * (a * b) / np.where(alike, a + b, 1), 0
+    )
 
 def _smooth(t, s, a):
     "Interpolate a(s), last axis, at `t` by a monotone cubic (Fritsch and Butland 1984)."
     gap = np.diff(s)
     slope = np.diff(a) / gap
     inner = _harmonic(slope[..., :-1], slope[..., 1:])
-    tangent = np.concatenate([slope[..., :1], inner, slope[..., -1:]], -1)
+    tangent = np.concatenate(
+        [slope[..., :1], inner, slope[..., -1:]], -1
+    )
     i = np.clip(np.searchsorted(s, t) - 1, 0, len(gap) - 1)
     gap = gap[i]
     u = (t - s[i]) / gap
@@ -226,8 +249,11 @@ def chord(r, power=2):
 def around(f, at, radii, angle):
     "Return coordinates about the point `at`, turned by `angle`, in units of the two radii."
     dx, dy = f.x - at[0], f.y - at[1]
-    cos, sin = float(np.cos(angle)), float(np.sin(angle))
-    return (cos * dx + sin * dy) / radii[0], (cos * dy - sin * dx) / radii[1]
+    cos = float(np.cos(angle))
+    sin = float(np.sin(angle))
+    return (cos * dx + sin * dy) / radii[0], (
+        cos * dy - sin * dx
+    ) / radii[1]
 
 def ellipse(f, at, radii, angle=0.0, power=0.5):
     "Return the thickness, 1 in the middle, of an ellipsoid seen along the ray."
@@ -249,7 +275,9 @@ def haze(f, rng, at, radii, angle=0.0, rough=0.35, power=1.4):
     "Return a soft patch, 1 in its middle, with a frayed rim."
     a, b = around(f, at, radii, angle)
     r = np.sqrt(a**2 + b**2) + 0.02
-    frayed = np.maximum(0.35, 1 + rough * lumps(f, rng, min(radii) * 1.1))
+    frayed = np.maximum(
+        0.35, 1 + rough * lumps(f, rng, min(radii) * 1.1)
+    )
     return np.exp(-((r * frayed) ** (2 * power)))
 
 # %% ../nbs/05_phantom.ipynb #70c25ef8
@@ -294,10 +322,21 @@ def trunk(f):
     c, across = f.chest, np.abs(f.x)
     shoulder_line = c.top - 0.20 + 0.48 * np.maximum(0, across - 0.2) ** 1.4
     under = f.y - shoulder_line
-    half_width = (c.width + c.wall) * (1 - 0.05 * (f.y + 0.1) ** 2) + 0.02
+    half_width = (c.width + c.wall) * (
+        1 - 0.05 * (f.y + 0.1) ** 2
+    ) + 0.02
     rise = np.sqrt(np.clip(under * 2.4, 0, 1))
-    chest = chord(across / half_width, 2.4) * step(under, 45) * np.minimum(1, rise + 0.25)
-    shoulders = 0.80 * rise * chord(across / 1.22, 4) * step(-0.22 - f.y, 11)
+    chest = (
+        chord(across / half_width, 2.4)
+        * step(under, 45)
+        * np.minimum(1, rise + 0.25)
+    )
+    shoulders = (
+        0.80
+        * rise
+        * chord(across / 1.22, 4)
+        * step(-0.22 - f.y, 11)
+    )
     return np.maximum(chest, shoulders)
 
 def neck_and_arms(f):
@@ -311,13 +350,18 @@ def neck_and_arms(f):
 def body(f):
     "Attenuation of the soft body, as if there were no air in it."
     belly = 1 + 0.22 * step(f.y - f.dome, 7)
-    return f.chest.depth * np.maximum(trunk(f), neck_and_arms(f)) * belly
+    return (
+        f.chest.depth
+        * np.maximum(trunk(f), neck_and_arms(f))
+        * belly
+    )
 
 def breasts(f):
     "Attenuation of the breasts."
     c, b = f.chest, f.chest.breast
     if not b: return np.zeros_like(f.x)
-    x, y = 0.30 + 0.35 * b + 0.3 * c.wall, 0.20 + 0.4 * b
+    x = 0.30 + 0.35 * b + 0.3 * c.wall
+    y = 0.20 + 0.4 * b
     radii = (0.17 + 0.75 * b, 0.15 + 0.85 * b)
     both = ellipse(f, (-x, y), radii, -0.25, 0.6) + ellipse(f, (x, y), radii, 0.25, 0.6)
     return both * (0.30 + b) * step(f.y + 0.05, 6)
@@ -330,7 +374,8 @@ def heart_y(c, z):
 
 def left_border(c):
     "Return named points (y, distance from the midline) down the left border of heart and vessels."
-    heart, share = 2 * c.width * c.ctr, 0.67 - 0.05 * c.axis
+    heart = 2 * c.width * c.ctr
+    share = 0.67 - 0.05 * c.axis
     pedicle, knob_y = c.pedicle, -0.34
     return {
         'neck': (-1.3, 0.085),
@@ -351,7 +396,8 @@ def left_border(c):
 
 def right_border(c):
     "Return named points (y, distance from the midline) down the right border."
-    heart, share = 2 * c.width * c.ctr, 0.33 + 0.05 * c.axis
+    heart = 2 * c.width * c.ctr
+    share = 0.33 + 0.05 * c.axis
     pedicle = c.pedicle
     return {
         'neck': (-1.3, 0.085),
@@ -375,23 +421,40 @@ def border_at(f, points):
 
 def mediastinum(f):
     "Share (H, W) of the depth that heart and vessels fill; `heart_u` is -1 and 1 at the borders."
-    c, shift = f.chest, 1.2 * f.pose.turn + f.chest.pull
-    left, right = border_at(f, left_border(c)), border_at(f, right_border(c))
-    f.heart_u = (f.x - (left - right) / 2 - shift) / ((left + right) / 2)
+    c = f.chest
+    shift = 1.2 * f.pose.turn + f.chest.pull
+    left = border_at(f, left_border(c))
+    right = border_at(f, right_border(c))
+    f.heart_u = (f.x - (left - right) / 2 - shift) / (
+        (left + right) / 2
+    )
     return np.maximum(0, 1 - f.heart_u**2) ** 0.32
 
 # %% ../nbs/05_phantom.ipynb #263cfff5
 def bronchi(f, x):
     "Attenuation that the main bronchi take away; the windpipe forks at `x`."
-    right = f.curve([(x - 0.01, -0.24), (x - 0.10, -0.15), (x - 0.17, -0.07)], 0.05, 0.20)
-    left = f.curve([(x - 0.01, -0.24), (x + 0.10, -0.16), (x + 0.20, -0.11)], 0.045, 0.18)
+    right = f.curve(
+        [(x - 0.01, -0.24), (x - 0.10, -0.15), (x - 0.17, -0.07)],
+        0.05,
+        0.20,
+    )
+    left = f.curve(
+        [(x - 0.01, -0.24), (x + 0.10, -0.16), (x + 0.20, -0.11)],
+        0.045,
+        0.18,
+    )
     return f.lines(right, left)
 
 def stomach_gas(f):
     "Attenuation that the bubble under the left dome takes away."
-    b, y = f.chest.bubble, dome_top(f.chest, 1) + 0.055
-    large = ellipse(f, (0.33, y + 0.4 * b), (b * 1.3, b * 0.75), 0.1)
-    small = ellipse(f, (0.10 + b, y + 0.025 + 1.4 * b), (b * 0.6, b * 0.4), -0.2)
+    b = f.chest.bubble
+    y = dome_top(f.chest, 1) + 0.055
+    large = ellipse(
+        f, (0.33, y + 0.4 * b), (b * 1.3, b * 0.75), 0.1
+    )
+    small = ellipse(
+        f, (0.10 + b, y + 0.025 + 1.4 * b), (b * 0.6, b * 0.4), -0.2
+    )
     return 0.75 * large + 0.3 * small
 
 def airways(f):
@@ -409,11 +472,20 @@ def spine(f):
     t = f.y * (2 * np.pi / c.vertebra)
     x = f.x + 0.8 * f.pose.turn - c.scoliosis * np.sin(f.y * 3)
     across = np.abs(x)
-    block = step(half - across, 120) * (0.62 + 0.38 * np.tanh(2.5 * np.cos(t) + 1.4))
+    block = step(half - across, 120) * (
+        0.62 + 0.38 * np.tanh(2.5 * np.cos(t) + 1.4)
+    )
     edge = 0.3 * bell(across - half, 0.012)
-    pedicles = bell(across - 0.6 * half, 0.014) * np.maximum(0, np.cos(t + 0.9)) ** 4
+    pedicles = (
+        bell(across - 0.6 * half, 0.014)
+        * np.maximum(0, np.cos(t + 0.9)) ** 4
+    )
     spines = bell(x, 0.012) * np.maximum(0, np.cos(t - 1)) ** 3
-    return 1.05 * c.bone * (block + edge + 0.5 * pedicles + 0.4 * spines)
+    return (
+        1.05
+        * c.bone
+        * (block + edge + 0.5 * pedicles + 0.4 * spines)
+    )
 
 # %% ../nbs/05_phantom.ipynb #5e876bc4
 class Break(NamedTuple):
@@ -429,7 +501,8 @@ class Break(NamedTuple):
 def rib_points(f) -> SimpleNamespace:  # arrays that broadcast to (rib, side, across, along)
     "Lay points along all ribs: numbers, sides, angles along the ring, its radius, and places."
     c = f.chest
-    rib, side = np.arange(10)[:, None, None, None], np.array([-1, 1])[None, :, None, None]
+    rib = np.arange(10)[:, None, None, None]
+    side = np.array([-1, 1])[None, :, None, None]
     across = np.linspace(-1, 1, 5)[None, None, :, None]
     phi = np.linspace(0.10, 2.55, int(0.85 * f.size))[None, None, None, :]
     y0 = c.top + 0.005 + c.rib_gap * rib * (1 + 0.012 * rib)
@@ -440,22 +513,45 @@ def rib_points(f) -> SimpleNamespace:  # arrays that broadcast to (rib, side, ac
     slope = c.rib_slope * (0.55 + 0.075 * np.minimum(rib, 6))
     x = side * radius * np.sin(phi) ** 0.9 + 0.8 * f.pose.turn * np.cos(phi)
     y = y0 + slope * (1 - np.cos(phi)) * 0.5 - 0.05 * np.sin(phi) + across * half
-    found = dict(rib=rib, side=side, across=across, phi=phi, radius=radius, half=half, x=x, y=y)
+    found = dict(
+        rib=rib,
+        side=side,
+        across=across,
+        phi=phi,
+        radius=radius,
+        half=half,
+        x=x,
+        y=y,
+    )
     return SimpleNamespace(**found)
 
 def ribs(f):
     "Return the stroke of all ribs; broken ones are displaced beyond the break."
     r = rib_points(f)
     x, y = r.x, r.y
-    cartilage = np.where(r.phi > 1.75, 0.6 * np.clip((2.62 - r.phi) / 0.5, 0, 1), 1.0)
-    shade = (0.45 + 0.55 * r.across**2) * cartilage * np.where(r.rib == 0, 0.5, 1)
+    cartilage = np.where(
+        r.phi > 1.75, 0.6 * np.clip((2.62 - r.phi) / 0.5, 0, 1), 1.0
+    )
+    shade = (
+        (0.45 + 0.55 * r.across**2)
+        * cartilage
+        * np.where(r.rib == 0, 0.5, 1)
+    )
     for b in f.chest.broken:
         one = (r.rib == b.rib) & (r.side == b.side)
         far = one & (r.phi > b.at)
-        x, y = x + np.where(far, b.side * b.dx, 0), y + np.where(far, b.dy, 0)
-        shade = shade * (1 - 0.95 * (one & (np.abs(r.phi - b.at) < 0.035)))
+        x = x + np.where(far, b.side * b.dx, 0)
+        y = y + np.where(far, b.dy, 0)
+        shade = shade * (
+            1 - 0.95 * (one & (np.abs(r.phi - b.at) < 0.035))
+        )
     between = (r.phi[..., 1:2] - r.phi[..., :1]) * r.radius * 1.1
-    tau = f.chest.bone * 0.95 * shade * (1 - 0.35 * np.sin(r.phi) ** 6)
+    tau = (
+        f.chest.bone
+        * 0.95
+        * shade
+        * (1 - 0.35 * np.sin(r.phi) ** 6)
+    )
     return Stroke(x, y, tau * between * 2 * r.half / 5, 0.006)
 
 # %% ../nbs/05_phantom.ipynb #9970694e
@@ -464,7 +560,8 @@ def clavicle(f, side):
     c, rise = f.chest, f.chest.clavicle
     across = np.linspace(-0.026, 0.026, 5)[:, None]
     shade = np.array([1.1, 0.5, 0.4, 0.5, 1.1])[:, None]
-    x, y = side * 0.07 + 1.6 * f.pose.turn, c.top + 0.31
+    x = side * 0.07 + 1.6 * f.pose.turn
+    y = c.top + 0.31
     path = [
         (x, y),
         (x + side * 0.17, y - 0.05 + 0.3 * rise),
@@ -479,20 +576,38 @@ def blade_of(f) -> SimpleNamespace:
     c = f.chest
     edge = c.width - (0.10 if f.pose.projection == 'AP' else -0.09)
     top, tip = c.top + 0.16, c.top + 0.78
-    return SimpleNamespace(edge=edge, top=top, middle=(top + tip) / 2, tip=tip)
+    return SimpleNamespace(
+        edge=edge, top=top, middle=(top + tip) / 2, tip=tip
+    )
 
 def inner_edge(b):
     "Points (x, y) down the inner edge of a blade."
-    return [(b.edge - 0.02, b.top), (b.edge - 0.05, b.middle), (b.edge + 0.05, b.tip)]
+    return [
+        (b.edge - 0.02, b.top),
+        (b.edge - 0.05, b.middle),
+        (b.edge + 0.05, b.tip),
+    ]
 
 def scapula_edges(f, side):
     "Return the edges of one shoulder blade and the shaft of the arm."
     c, b = f.chest, blade_of(f)
     e, top = b.edge, b.top
-    outer = [(e + 0.05, b.tip), (e + 0.12, b.middle + 0.05), (e + 0.24, top + 0.10)]
-    crest = [(e - 0.05, top + 0.05), (e + 0.15, top - 0.02), (e + 0.30, top - 0.03)]
+    outer = [
+        (e + 0.05, b.tip),
+        (e + 0.12, b.middle + 0.05),
+        (e + 0.24, top + 0.10),
+    ]
+    crest = [
+        (e - 0.05, top + 0.05),
+        (e + 0.15, top - 0.02),
+        (e + 0.30, top - 0.03),
+    ]
     elbow = e + 0.44 + 0.25 * c.arms
-    shaft = [(e + 0.36, top + 0.15), (e + 0.42 + 0.06 * c.arms, top + 0.5), (elbow, top + 0.95)]
+    shaft = [
+        (e + 0.36, top + 0.15),
+        (e + 0.42 + 0.06 * c.arms, top + 0.5),
+        (elbow, top + 0.95),
+    ]
     def bone(points, *how): return f.curve([(side * x, y) for x, y in points], *how)
     return [
         bone(inner_edge(b), 0.02, c.bone * 1.2),
@@ -507,8 +622,15 @@ def scapula(f, side):
     xs, ys = np.array(inner_edge(b)).T
     inner = np.interp(f.y, ys, xs).astype(np.float32)
     outer_xs = [b.edge + 0.24, b.edge + 0.05]
-    outer = np.interp(f.y, [b.top + 0.1, b.tip], outer_xs).astype(np.float32)
-    plate = step(a - inner, 60) * step(outer - a, 60) * (f.y > b.top) * (f.y < b.tip)
+    outer = np.interp(f.y, [b.top + 0.1, b.tip], outer_xs).astype(
+        np.float32
+    )
+    plate = (
+        step(a - inner, 60)
+        * step(outer - a, 60)
+        * (f.y > b.top)
+        * (f.y < b.tip)
+    )
     head = ellipse(f, (side * (b.edge + 0.33), b.top + 0.07), (0.10, 0.105), 0, 0.4)
     return 0.35 * c.bone * plate + 1.6 * c.bone * head
 
@@ -530,18 +652,30 @@ class Branches(NamedTuple):
 
 def trunks(rng, side) -> Branches:
     "Draw the six vessels that leave one hilum."
-    angle = np.array([-1.25, -0.75, -0.2, 0.35, 0.8, 1.2]) + rng.normal(0, 0.14, 6)
+    angle = np.array(
+        [-1.25, -0.75, -0.2, 0.35, 0.8, 1.2]
+    ) + rng.normal(0, 0.14, 6)
     x = np.full(6, side * 0.125)
-    y = np.where(angle < 0, -0.09, -0.02) - 0.04 * (side > 0) + rng.normal(0, 0.012, 6)
+    y = (
+        np.where(angle < 0, -0.09, -0.02)
+        - 0.04 * (side > 0)
+        + rng.normal(0, 0.012, 6)
+    )
     return Branches(x, y, angle, rng.uniform(0.30, 0.48, 6), rng.uniform(0.030, 0.042, 6))
 
 def grow(rng, side, b: Branches) -> tuple:  # x and y (n, 6), and the angles (n, 5) between them
     "Let branches grow from their starts, slightly bent."
-    bend = rng.normal(0, 0.25, b.angle.shape)[:, None] * (np.linspace(0, 1, 5) - 0.3)
+    bend = rng.normal(0, 0.25, b.angle.shape)[:, None] * (
+        np.linspace(0, 1, 5) - 0.3
+    )
     angle = b.angle[:, None] + bend
     stride = b.length[:, None] / 5
     def walk(start, way): return np.c_[start, start[:, None] + np.cumsum(way, 1) * stride]
-    return walk(b.x, side * np.cos(angle)), walk(b.y, np.sin(angle)), angle
+    return (
+        walk(b.x, side * np.cos(angle)),
+        walk(b.y, np.sin(angle)),
+        angle,
+    )
 
 def fork(rng, b: Branches, grown, survive: float) -> Branches:
     "Let each branch fork at three places; a fork lives with the probability `survive`."
@@ -552,12 +686,19 @@ def fork(rng, b: Branches, grown, survive: float) -> Branches:
     keep = rng.random(at.size) < survive
     length = b.length[:, None] * rng.uniform(0.45, 0.75, at.shape)
     width = b.width[:, None] * rng.uniform(0.5, 0.68, at.shape)
-    new = Branches(x[pick, at], y[pick, at], angle[pick, at - 1] + turn, length, width)
+    new = Branches(
+        x[pick, at],
+        y[pick, at],
+        angle[pick, at - 1] + turn,
+        length,
+        width,
+    )
     return Branches(*(a.ravel()[keep] for a in new))
 
 def vessel_tree(c) -> list:  # per generation: x and y (n, 6), widths (n,), number of the generation
     "Return the branches of both lungs."
-    rng, tree = _rng(c.seed, c.patient, 'vessels'), []
+    rng = _rng(c.seed, c.patient, 'vessels')
+    tree = []
     for side in (-1, 1):
         branches = trunks(rng, side)
         for generation in range(4):
@@ -581,15 +722,21 @@ def hilum(f, side, shift):
 
 def vessels(f):
     "Attenuation of the vessels and the hila they leave from."
-    c, ink, shift = f.chest, [], f.pose.turn + f.chest.pull
+    c = f.chest
+    ink = []
+    shift = f.pose.turn + f.chest.pull
     for x, y, width, generation in vessel_tree(c):
         n = max(10, int(f.size * 0.22 * 0.7**generation))
         length = np.hypot(np.diff(x), np.diff(y)).sum(1)[:, None] / n
         taper = (width[:, None] * np.linspace(1, 0.6, n)) ** 2
         mass = 8.5 * c.vascular * taper * length
         blur = (0.013, 0.007, 0.004, 0.004)[generation] * c.fuzzy
-        ink.append(Stroke(along(x, n) + shift, along(y, n), mass, blur))
-    return f.lines(*ink) + 0.3 * (hilum(f, -1, shift) + hilum(f, 1, shift))
+        ink.append(
+            Stroke(along(x, n) + shift, along(y, n), mass, blur)
+        )
+    return f.lines(*ink) + 0.3 * (
+        hilum(f, -1, shift) + hilum(f, 1, shift)
+    )
 
 # %% ../nbs/05_phantom.ipynb #0da9038d
 LETTERS = {  # strokes, each from (x, y) to (x, y)
@@ -603,12 +750,26 @@ LETTERS = {  # strokes, each from (x, y) to (x, y)
 def marker(f):
     "Attenuation of the lead letter L or R in a corner."
     letter = 'L' if f.pose.marker % 2 else 'R'
-    x0, y0 = (0.81 if letter == 'L' else -0.87), -0.82 + 0.25 * (f.pose.marker > 1)
-    t, height = np.linspace(0, 1, max(8, f.size // 10)), 0.055
-    us = [x0 + 1.1 * height * (a + t * (c - a)) for a, b, c, d in LETTERS[letter]]
-    vs = [y0 + height * (b + t * (d - b)) for a, b, c, d in LETTERS[letter]]
-    x, y = f.to_body @ np.array([np.concatenate(us), np.concatenate(vs)]) + f.shift[:, None]
-    return np.minimum(f.lines(Stroke(x, y, 0.062 * height / len(t), 0.006)), 2.5)
+    x0 = 0.81 if letter == 'L' else -0.87
+    y0 = -0.82 + 0.25 * (f.pose.marker > 1)
+    t = np.linspace(0, 1, max(8, f.size // 10))
+    height = 0.055
+    us = [
+        x0 + 1.1 * height * (a + t * (c - a))
+        for a, b, c, d in LETTERS[letter]
+    ]
+    vs = [
+        y0 + height * (b + t * (d - b))
+        for a, b, c, d in LETTERS[letter]
+    ]
+    x, y = (
+        f.to_body
+        @ np.array([np.concatenate(us), np.concatenate(vs)])
+        + f.shift[:, None]
+    )
+    return np.minimum(
+        f.lines(Stroke(x, y, 0.062 * height / len(t), 0.006)), 2.5
+    )
 
 def skin_fold(f):
     "Attenuation of a fold of skin under the patient's back, on some films."
@@ -617,7 +778,12 @@ def skin_fold(f):
     a = a_side(rng) * f.x
     beyond = a - rng.uniform(0.3, 0.55) - rng.uniform(-0.3, 0.3) * f.y
     fade = 0.14 * np.exp(-np.maximum(0, beyond) * 9)
-    return fade * step(beyond, 120) * step(f.y + 0.5, 12) * step(0.4 - f.y, 12)
+    return (
+        fade
+        * step(beyond, 120)
+        * step(f.y + 0.5, 12)
+        * step(0.4 - f.y, 12)
+    )
 
 def a_side(rng) -> int: return int(rng.choice([-1, 1]))
 
@@ -626,7 +792,9 @@ def rays(f, attenuation):
     "Return the light that passes, from a beam that is stronger on one side, blurred by the screen."
     hx, hy = f.pose.heel
     light = np.exp(-attenuation - hx * f.u - hy * f.v)
-    return gaussian_filter(light, max(0.3, f.pose.blur * f.size / 224), truncate=3.0)
+    return gaussian_filter(
+        light, max(0.3, f.pose.blur * f.size / 224), truncate=3.0
+    )
 
 def scattered(f, light):
     "Replace part of the light by fog, a coarse blur of all of it."
@@ -642,19 +810,28 @@ def grainy(f, light):
     "Add the noise of the quanta, strongest where little light arrives."
     n, rng = f.size, _rng(*f.pose.key, 'noise')
     noise = rng.standard_normal((n, n), dtype=np.float32)
-    grain = noise * (f.pose.noise * min(1.0, n / 224) ** 0.5) * np.sqrt(0.3 / (light + 0.02))
+    grain = (
+        noise
+        * (f.pose.noise * min(1.0, n / 224) ** 0.5)
+        * np.sqrt(0.3 / (light + 0.02))
+    )
     return light * (1 + grain)
 
 def film_curve(f, light):
     "Turn light into tones: the S of the film, its clear base at 0, and gamma."
     p = f.pose
-    tone = sig((-np.log(np.maximum(light, 1e-4)) - p.centre) / p.latitude)
+    tone = sig(
+        (-np.log(np.maximum(light, 1e-4)) - p.centre) / p.latitude
+    )
     clear = 1 / (1 + float(np.exp(p.centre / p.latitude)))
     return np.clip((tone - clear) / (1 - clear), 0, 1) ** p.gamma
 
 def collimator(f):
     "Return where the beam is open."
-    (left, right), (top, bottom) = f.pose.edges[:2], f.pose.edges[2:]
+    (left, right), (top, bottom) = (
+        f.pose.edges[:2],
+        f.pose.edges[2:],
+    )
     columns = step(f.u + left, 90) * step(right - f.u, 90)
     return columns * step(f.v + top, 90) * step(bottom - f.v, 90)
 
@@ -756,7 +933,10 @@ def big_heart(c, rng, size):
     c.ctr, c.axis = size, rng.uniform(-0.6, 1)
 
 def wide_vessels(c, rng, size):
-    c.pedicle, c.knob = c.pedicle * size, c.knob + rng.uniform(0, 0.07)
+    c.pedicle, c.knob = (
+        c.pedicle * size,
+        c.knob + rng.uniform(0, 0.07),
+    )
 
 def less_air(c, rng, size):
     c.collapsed = int(rng.integers(2))
@@ -764,11 +944,18 @@ def less_air(c, rng, size):
     c.pull += (1 if c.collapsed else -1) * rng.uniform(0, 0.05)
 
 def break_ribs(c, rng, size):
-    side, first, at = a_side(rng), int(rng.integers(2, 6)), rng.uniform(0.9, 1.5)
+    side = a_side(rng)
+    first = int(rng.integers(2, 6))
+    at = rng.uniform(0.9, 1.5)
     for rib in range(first, first + int(rng.integers(2, 5))):
-        here, dx = at + rng.normal(0, 0.06), rng.normal(0, 0.01)
+        here = at + rng.normal(0, 0.06)
+        dx = rng.normal(0, 0.01)
         dy = rng.choice([-1, 1]) * size * rng.uniform(0.8, 1.2)
-        c.broken.append(Break(rib, side, here, dx, dy, callus=rng.random() < 0.6))
+        c.broken.append(
+            Break(
+                rib, side, here, dx, dy, callus=rng.random() < 0.6
+            )
+        )
 
 RESHAPE = {
     'Cardiomegaly': big_heart,
@@ -818,7 +1005,9 @@ def add_finding(f, name):
     delta = np.zeros_like(f.x)
     if painter:
         rng = _rng(f.chest.seed, f.chest.patient, 'finding', name)
-        delta = painter(f, rng, **drawn(rng, name, f.pose.projection))
+        delta = painter(
+            f, rng, **drawn(rng, name, f.pose.projection)
+        )
     f.layers[name] = np.asarray(delta, np.float32)
     change = np.abs(delta)
     f.masks.setdefault(name, change > 0.3 * change.max() + 0.02)
@@ -829,9 +1018,14 @@ def drawn(rng, name, projection) -> dict:
     "Draw what a painter is told: size and contrast; from the side, a place and a fainter contrast."
     disease = DISEASES[name]
     if projection != 'LATERAL':
-        return dict(size=rng.uniform(*disease.size), contrast=rng.uniform(*disease.contrast))
+        return dict(
+            size=rng.uniform(*disease.size),
+            contrast=rng.uniform(*disease.contrast),
+        )
     at = rng.uniform(-0.25, 0.3), rng.uniform(-0.35, 0.35)
-    return dict(at=at, contrast=rng.uniform(*disease.contrast) * 0.75)
+    return dict(
+        at=at, contrast=rng.uniform(*disease.contrast) * 0.75
+    )
 
 # %% ../nbs/05_phantom.ipynb #29d23647
 @dataclass
@@ -852,11 +1046,19 @@ def _checked(findings, projection):
             raise DataError(f"'{name}' is none of CheXpert's findings; choose from {known}.")
     if projection not in ('PA', 'AP', 'LATERAL'):
         raise DataError(f"There is no projection '{projection}'; choose PA, AP or LATERAL.")
-    present = [name for name in DISEASES if name in findings and name != 'No Finding']
+    present = [
+        name
+        for name in DISEASES
+        if name in findings and name != 'No Finding'
+    ]
     ill = [name for name in present if name != 'Support Devices']
     if ill and 'No Finding' in findings:
         raise DataError(f"'No Finding' cannot go with {ill[0]}; leave one of them out.")
-    return [name for name in present if not set(CHILDREN.get(name, ())) & set(ill)]
+    return [
+        name
+        for name in present
+        if not set(CHILDREN.get(name, ())) & set(ill)
+    ]
 
 # %% ../nbs/05_phantom.ipynb #b740fb42
 def draw_film(patient, findings=(), projection='PA', study=0, size=224, seed=0) -> tuple:
@@ -868,8 +1070,13 @@ def draw_film(patient, findings=(), projection='PA', study=0, size=224, seed=0) 
     for name in todo: add_finding(f, name)
     for parent, children in CHILDREN.items():
         if parent in findings and parent not in f.masks:
-            f.masks[parent] = np.any([f.masks[k] for k in children if k in f.masks], axis=0)
-    return f, {name: f.masks[name] for name in DISEASES if name in f.masks}
+            f.masks[parent] = np.any(
+                [f.masks[k] for k in children if k in f.masks],
+                axis=0,
+            )
+    return f, {
+        name: f.masks[name] for name in DISEASES if name in f.masks
+    }
 
 # %% ../nbs/05_phantom.ipynb #3ab1f00b
 def draw_phantom(
@@ -881,7 +1088,9 @@ def draw_phantom(
     seed: int = 0,                 # number of the world
 ) -> Phantom:                      # picture and ground truth
     "Draw one synthetic chest X-ray; `DataError` for an unknown finding or projection."
-    f, masks = draw_film(patient, findings, projection, study, size, seed)
+    f, masks = draw_film(
+        patient, findings, projection, study, size, seed
+    )
     image = expose(f, np.maximum(0, sum(f.layers.values())))
     return Phantom(image, masks, projection, view_of(projection))
 
@@ -897,13 +1106,16 @@ def lung_point(f, side, u, v):
 def somewhere(f, rng, across, down, side=None):
     "Return a random point of a lung, `u` and `v` within these bounds."
     side = side or a_side(rng)
-    return lung_point(f, side, rng.uniform(*across), rng.uniform(*down))
+    return lung_point(
+        f, side, rng.uniform(*across), rng.uniform(*down)
+    )
 
 @paints('Lung Opacity')
 def lung_opacity(f, rng, size, contrast):
     "One hazy patch."
     at = somewhere(f, rng, (0.3, 0.7), (0.25, 0.8))
-    radii, angle = (size * 0.85, size * 1.1), rng.uniform(-0.5, 0.5)
+    radii = (size * 0.85, size * 1.1)
+    angle = rng.uniform(-0.5, 0.5)
     return f.air * contrast * haze(f, rng, at, radii, angle, 0.15, 1.2)
 
 # %% ../nbs/05_phantom.ipynb #be2117f7
@@ -914,8 +1126,14 @@ def lung_lesion(f, rng, size, contrast):
     for i in range(int(rng.choice([1, 1, 2, 3]))):
         x, y = somewhere(f, rng, (0.2, 0.8), (0.2, 0.85))
         radius = size * (1 if i == 0 else rng.uniform(0.6, 1))
-        r = np.hypot(f.x - x, f.y - y) / radius * (1 + 0.05 * lumps(f, rng, radius * 1.6))
-        out = np.maximum(out, contrast * np.maximum(0, 1 - r * r) ** 0.4)
+        r = (
+            np.hypot(f.x - x, f.y - y)
+            / radius
+            * (1 + 0.05 * lumps(f, rng, radius * 1.6))
+        )
+        out = np.maximum(
+            out, contrast * np.maximum(0, 1 - r * r) ** 0.4
+        )
     return out * f.cavity * np.minimum(1, f.air * 3)
 
 @paints('Pneumonia')
@@ -924,8 +1142,13 @@ def pneumonia(f, rng, size, contrast):
     out = np.zeros_like(f.x)
     for _ in range(int(rng.integers(1, 4))):
         at = somewhere(f, rng, (0.2, 0.75), (0.35, 0.92))
-        radii = size * rng.uniform(0.8, 1.2), size * rng.uniform(0.8, 1.2)
-        patch = haze(f, rng, at, radii, rng.uniform(-1, 1), 0.3, 0.9)
+        radii = (
+            size * rng.uniform(0.8, 1.2),
+            size * rng.uniform(0.8, 1.2),
+        )
+        patch = haze(
+            f, rng, at, radii, rng.uniform(-1, 1), 0.3, 0.9
+        )
         mottled = np.maximum(0.2, 1 + 0.28 * lumps(f, rng, 0.09))
         out = np.maximum(out, contrast * patch * mottled)
     return f.air * np.clip(out, 0, 1)
@@ -935,9 +1158,12 @@ def pneumonia(f, rng, size, contrast):
 def edema(f, rng, size, contrast):
     "Bat-wing haze around both hila and Kerley lines."
     across = np.abs(f.x)
-    height, spread = rng.uniform(0.0, 0.16), rng.uniform(0.28, 0.38)
+    height = rng.uniform(0.0, 0.16)
+    spread = rng.uniform(0.28, 0.38)
     wings = bell(across - 0.24, size) * bell(f.y - height, spread)
-    strength = np.where(f.x < 0, *rng.uniform(0.5, 1, 2)).astype(np.float32)
+    strength = np.where(f.x < 0, *rng.uniform(0.5, 1, 2)).astype(
+        np.float32
+    )
     water = wings * strength * (1 + 0.22 * lumps(f, rng, 0.12))
     septa = kerley_lines(f, rng, -1) + kerley_lines(f, rng, 1)
     return f.air * contrast * water + f.lines(*septa) * f.cavity
@@ -947,12 +1173,19 @@ def kerley_lines(f, rng, side):
     ink = []
     for v in np.linspace(0.72, 0.97, 7):
         x, y = lung_point(f, side, 0.98, v)
-        end = x - side * rng.uniform(0.04, 0.08), y + rng.normal(0, 0.006)
+        end = (
+            x - side * rng.uniform(0.04, 0.08),
+            y + rng.normal(0, 0.006),
+        )
         ink.append(f.curve([(x, y), end], 0.009, 0.5))
     for _ in range(6):
         x, y = somewhere(f, rng, (0.2, 0.6), (0.25, 0.7), side)
-        angle, length = rng.uniform(-1, 0.6), rng.uniform(0.06, 0.14)
-        end = x + side * length * np.cos(angle), y + length * np.sin(angle)
+        angle = rng.uniform(-1, 0.6)
+        length = rng.uniform(0.06, 0.14)
+        end = (
+            x + side * length * np.cos(angle),
+            y + length * np.sin(angle),
+        )
         ink.append(f.curve([(x, y), end], 0.010, 0.3))
     return ink
 
@@ -973,7 +1206,10 @@ LOBES = {
 
 def filled(f, rng, side, lobe, size):
     "Return where a lobe is full of fluid, 0..1."
-    (x, top), (_, low) = lung_point(f, side, 0.5, lobe.top), lung_point(f, side, 0.5, lobe.low)
+    (x, top), (_, low) = (
+        lung_point(f, side, 0.5, lobe.top),
+        lung_point(f, side, 0.5, lobe.low),
+    )
     fissure = rng.uniform(-0.25, 0.25) * (side * f.x - abs(x))
     y = f.y - fissure + 0.03 * lumps(f, rng, 0.15)
     between = step(y - top, lobe.top_sharpness) * step(low - y, lobe.low_sharpness)
@@ -983,48 +1219,74 @@ def air_bronchograms(f, rng, side, lobe):
     "Return four open bronchi that lead from the hilum into a lobe and bend there."
     (x, y), ink = lung_point(f, side, 0.08, 0.42), []
     for _ in range(4):
-        u, v = rng.uniform(0.3, 0.9), np.clip(rng.uniform(lobe.top, lobe.low), 0.05, 0.95)
+        u = rng.uniform(0.3, 0.9)
+        v = np.clip(rng.uniform(lobe.top, lobe.low), 0.05, 0.95)
         gx, gy = lung_point(f, side, u, v)
-        hx, hy = 0.5 * (x + gx), 0.45 * y + 0.55 * gy + rng.normal(0, 0.03)
-        tip = gx + rng.normal(0, 0.04), 0.6 * gy + 0.4 * hy + rng.normal(0, 0.06)
-        ink.append(f.curve([(x, y), (hx, hy), (gx, gy)], 0.013, 0.22))
+        hx = 0.5 * (x + gx)
+        hy = 0.45 * y + 0.55 * gy + rng.normal(0, 0.03)
+        tip = (
+            gx + rng.normal(0, 0.04),
+            0.6 * gy + 0.4 * hy + rng.normal(0, 0.06),
+        )
+        ink.append(
+            f.curve([(x, y), (hx, hy), (gx, gy)], 0.013, 0.22)
+        )
         ink.append(f.curve([(hx, hy), tip], 0.010, 0.2))
     return ink
 
 @paints('Consolidation')
 def consolidation(f, rng, size, contrast):
     "A dense lobe with air bronchograms."
-    side, lobe = a_side(rng), LOBES[str(rng.choice(list(LOBES)))]
+    side = a_side(rng)
+    lobe = LOBES[str(rng.choice(list(LOBES)))]
     white = filled(f, rng, side, lobe, size)
     bronchi = air_bronchograms(f, rng, side, lobe)
     full = f.air * contrast * white * (1 + 0.06 * lumps(f, rng, 0.10))
-    return np.maximum(0, full - f.lines(*bronchi) * np.minimum(1, full))
+    return np.maximum(
+        0, full - f.lines(*bronchi) * np.minimum(1, full)
+    )
 
 # %% ../nbs/05_phantom.ipynb #4c7a15e8
 def band(f, rng, side, contrast):
     "Return one band of collapsed lung, slightly bent."
     x, y = somewhere(f, rng, (0.15, 0.4), (0.68, 0.93), side)
-    length, angle = rng.uniform(0.2, 0.4), rng.normal(-0.08, 0.2)
-    middle = x + side * length / 2, y + length / 2 * np.sin(angle) + rng.normal(0, 0.02)
+    length = rng.uniform(0.2, 0.4)
+    angle = rng.normal(-0.08, 0.2)
+    middle = (
+        x + side * length / 2,
+        y + length / 2 * np.sin(angle) + rng.normal(0, 0.02),
+    )
     end = x + side * length, y + length * np.sin(angle)
     width = rng.uniform(0.018, 0.036)
-    return f.curve([(x, y), middle, end], width, contrast * rng.uniform(0.8, 1.1))
+    return f.curve(
+        [(x, y), middle, end],
+        width,
+        contrast * rng.uniform(0.8, 1.1),
+    )
 
 @paints('Atelectasis')
 def atelectasis(f, rng, size, contrast):
     "Bands over a base that has lost air."
     side = 1 if f.chest.collapsed else -1
-    bands = [band(f, rng, side, contrast) for _ in range(int(rng.integers(2, 5)))]
-    base = np.exp(-np.maximum(0, f.dome - f.y) * 9) * (side * f.x > 0)
+    bands = [
+        band(f, rng, side, contrast)
+        for _ in range(int(rng.integers(2, 5)))
+    ]
+    base = np.exp(-np.maximum(0, f.dome - f.y) * 9) * (
+        side * f.x > 0
+    )
     return f.lines(*bands) * f.cavity + f.air * (0.4 * contrast) * base
 
 # %% ../nbs/05_phantom.ipynb #ec9763bd
 def collapsed_edge(f, rng, side, size):
     "Return the side border (H, W) of a shrunken lung, and how far a pixel lies under its top."
-    c, top = f.chest, f.chest.top + rng.uniform(0.9, 1.9) * size
+    c = f.chest
+    top = f.chest.top + rng.uniform(0.9, 1.9) * size
     reach = rng.uniform(0.55, 1.05)
     v = below_top(c, f.y)
-    shrunken = np.clip((f.y - top) / (1.12 + c.top - float(top)), 0, 1)
+    shrunken = np.clip(
+        (f.y - top) / (1.12 + c.top - float(top)), 0, 1
+    )
     wall = 0.9 * c.apex + (c.width - 0.9 * c.apex) * flare(shrunken, 0.6)
     edge = wall - size * np.maximum(0, 1 - v / reach) ** 0.6
     edge = np.minimum(edge + 0.008 * lumps(f, rng, 0.2), f.lat)
@@ -1037,10 +1299,21 @@ def pneumothorax(f, rng, size, contrast):
     side = a_side(rng)
     edge, under = collapsed_edge(f, rng, side, size)
     a = side * f.x
-    here, wide = (a > 0) * f.cavity, f.lat - edge > 0.012
-    gap = np.maximum(step(a - edge, 120), step(-under, 120)) * here * (wide | (under < 0))
+    here = (a > 0) * f.cavity
+    wide = f.lat - edge > 0.012
+    gap = (
+        np.maximum(step(a - edge, 120), step(-under, 120))
+        * here
+        * (wide | (under < 0))
+    )
     nearest = np.minimum(np.abs(edge - a), np.abs(under))
-    line = bell(nearest, 0.009) * (under > -0.01) * (a < edge + 0.01) * wide * here
+    line = (
+        bell(nearest, 0.009)
+        * (under > -0.01)
+        * (a < edge + 0.01)
+        * wide
+        * here
+    )
     f.layers['vessels'] = f.layers['vessels'] * (1 - gap)
     f.masks['Pneumothorax'] = gap > 0.5
     lung = (0.7 * size) * here * (1 - gap) * f.air  # which is denser for being smaller
@@ -1052,11 +1325,16 @@ def pleural_effusion(f, rng, size, contrast):
     "Fluid of height `size` on one side or, less often, on both."
     out = np.zeros_like(f.x)
     for side in (-1, 1) if rng.random() < 0.3 else (a_side(rng),):
-        height, rise = size * rng.uniform(0.8, 1), rng.uniform(0.08, 0.2)
+        height = size * rng.uniform(0.8, 1)
+        rise = rng.uniform(0.08, 0.2)
         t = np.clip(side * f.x / f.lat, 0, 1)
         level = (dome_top(f.chest, side) + 0.11 - height) - rise * t**4
         reach = 0.05 if height > 0.25 else 0.35 - 0.5 * height
-        fluid = step(f.y - level, 45) * (side * f.x > 0) * step(t - reach, 8)
+        fluid = (
+            step(f.y - level, 45)
+            * (side * f.x > 0)
+            * step(t - reach, 8)
+        )
         out = np.maximum(out, fluid)
     return f.air * out * contrast
 
@@ -1065,13 +1343,18 @@ def pleural_other(f, rng, size, contrast):
     "Thickened pleura along the wall, sometimes over the apex, sometimes calcified."
     c, a = f.chest, a_side(rng) * f.x
     v = (f.y - c.top) / (c.dome - c.top)
-    place, extent = rng.uniform(0.25, 0.8), rng.uniform(0.14, 0.32)
+    place = rng.uniform(0.25, 0.8)
+    extent = rng.uniform(0.14, 0.32)
     along_wall = bell(v - place, extent, 4) * (a > 0) * f.cavity
     inner = f.lat - size * (1 + 0.35 * lumps(f, rng, 0.14))
     rim = step(a - inner, 80) * along_wall
     if rng.random() < 0.35:
         low = c.top + rng.uniform(0.07, 0.12)
-        cap = step(low - f.y + 0.015 * lumps(f, rng, 0.1), 70) * f.cavity * (a > 0)
+        cap = (
+            step(low - f.y + 0.015 * lumps(f, rng, 0.1), 70)
+            * f.cavity
+            * (a > 0)
+        )
         rim = np.maximum(rim, cap)
     lime = bell(a - inner, 0.012) * along_wall
     return rim * contrast + lime * (0.35 * (rng.random() < 0.5))
@@ -1079,14 +1362,19 @@ def pleural_other(f, rng, size, contrast):
 @paints('Fracture')
 def fracture(f, rng, size, contrast):
     "Callus at the breaks, which the ribs show already; the mask rings each of them."
-    r, ink, mask = rib_points(f), [], np.zeros(f.x.shape, bool)
+    r = rib_points(f)
+    ink = []
+    mask = np.zeros(f.x.shape, bool)
     for b in f.chest.broken:
         i = int(np.abs(r.phi.ravel() - b.at).argmin())
-        x, y = r.x[b.rib, (b.side + 1) // 2, 0, i], r.y[b.rib, 0, 2, i]
+        x = r.x[b.rib, (b.side + 1) // 2, 0, i]
+        y = r.y[b.rib, 0, 2, i]
         mask |= (f.x - x) ** 2 + (f.y - y) ** 2 < 0.07**2
         if b.callus:
             dx, dy = rng.normal(0, 0.017, (2, 40))
-            ink.append(Stroke(x + dx, y + dy, 0.00005 * contrast, 0.012))
+            ink.append(
+                Stroke(x + dx, y + dy, 0.00005 * contrast, 0.012)
+            )
     f.masks['Fracture'] = mask
     return f.lines(*ink)
 
@@ -1095,43 +1383,82 @@ def leads(f, rng, tau):
     "Electrodes on the skin and their wires."
     ink, plates = [], np.zeros_like(f.x)
     for _ in range(int(rng.integers(2, 5))):
-        x, y, side = rng.uniform(-0.6, 0.6), rng.uniform(-0.5, 0.45), a_side(rng)
+        x = rng.uniform(-0.6, 0.6)
+        y = rng.uniform(-0.5, 0.45)
+        side = a_side(rng)
         plates += (0.7 * tau) * ellipse(f, (x, y), (0.03, 0.03), 0, 0.2)
         bend = x * 0.7 + rng.normal(0, 0.12), y + 0.15
-        hang = side * 0.5 + rng.normal(0, 0.1), y + 0.3 + rng.normal(0, 0.1)
+        hang = (
+            side * 0.5 + rng.normal(0, 0.1),
+            y + 0.3 + rng.normal(0, 0.1),
+        )
         away = side * 1.1, rng.uniform(0.3, 1.0)
-        ink.append(f.curve([(x, y), bend, hang, away], 0.012, 0.7 * tau))
+        ink.append(
+            f.curve([(x, y), bend, hang, away], 0.012, 0.7 * tau)
+        )
     return plates, ink
 
 def pacemaker(f, rng, tau):
     "A box under the collarbone, and its wire into the heart."
-    top, middle, low = f.chest.top, 1.2 * f.pose.turn, f.chest.dome
+    top = f.chest.top
+    middle = 1.2 * f.pose.turn
+    low = f.chest.dome
     x = float(rng.choice([-1, 1, 1])) * rng.uniform(0.36, 0.5)
     y = top + rng.uniform(0.22, 0.36)
-    box = sig((1 - ((f.x - x) / 0.095) ** 4 - ((f.y - y) / 0.08) ** 4) * 8)
-    vein = [(x, y - 0.05), (x * 0.5, top + 0.18), (middle - 0.07, top + 0.42)]
-    heart = [(middle - 0.06, low - 0.35), (middle + 0.12, low - 0.10)]
-    return 1.5 * tau * box, [f.curve(vein + heart, 0.014, 1.1 * tau)]
+    box = sig(
+        (1 - ((f.x - x) / 0.095) ** 4 - ((f.y - y) / 0.08) ** 4) * 8
+    )
+    vein = [
+        (x, y - 0.05),
+        (x * 0.5, top + 0.18),
+        (middle - 0.07, top + 0.42),
+    ]
+    heart = [
+        (middle - 0.06, low - 0.35),
+        (middle + 0.12, low - 0.10),
+    ]
+    return 1.5 * tau * box, [
+        f.curve(vein + heart, 0.014, 1.1 * tau)
+    ]
 
 def central_line(f, rng, tau):
     "A thin tube through a vein of the neck."
-    side, top, middle = a_side(rng), f.chest.top, 1.2 * f.pose.turn
+    side = a_side(rng)
+    top = f.chest.top
+    middle = 1.2 * f.pose.turn
     neck = [(side * 0.22, top - 0.2), (side * 0.14, top + 0.15)]
     tip = middle - 0.075, top + 0.42 + rng.uniform(0.1, 0.3)
-    return 0, [f.curve([*neck, (middle - 0.06, top + 0.42), tip], 0.012, 0.75 * tau)]
+    return 0, [
+        f.curve(
+            [*neck, (middle - 0.06, top + 0.42), tip],
+            0.012,
+            0.75 * tau,
+        )
+    ]
 
 def breathing_tube(f, rng, tau):
     "A wide tube in the windpipe."
     middle, top = 1.2 * f.pose.turn, f.chest.top
     tip = middle, top + rng.uniform(0.25, 0.42)
-    return 0, [f.curve([(middle + 0.01, -1.1), (middle - 0.005, top), tip], 0.022, 0.8 * tau)]
+    return 0, [
+        f.curve(
+            [(middle + 0.01, -1.1), (middle - 0.005, top), tip],
+            0.022,
+            0.8 * tau,
+        )
+    ]
 
 def drain(f, rng, tau):
     "A wide tube through the chest wall."
     side = a_side(rng)
     x, y = lung_point(f, side, 0.95, rng.uniform(0.55, 0.85))
     tip = lung_point(f, side, 0.5, rng.uniform(0.1, 0.3))
-    path = [(side * 1.2, y + 0.15), (x, y), (x - side * 0.1, y - 0.2), tip]
+    path = [
+        (side * 1.2, y + 0.15),
+        (x, y),
+        (x - side * 0.1, y - 0.2),
+        tip,
+    ]
     return 0, [f.curve(path, 0.026, 0.75 * tau)]
 
 # %% ../nbs/05_phantom.ipynb #e6545384
@@ -1158,7 +1485,10 @@ def side_middle(f):
     "Share of the depth that heart and great vessels take from the air."
     c = f.chest
     g, p = c.ctr / 0.45, c.pedicle / 0.104
-    heart_at = -0.15 * c.width / 0.66 - 0.05 * (g - 1), c.dome - 0.17 + 0.2 * sum(c.raised)
+    heart_at = (
+        -0.15 * c.width / 0.66 - 0.05 * (g - 1),
+        c.dome - 0.17 + 0.2 * sum(c.raised),
+    )
     heart = 0.72 * ellipse(f, heart_at, (0.30 * g, 0.22 * g**0.5), 0.75, 0.7)
     aorta = 0.45 * ellipse(f, (-0.03, -0.20), (0.15 * p, 0.36), -0.12, 0.9)
     arch = 0.3 * ellipse(f, (0.06, -0.34), (0.11 * p, 0.09 * p), 0, 0.7)
@@ -1172,12 +1502,19 @@ def side_chest(f):
     f.back = 0.36 + (0.16 * c.width / 0.66) * np.sin(2.4 * (y - c.top) + 0.15)
     back = f.back + 0.02 - 0.3 * np.maximum(0, 1 - v * 8) ** 2
     f.rel = (f.x - (front + back) / 2) / ((back - front) / 2)  # -1 at the front, 1 at the back
-    f.dome = np.minimum(side_dome(f, 0.0), side_dome(f, c.lift + 0.04))
+    f.dome = np.minimum(
+        side_dome(f, 0.0), side_dome(f, c.lift + 0.04)
+    )
     between = step(f.rel + 1, 30) * step(1 - f.rel, 30)
     f.cavity = between * (1 - 0.93 * step(y - f.dome, 100)) * (y > c.top)
     f.depthwise = chord(f.rel, 4) * np.minimum(1, 0.35 + v * 2)
     f.middle = side_middle(f)
-    f.air = (1.15 * c.air) * f.depthwise * f.cavity * (1 - 0.92 * f.middle)
+    f.air = (
+        (1.15 * c.air)
+        * f.depthwise
+        * f.cavity
+        * (1 - 0.92 * f.middle)
+    )
 
 # %% ../nbs/05_phantom.ipynb #155e307d
 def side_body(f):
@@ -1187,22 +1524,37 @@ def side_body(f):
     trunk = chord(np.abs(f.x - 0.02) / half, 2.6)
     neck = step(f.y - (c.top - 0.22) - 0.5 * np.abs(f.x), 16)
     arms = 0.35 * ellipse(f, (-0.05, -0.95), (0.55, 0.42))
-    return (c.depth * 1.12) * np.maximum(trunk * neck, arms) * (1 + 0.12 * step(f.y - f.dome, 7))
+    return (
+        (c.depth * 1.12)
+        * np.maximum(trunk * neck, arms)
+        * (1 + 0.12 * step(f.y - f.dome, 7))
+    )
 
 def side_rib(f, k):
     "Return the two edges of a rib that runs down from the spine."
     c = f.chest
-    y, reach = c.top - 0.02 + c.rib_gap * k, 0.25 + 0.5 * min(1, k / 5)
-    path = [(0.46, y), (0.46 - reach * 0.5, y + 0.16), (0.46 - reach, y + 0.40)]
+    y = c.top - 0.02 + c.rib_gap * k
+    reach = 0.25 + 0.5 * min(1, k / 5)
+    path = [
+        (0.46, y),
+        (0.46 - reach * 0.5, y + 0.16),
+        (0.46 - reach, y + 0.40),
+    ]
     upper = [(x, y - 0.018) for x, y in path]
     lower = [(x, y + 0.018) for x, y in path]
-    return [f.curve(upper, 0.014, c.bone * 0.5), f.curve(lower, 0.014, c.bone * 0.5)]
+    return [
+        f.curve(upper, 0.014, c.bone * 0.5),
+        f.curve(lower, 0.014, c.bone * 0.5),
+    ]
 
 def side_bones(f):
     "Attenuation of spine, ribs and breastbone."
     c, half, ink = f.chest, 0.085, []
-    across, t = np.abs(f.x - f.back + 0.01), f.y * (2 * np.pi / c.vertebra)
-    blocks = step(half - across, 90) * (0.6 + 0.4 * np.tanh(3 * np.cos(t) + 1.8))
+    across = np.abs(f.x - f.back + 0.01)
+    t = f.y * (2 * np.pi / c.vertebra)
+    blocks = step(half - across, 90) * (
+        0.6 + 0.4 * np.tanh(3 * np.cos(t) + 1.8)
+    )
     blocks = blocks + 0.4 * bell(across - half, 0.012)
     for k in range(10): ink += side_rib(f, k)
     y = np.linspace(c.top + 0.12, c.dome - 0.1, 6)
@@ -1215,9 +1567,19 @@ def side_vessels(f):
     ink = []
     for x, y, width, generation in vessel_tree(f.chest):
         length = np.hypot(np.diff(x[:, :2]), np.diff(y[:, :2]))
-        mass = 0.64 * f.chest.vascular * width[:, None] ** 2 * length * np.ones(36)
+        mass = (
+            0.64
+            * f.chest.vascular
+            * width[:, None] ** 2
+            * length
+            * np.ones(36)
+        )
         blur = (0.014, 0.008, 0.005, 0.005)[generation] * f.chest.fuzzy
-        ink.append(Stroke(0.03 + 0.75 * along(x, 36), along(y, 36), mass, blur))
+        ink.append(
+            Stroke(
+                0.03 + 0.75 * along(x, 36), along(y, 36), mass, blur
+            )
+        )
     return f.lines(*ink) + 0.4 * ellipse(f, (0.03, -0.07), (0.075, 0.10), 0.3, 0.7)
 
 def side_layers(f):
@@ -1238,40 +1600,64 @@ def side_layers(f):
 @paints('Lung Lesion', 'lateral')
 def side_lesion(f, rng, at, contrast):
     radius = rng.uniform(0.055, 0.12)
-    return contrast * f.cavity * ellipse(f, at, (radius, radius), 0, 0.4)
+    return (
+        contrast
+        * f.cavity
+        * ellipse(f, at, (radius, radius), 0, 0.4)
+    )
 
 @paints('Edema', 'lateral')
 def side_edema(f, rng, at, contrast):
-    return contrast * f.air * haze(f, rng, (0.02, 0.0), (0.34, 0.4), 0, 0.1, 0.9)
+    return (
+        contrast
+        * f.air
+        * haze(f, rng, (0.02, 0.0), (0.34, 0.4), 0, 0.1, 0.9)
+    )
 
 @paints('Consolidation', 'lateral')
 def side_consolidation(f, rng, at, contrast):
-    radii, angle = (rng.uniform(0.18, 0.26), rng.uniform(0.2, 0.3)), rng.uniform(-0.5, 0.5)
+    radii = (rng.uniform(0.18, 0.26), rng.uniform(0.2, 0.3))
+    angle = rng.uniform(-0.5, 0.5)
     return contrast * f.air * haze(f, rng, at, radii, angle, 0.12, 2.0)
 
 @paints('Pneumonia', 'lateral')
 @paints('Lung Opacity', 'lateral')
 def side_patch(f, rng, at, contrast):
-    radii, angle = (rng.uniform(0.14, 0.24), rng.uniform(0.14, 0.24)), rng.uniform(-1, 1)
+    radii = (rng.uniform(0.14, 0.24), rng.uniform(0.14, 0.24))
+    angle = rng.uniform(-1, 1)
     return contrast * f.air * haze(f, rng, at, radii, angle, 0.25)
 
 @paints('Atelectasis', 'lateral')
 def side_bands(f, rng, at, contrast):
     bands = []
     for y in (0.22, 0.30):
-        path = [(at[0] - 0.2, y), (at[0] + 0.15, y + rng.uniform(-0.01, 0.09))]
-        bands.append(f.curve(path, rng.uniform(0.02, 0.03), contrast))
+        path = [
+            (at[0] - 0.2, y),
+            (at[0] + 0.15, y + rng.uniform(-0.01, 0.09)),
+        ]
+        bands.append(
+            f.curve(path, rng.uniform(0.02, 0.03), contrast)
+        )
     return f.cavity * f.lines(*bands)
 
 @paints('Pneumothorax', 'lateral')
 def side_gap(f, rng, at, contrast):
-    return -contrast * f.cavity * step(-f.rel - rng.uniform(0.55, 0.75), 30)
+    return (
+        -contrast
+        * f.cavity
+        * step(-f.rel - rng.uniform(0.55, 0.75), 30)
+    )
 
 @paints('Pleural Effusion', 'lateral')
 def side_fluid(f, rng, at, contrast):
     level = f.chest.dome + rng.uniform(-0.18, 0.08)
     meniscus = 0.25 * np.maximum(0, f.rel) ** 3
-    return 0.93 * f.air * step(f.y - level + meniscus, 40) * step(f.rel + 0.2, 8)
+    return (
+        0.93
+        * f.air
+        * step(f.y - level + meniscus, 40)
+        * step(f.rel + 0.2, 8)
+    )
 
 @paints('Pleural Other', 'lateral')
 def side_rim(f, rng, at, contrast):
@@ -1280,17 +1666,27 @@ def side_rim(f, rng, at, contrast):
 
 @paints('Support Devices', 'lateral')
 def side_devices(f, rng, at, contrast):
-    line = f.curve([(-0.3, -0.6), (0.0, -0.45), (-0.1, 0.0), (-0.2, 0.2)], 0.014, 1.0)
+    line = f.curve(
+        [(-0.3, -0.6), (0.0, -0.45), (-0.1, 0.0), (-0.2, 0.2)],
+        0.014,
+        1.0,
+    )
     return f.lines(line) + 1.3 * ellipse(f, (-0.42, -0.42), (0.03, 0.09), 0.2, 0.1)
 
 # %% ../nbs/05_phantom.ipynb #30c63b4e
 def _disease(rng) -> set:
     "Draw the findings of one patient; empty for two in five."
     if rng.random() < 0.40: return set()
-    shares = {name: d.share for name, d in DISEASES.items() if d.share}
+    shares = {
+        name: d.share for name, d in DISEASES.items() if d.share
+    }
     p = np.array(list(shares.values()))
     count = 1 + (rng.random() < 0.5)
-    first = set(rng.choice(list(shares), count, replace=False, p=p / p.sum()).tolist())
+    first = set(
+        rng.choice(
+            list(shares), count, replace=False, p=p / p.sum()
+        ).tolist()
+    )
     companions = set()
     for name in sorted(first):
         for other, probability in DISEASES[name].alongside.items():
@@ -1303,7 +1699,9 @@ def _truth(ill, rng) -> dict:
     truth = {}
     for name in DISEASES:
         children = CHILDREN.get(name, ())
-        truth[name] = float(name in ill or any(child in ill for child in children))
+        truth[name] = float(
+            name in ill or any(child in ill for child in children)
+        )
     truth['No Finding'] = float(not ill)
     truth['Support Devices'] = float(rng.random() < 0.35)
     return truth
@@ -1323,7 +1721,9 @@ def _labels(ill, rng, dirt=True) -> tuple:
     truth = _truth(ill, rng)
     if not dirt: return truth, dict(truth)
     luck = dict(zip(DISEASES, rng.random(len(DISEASES))))
-    return truth, {x: _reported(x, truth[x], ill, luck[x]) for x in DISEASES}
+    return truth, {
+        x: _reported(x, truth[x], ill, luck[x]) for x in DISEASES
+    }
 
 # %% ../nbs/05_phantom.ipynb #89634f4d
 VALID_FROM = 64541  # the first patient of CheXpert's validation part
@@ -1340,7 +1740,10 @@ def _rows(patient, part='train', seed=0) -> list[dict]:
         for number, view in enumerate(views, 1):
             place = f'patient{patient:05d}/study{study}/view{number}_{view}.jpg'
             row = _about(anatomy(patient, seed), view, projection)
-            hidden = {f'true_{name}': value for name, value in truth.items()}
+            hidden = {
+                f'true_{name}': value
+                for name, value in truth.items()
+            }
             rows.append({'Path': f'CheXpert-v1.0-small/{part}/{place}', **row, **label, **hidden})
     return rows
 
@@ -1381,7 +1784,8 @@ def _place(path) -> Place:
     "Read a path in CheXpert's layout; raise `DataError` for any other."
     try:
         patient, study, name = Path(path).parts[-3:]
-        number, study = int(patient.removeprefix('patient')), int(study.removeprefix('study'))
+        number = int(patient.removeprefix('patient'))
+        study = int(study.removeprefix('study'))
     except ValueError:
         example = 'train/patient00001/study1/view1_frontal.jpg'
         raise DataError(f"'{path}' is no path of a phantom, such as {example}.") from None
@@ -1391,16 +1795,22 @@ def _place(path) -> Place:
 def _draw_row(row, size, seed) -> Phantom:
     "Draw the phantom of one row of a population."
     place = _place(row['Path'])
-    findings = [name for name in DISEASES if row[f'true_{name}'] == 1]
+    findings = [
+        name for name in DISEASES if row[f'true_{name}'] == 1
+    ]
     projection = 'LATERAL' if place.view == 'lateral' else row['AP/PA']
-    return draw_phantom(place.patient, findings, projection, place.study, size, seed)
+    return draw_phantom(
+        place.patient, findings, projection, place.study, size, seed
+    )
 
 def _save_rows(rows, folder, size, seed):
     "Draw and save some rows under a folder."
     for row in rows:
         path = folder / row['Path'].split('/', 1)[1]
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(_draw_row(row, size, seed).image).save(path, quality=92)
+        Image.fromarray(_draw_row(row, size, seed).image).save(
+            path, quality=92
+        )
 
 # %% ../nbs/05_phantom.ipynb #95296c03
 def _manifest(patients, size, seed) -> dict:
@@ -1413,10 +1823,19 @@ def _read_manifest(folder) -> dict | None:
         found = json.loads((Path(folder) / 'manifest.json').read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get('format') == 'smlxray phantoms' else None
+    return (
+        found
+        if isinstance(found, dict)
+        and found.get('format') == 'smlxray phantoms'
+        else None
+    )
 
 def _is_empty(folder: Path) -> bool:
-    return not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+    return (
+        not folder.exists()
+        or folder.is_dir()
+        and not any(folder.iterdir())
+    )
 
 def _known_manifest(folder, advice) -> dict:
     "Return the manifest of a folder; raise `DataError` with advice if it has none."
@@ -1439,7 +1858,9 @@ def write_phantoms(
         raise DataError(f'{folder} is not empty; {advice}.')
     table = phantom_population(patients, seed)
     manifest = json.dumps(_manifest(patients, size, seed), indent=1)
-    draft = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}')
+    draft = folder.with_name(
+        f'.{folder.name}.{uuid.uuid4().hex[:8]}'
+    )
     try:
         draft.mkdir(parents=True)
         save = partial(_save_rows, folder=draft, size=size, seed=seed)
@@ -1457,7 +1878,12 @@ def _in_processes(save: Callable, rows: list, workers: int, progress: bool):
     chunks = [rows[i : i + 40] for i in range(0, len(rows), 40)]
     with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool:
         done = pool.map(save, chunks)
-        bar = tqdm(done, total=len(chunks), desc='drawing phantoms', disable=not progress)
+        bar = tqdm(
+            done,
+            total=len(chunks),
+            desc='drawing phantoms',
+            disable=not progress,
+        )
         for _ in bar: pass
 
 def _save_tables(table: pd.DataFrame, folder: Path):
@@ -1475,7 +1901,9 @@ def _copy_phantoms(kept: Path, folder: Path, *drawn) -> Path:
     source.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{source}.lock'):
         if _is_empty(source): write_phantoms(source, *drawn)
-    draft = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}')
+    draft = folder.with_name(
+        f'.{folder.name}.{uuid.uuid4().hex[:8]}'
+    )
     try:
         shutil.copytree(source, draft)
         if folder.exists(): folder.rmdir()
@@ -1502,7 +1930,11 @@ def ensure_phantoms(
         return write_phantoms(folder, *drawn)
     found = _known_manifest(folder, 'choose another dataset_path, or remove the folder')
     wanted = _manifest(patients, size, seed)
-    other = [f'{k} {found.get(k)} instead of {v}' for k, v in wanted.items() if found.get(k) != v]
+    other = [
+        f'{k} {found.get(k)} instead of {v}'
+        for k, v in wanted.items()
+        if found.get(k) != v
+    ]
     if not other: return folder
     advice = 'remove the folder to draw them again, or choose another dataset_path'
     raise DataError(f"The phantoms in {folder} have {', '.join(other)}; {advice}.")
@@ -1513,7 +1945,8 @@ def phantom_masks(
     path: str | os.PathLike,    # one image of it, as in the table, under the folder or absolute
 ) -> dict:                      # finding -> (H, W) bool
     "Draw one image of a folder again and return where its findings are; `DataError` if unknown."
-    found, place = _known_manifest(folder, 'only phantoms come with masks'), _place(path)
+    found = _known_manifest(folder, 'only phantoms come with masks')
+    place = _place(path)
     for row in _rows(place.patient, place.part, found['seed']):
         if _place(row['Path']) == place:
             return _draw_row(row, found['size'], found['seed']).masks

@@ -50,9 +50,13 @@ def overlay(
     strength: float = 0.7,  # of the colour, 0 to 1
 ) -> np.ndarray:            # (h, w, 3) uint8
     "Lay a similarity map over a picture."
-    unit = np.clip((places - low) / max(high - low, 1e-9), 0, 1).astype(np.float32)
+    unit = np.clip((places - low) / max(high - low, 1e-9), 0, 1).astype(
+        np.float32
+    )
     size = grey.shape[::-1]
-    unit = np.asarray(Image.fromarray(unit).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    unit = np.asarray(
+        Image.fromarray(unit).resize(size, Image.Resampling.BICUBIC)
+    ).clip(0, 1)
     colour = colormaps['inferno'](unit)[..., :3] * 255
     share = strength * np.clip(1.5 * unit - 0.5, 0, 1)[..., None]
     return (grey[..., None] * (1 - share) + colour * share).astype(np.uint8)
@@ -90,7 +94,9 @@ class Side:
     def list_cases(self) -> None:
         "Show the nearest cases."
         near = self.session.nearest(self.xray) if self.xray else []
-        self.near.items = [item_of(case, said=f'{s:.2f}: {case.said}') for s, case in near]
+        self.near.items = [
+            item_of(case, said=f'{s:.2f}: {case.said}') for s, case in near
+        ]
 
     def draw(self, paint: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         "Show the X-ray, painted over if there is something to paint."
@@ -99,7 +105,8 @@ class Side:
             self.picture.value = xray_figure('', '', f'{self.letter}: nothing yet')
             return
         image = paint(x.picture()) if paint else x.picture()
-        title, alt = Html(f'<b>{self.letter}</b> {escape(x.name)}'), f'X-ray {self.letter}: {x}'
+        title = Html(f'<b>{self.letter}</b> {escape(x.name)}')
+        alt = f'X-ray {self.letter}: {x}'
         self.picture.value = xray_figure(image_url(image), alt, title, x.said)
 
 # %% ../../nbs/83_pages.ipynb #58af542b
@@ -108,7 +115,9 @@ def meter_html(percent: float, words: str) -> Html:
     if percent != percent: return Html('')
     bar = f'<div style="width:{percent:.0f}%"></div>'
     bar = f'<div class="sx-meter" role="img" aria-label="{percent:.0f} percent">{bar}</div>'
-    return Html(f'<p>More alike than <b>{percent:.0f} %</b> of pairs that {escape(words)}</p>{bar}')
+    return Html(
+        f'<p>More alike than <b>{percent:.0f} %</b> of pairs that {escape(words)}</p>{bar}'
+    )
 
 def likeness_html(pair: Comparison | None) -> Html:
     "Lay out a comparison."
@@ -150,12 +159,18 @@ class ComparePage:
     def _connect(self, letter: str) -> None:
         "Let one side be filled by its upload, the other by a click on a near case."
         side = self.sides[letter]
-        side.upload.on_files(partial(guarded, self.notice, self.receive, letter))
-        side.near.on_click(partial(guarded, self.notice, self.put, other_side(letter)))
+        side.upload.on_files(
+            partial(guarded, self.notice, self.receive, letter)
+        )
+        side.near.on_click(
+            partial(guarded, self.notice, self.put, other_side(letter))
+        )
 
     def _lay_out(self) -> widgets.Widget:
         a, b = self.sides.values()
-        xrays = card('Two X-rays', box(a.widget, b.widget, classes='sx-two'), self.show)
+        xrays = card(
+            'Two X-rays', box(a.widget, b.widget, classes='sx-two'), self.show
+        )
         return box(
             self.notice,
             box(xrays, card('How alike', self.numbers), classes='sx-main'),
@@ -164,7 +179,11 @@ class ComparePage:
         )
 
     def marks(self) -> dict[str, str]:  # key of an X-ray -> a or b
-        return {side.key: side.letter.lower() for side in self.sides.values() if side.key}
+        return {
+            side.key: side.letter.lower()
+            for side in self.sides.values()
+            if side.key
+        }
 
     def pick(self, key: str) -> None:
         "Lay an X-ray on the side that the field says."
@@ -191,7 +210,11 @@ class ComparePage:
         "Compare, and show everything."
         a, b = (side.xray for side in self.sides.values())
         with NETWORK:
-            self.pair = self.session.bundle.compare(a.pixels, b.pixels) if a and b else None
+            self.pair = (
+                self.session.bundle.compare(a.pixels, b.pixels)
+                if a and b
+                else None
+            )
         self.numbers.value = likeness_html(self.pair)
         for side in self.sides.values(): side.list_cases()
         self.shelf.refresh()
@@ -201,12 +224,18 @@ class ComparePage:
         "Draw both sides, with or without the maps."
         strength = self.STRENGTHS[self.show.value]
         for k, side in enumerate(self.sides.values()):
-            side.draw(self._paint(self.pair, k, strength) if self.pair and strength else None)
+            side.draw(
+                self._paint(self.pair, k, strength)
+                if self.pair and strength
+                else None
+            )
 
     def _paint(self, pair: Comparison, k: int, strength: float) -> Callable:
         "Lay the map of one side over its picture."
         low, high = common_range(pair)
-        return partial(overlay, places=pair.maps[k], low=low, high=high, strength=strength)
+        return partial(
+            overlay, places=pair.maps[k], low=low, high=high, strength=strength
+        )
 
 def other_side(letter: str) -> str:
     return 'BA'['AB'.index(letter)]
@@ -218,7 +247,8 @@ class Setup:
     "Step 1 of the page Teach: name the finding, and say how to adapt."
 
     def __init__(self, session: Session):
-        meta, phase = session.bundle.settings.meta, session.bundle.facts.get('phase')
+        meta = session.bundle.settings.meta
+        phase = session.bundle.facts.get('phase')
         self.menu = algorithm_menu()
         names = [*self.menu.values()]
         hint = 'Such as: Pneumothorax, small'
@@ -255,7 +285,9 @@ class Tray:
 
     def refresh(self) -> None:
         "Show what is marked."
-        self.gallery.items = [item_of(x, self.mark) for x in self.session.marked(self.mark)]
+        self.gallery.items = [
+            item_of(x, self.mark) for x in self.session.marked(self.mark)
+        ]
 
 # %% ../../nbs/83_pages.ipynb #356f25c3
 class Examples:
@@ -270,7 +302,9 @@ class Examples:
         columns = []
         for tray, title in zip(self.trays, ('With the finding', 'Without it')):
             heading = piece(f'<h3>{title}</h3>')
-            columns.append(box(heading, tray.gallery, tray.upload, classes='sx-tray'))
+            columns.append(
+                box(heading, tray.gallery, tray.upload, classes='sx-tray')
+            )
         hint = small('1 to 30 of each, one per patient. A click on an example takes it back.')
         two = box(*columns, classes='sx-two')
         self.widget = card('2. Give examples', self.counts, two, hint)
@@ -331,17 +365,26 @@ class Teaching:
     "Step 3 of the page Teach: teach, watch, and stop."
 
     def __init__(self, session: Session, setup: Setup, current: Current, notice: Notice):
-        self.session, self.setup, self.current, self.notice = session, setup, current, notice
+        self.session, self.setup, self.current, self.notice = (
+            session,
+            setup,
+            current,
+            notice,
+        )
         self.job: threading.Thread | None = None
         self.steps = 0                    # of the inner loop that is running
         self.losses: list[float] = []     # of the support, before the first step and after each
         self.stopping = threading.Event()
         self.curve, self.trust = piece(), Notice()
-        self.start = button('Teach', partial(guarded, notice, self.teach), 'sx-primary')
+        self.start = button(
+            'Teach', partial(guarded, notice, self.teach), 'sx-primary'
+        )
         self.stop = button('Stop', self.stopping.set, 'sx-quiet')
         self.stop.disabled = True
         buttons = box(self.start, self.stop, classes='sx-row')
-        self.widget = card('3. Teach', buttons, notice, self.curve, self.trust, classes='sx-o3')
+        self.widget = card(
+            '3. Teach', buttons, notice, self.curve, self.trust, classes='sx-o3'
+        )
         current.on_change(self.show)
 
     def teach(self, wait: bool = False) -> None:
@@ -353,7 +396,9 @@ class Teaching:
         check_examples(name, yes, no)
         algorithm, self.steps = self.setup.chosen()
         self._begin(f'Adapting to {len(yes)} + {len(no)} X-rays')
-        self.job = in_background(self.notice, partial(self._work, name, yes, no, algorithm))
+        self.job = in_background(
+            self.notice, partial(self._work, name, yes, no, algorithm)
+        )
         if wait: self.job.join()
 
     def _begin(self, line: str) -> None:
@@ -426,12 +471,19 @@ def why_html(picture: str, title: str, words: str) -> Html:
 
 def reason_html(answer: Answer, j: int, current: Current) -> Html:
     "Say what one example contributed to an answer."
-    finding, influence = current.need(), answer.influence[j]
-    x = current.examples[j % len(current.examples)] if current.examples else None
+    finding = current.need()
+    influence = answer.influence[j]
+    x = (
+        current.examples[j % len(current.examples)]
+        if current.examples
+        else None
+    )
     sign, effect = ('+', 'raises') if influence > 0 else ('\u2212', 'lowers')
     name = x.name if x else support_names(finding)[j]
     words = f'{"with" if finding.labels[j] else "without"} it; {effect} the score'
-    return why_html(x.thumb if x else '', f'{sign}{abs(influence):.2g} {name}', words)
+    return why_html(
+        x.thumb if x else '', f'{sign}{abs(influence):.2g} {name}', words
+    )
 
 def answer_cells(answer: Answer, current: Current) -> list[Html]:
     "Lay out an answer as a row of the table."
@@ -464,9 +516,12 @@ class Queries:
 
     def answers(self) -> list[Answer]:
         "Answer the queries, if there is a finding."
-        finding, queries = self.current.finding, self.session.marked('query')
+        finding = self.current.finding
+        queries = self.session.marked('query')
         if finding is None: return []
-        return answer_queries(self.session.bundle, finding, queries, share_of(self.prevalence))
+        return answer_queries(
+            self.session.bundle, finding, queries, share_of(self.prevalence)
+        )
 
     def draw(self) -> None:
         "Show the answers."
@@ -490,7 +545,12 @@ class SavedFindings:
         use: Callable[[TaughtFinding, str], None],  # gets a finding, and how it came
         notice: Notice,
     ):
-        self.session, self.current, self.use, self.notice = session, current, use, notice
+        self.session, self.current, self.use, self.notice = (
+            session,
+            current,
+            use,
+            notice,
+        )
         self.saved = Field(kind='select', label='Saved findings')
         self.upload = Upload(label='Import a finding (zip)', multiple=False)
         self.upload.accept, self.upload.limit = '.zip', MAX_FINDING
@@ -500,8 +560,13 @@ class SavedFindings:
             for words, work in dict(Save=self.save, Export=self.export, Load=self.load).items()
         )
         hint = 'Embeddings and weights are saved, no picture, in a folder of your own here.'
-        rows = box(save, export, classes='sx-row'), box(load, self.upload, classes='sx-row')
-        self.widget = card('5. Keep it', piece(f'<p>{hint}</p>'), rows[0], self.saved, rows[1])
+        rows = (
+            box(save, export, classes='sx-row'),
+            box(load, self.upload, classes='sx-row'),
+        )
+        self.widget = card(
+            '5. Keep it', piece(f'<p>{hint}</p>'), rows[0], self.saved, rows[1]
+        )
         session.on_change(self.refresh)
         self.refresh()
 
@@ -523,7 +588,9 @@ class SavedFindings:
 
     def export(self) -> None:
         finding = self.current.need()
-        self.session.give(f'{finding_slug(finding.name)}.zip', export_finding(finding))
+        self.session.give(
+            f'{finding_slug(finding.name)}.zip', export_finding(finding)
+        )
 
     def load(self) -> None:
         "Load the finding that is chosen."
@@ -554,7 +621,12 @@ class TeachPage:
         self.saved = SavedFindings(session, self.current, self.use, self.notice)
         self.brush = Field(kind='select', label='A click in the gallery marks an X-ray as')
         self.brush.options = [*self.BRUSHES]
-        self.shelf = Shelf(session, self.click, lambda: session.marks.by_key, controls=[self.brush])
+        self.shelf = Shelf(
+            session,
+            self.click,
+            lambda: session.marks.by_key,
+            controls=[self.brush],
+        )
         session.marks.on_change(self.shelf.refresh)
         self.current.on_change(self.announce)
         self.widget = self._lay_out()
@@ -568,7 +640,12 @@ class TeachPage:
 
     def click(self, key: str) -> None:
         "Mark an X-ray as the brush says, or take the same mark back."
-        guarded(self.notice, self.session.marks.toggle, key, self.BRUSHES[self.brush.value])
+        guarded(
+            self.notice,
+            self.session.marks.toggle,
+            key,
+            self.BRUSHES[self.brush.value],
+        )
 
     def use(self, finding: TaughtFinding, line: str) -> None:
         "Take a finding from elsewhere, if it is for this network."
@@ -594,7 +671,9 @@ def tsne_map(z: Tensor, seed: int = 0) -> np.ndarray:  # (N, 2)
     from sklearn.manifold import TSNE
     if len(z) < 5: return principal_components(z)
     wide = min(30, (len(z) - 1) / 4)
-    return TSNE(perplexity=wide, init='pca', random_state=seed).fit_transform(z.double().numpy())
+    return TSNE(perplexity=wide, init='pca', random_state=seed).fit_transform(
+        z.double().numpy()
+    )
 
 def unit_square(xy: np.ndarray) -> np.ndarray:  # (N, 2), from 0 to 1
     "Stretch a map to fill the unit square."
@@ -617,7 +696,9 @@ def group_xrays(
     else:
         names = [f'without {by}', by, 'yours']
         of = [names[by in x.findings] if x.row >= 0 else 'yours' for x in xrays]
-    return names, [names.index(name) if name in names else len(names) - 1 for name in of]
+    return names, [
+        names.index(name) if name in names else len(names) - 1 for name in of
+    ]
 
 # %% ../../nbs/83_pages.ipynb #f9f96649
 class EmbeddingMap:
@@ -630,7 +711,9 @@ class EmbeddingMap:
         self.shown: list[Xray] = []
         self.tsne: dict[str, np.ndarray | None] = {}  # by embeddings; None while being computed
         self.jobs: list[threading.Thread] = []
-        findings = sorted({finding for x in session.library for finding in x.findings})
+        findings = sorted(
+            {finding for x in session.library for finding in x.findings}
+        )
         self.layout = Field(kind='select', label='Layout', options=['main components', 't-SNE'])
         self.colour = Field(kind='select', label='Colour by')
         self.colour.options = [SPLIT, PROJECTION, *findings]
@@ -641,13 +724,19 @@ class EmbeddingMap:
         hint = small('Point at an X-ray to see it. Click to choose it, drag to choose many. '
                      'With the keyboard: arrow keys, then Enter.')
         controls = box(*fields, classes='sx-three')
-        self.widget = card('Map of the embeddings', controls, self.notice, self.scatter, hint)
+        self.widget = card(
+            'Map of the embeddings', controls, self.notice, self.scatter, hint
+        )
         session.on_change(self.refresh)
         self.update()
 
     def refresh(self) -> None:
         "Offer the findings that were taught; draw again if there are other X-rays."
-        taught = [self.TAUGHT + name for name, f in self.session.taught.items() if f.fast]
+        taught = [
+            self.TAUGHT + name
+            for name, f in self.session.taught.items()
+            if f.fast
+        ]
         if self.weights.options != [self.PLAIN, *taught]:
             self.weights.options = [self.PLAIN, *taught]
         if self.shown != [*self.session.xrays.values()]:
@@ -656,12 +745,21 @@ class EmbeddingMap:
 
     def chosen(self) -> list[Xray]:
         "List the X-rays whose points are chosen."
-        return [self.shown[i] for i in self.scatter.chosen if 0 <= i < len(self.shown)]
+        return [
+            self.shown[i]
+            for i in self.scatter.chosen
+            if 0 <= i < len(self.shown)
+        ]
 
     def place(self) -> np.ndarray:  # (N, 2)
         "Lay the X-rays out as the controls say."
-        finding = self.session.taught.get(self.weights.value.removeprefix(self.TAUGHT))
-        plain, z = (embeddings_at(self.session.bundle, f, self.shown) for f in (None, finding))
+        finding = self.session.taught.get(
+            self.weights.value.removeprefix(self.TAUGHT)
+        )
+        plain, z = (
+            embeddings_at(self.session.bundle, f, self.shown)
+            for f in (None, finding)
+        )
         flat = principal_components(z)
         if finding: flat = turn_onto(flat, principal_components(plain))
         found = self._tsne_of(z) if self.layout.index else None
@@ -674,7 +772,9 @@ class EmbeddingMap:
         self.tsne[key] = None
         line = 't-SNE is being computed; until then the main components are shown.'
         self.notice.progress(0, 1, line)
-        self.jobs.append(in_background(self.notice, partial(self._compute_tsne, key, z)))
+        self.jobs.append(
+            in_background(self.notice, partial(self._compute_tsne, key, z))
+        )
         return None
 
     def _compute_tsne(self, key: str, z: Tensor) -> None:
@@ -690,13 +790,20 @@ class EmbeddingMap:
             self.notice.say('A map needs three X-rays: upload some on another page, or open a run.')
             return
         names, group = group_xrays(self.shown, self.colour.value)
-        looks = [dict(name=n, colour=PALETTE[k], shape=k) for k, n in enumerate(names)]
+        looks = [
+            dict(name=n, colour=PALETTE[k], shape=k)
+            for k, n in enumerate(names)
+        ]
         places = unit_square(self.place()).round(4).tolist()
         with self.scatter.hold_sync():
             self.scatter.groups = looks
             self.scatter.images = [x.thumb for x in self.shown]
-            self.scatter.tips = [f'{x.name} ({x.split}): {x.said}' for x in self.shown]
-            self.scatter.points = [[x, y, g] for (x, y), g in zip(places, group)]
+            self.scatter.tips = [
+                f'{x.name} ({x.split}): {x.said}' for x in self.shown
+            ]
+            self.scatter.points = [
+                [x, y, g] for (x, y), g in zip(places, group)
+            ]
 
 # %% ../../nbs/83_pages.ipynb #a38c7fe0
 class ExplorePage:
@@ -718,7 +825,11 @@ class ExplorePage:
         buttons = []
         for words, mark in self.BUTTONS.items():
             look = ['sx-primary'] if not buttons else []
-            buttons.append(button(words, partial(guarded, self.notice, self.send, mark), *look))
+            buttons.append(
+                button(
+                    words, partial(guarded, self.notice, self.send, mark), *look
+                )
+            )
         buttons.append(button('Choose none', self.clear, 'sx-quiet'))
         chosen = card('Chosen', self.chosen, box(*buttons, classes='sx-row'))
         self.widget = box(self.map.widget, chosen)
@@ -729,7 +840,9 @@ class ExplorePage:
 
     def leave_out(self, key: str) -> None:
         "Take an X-ray out of the choice."
-        kept = [i for i in self.map.scatter.chosen if self.map.shown[i].key != key]
+        kept = [
+            i for i in self.map.scatter.chosen if self.map.shown[i].key != key
+        ]
         self.map.scatter.chosen = kept
 
     def clear(self) -> None:
@@ -766,7 +879,9 @@ class FindingTable:
         self.temperature.hint = '1: as calibrated. Higher: more cautious. Lower: bolder.'
         self.steps = steps_field(session)
         fields = (self.prevalence, self.temperature, self.steps)
-        self.widget = card('Findings', box(*fields, classes='sx-three'), self.table)
+        self.widget = card(
+            'Findings', box(*fields, classes='sx-three'), self.table
+        )
         for field in fields[:2]: field.on_input(self.draw)
         self.steps.on_input(partial(guarded, notice, self.adapt))
         session.on_change(self.draw)
@@ -776,14 +891,20 @@ class FindingTable:
         "Adapt as far as the control says, once, and show the answers."
         if self.steps.index not in self.adapted:
             self.adapted[self.steps.index] = {}
-            self.job = in_background(self.notice, partial(self._adapt, self.steps.index))
+            self.job = in_background(
+                self.notice, partial(self._adapt, self.steps.index)
+            )
             if wait: self.job.join()
         self.draw()
 
     def _adapt(self, steps: int) -> None:
         def tell(k, n):
-            self.notice.progress(k, n, f'Adapting to {steps} steps: finding {k} of {n}')
-        self.adapted[steps] = adapted_findings(self.session, steps, on_finding=tell)
+            self.notice.progress(
+                k, n, f'Adapting to {steps} steps: finding {k} of {n}'
+            )
+        self.adapted[steps] = adapted_findings(
+            self.session, steps, on_finding=tell
+        )
         self.notice.say(f'Adapted with {steps} steps.', level='good')
         self.draw()
 
@@ -791,11 +912,16 @@ class FindingTable:
         "Ask every finding."
         if self.xray is None: return []
         asked = dict(self.adapted.get(self.steps.index, {}))
-        asked |= {f'{name} (taught here)': f for name, f in self.session.taught.items()}
+        asked |= {
+            f'{name} (taught here)': f
+            for name, f in self.session.taught.items()
+        }
         how = share_of(self.prevalence), TEMPERATURES[self.temperature.index]
         out = []
         for name, finding in asked.items():
-            [answer] = answer_queries(self.session.bundle, finding, [self.xray], *how)
+            [answer] = answer_queries(
+                self.session.bundle, finding, [self.xray], *how
+            )
             out.append((name, finding, answer))
         return out
 
@@ -817,7 +943,9 @@ class FindingTable:
 
 def steps_field(session: Session) -> Field:
     "Make the control of inner steps; without a run there is nothing to adapt to."
-    field = Field(kind='range', label='Inner steps', options=[str(n) for n in range(11)])
+    field = Field(
+        kind='range', label='Inner steps', options=[str(n) for n in range(11)]
+    )
     field.disabled = session.lab is None
     field.hint = (
         'This bundle came without its run, so there are no X-rays to adapt to.'
@@ -849,13 +977,18 @@ class FindingsPage:
     def __init__(self, session: Session):
         self.session, self.key, self.notice = session, '', Notice()
         self.table = FindingTable(session, self.notice)
-        self.picture, self.upload = piece(), Upload(label='Upload an X-ray', multiple=False)
+        self.picture, self.upload = (
+            piece(),
+            Upload(label='Upload an X-ray', multiple=False),
+        )
         self.upload.on_files(partial(guarded, self.notice, self.receive))
         pick = partial(guarded, self.notice, self.put)
         self.shelf = Shelf(session, pick, lambda: {self.key: 'chosen'}, page=12)
         xray = card('The X-ray', self.picture, self.upload)
         columns = box(xray, self.table.widget, classes='sx-right')
-        self.widget = box(self.notice, columns, card('Choose another', self.shelf.widget))
+        self.widget = box(
+            self.notice, columns, card('Choose another', self.shelf.widget)
+        )
         if session.library: self.put(session.library[0].key)
 
     def put(self, key: str) -> None:
@@ -878,9 +1011,13 @@ class FindingsPage:
         x = self.session[self.key]
         far = f'{x.unusual:.2f} of the distance from training that 99 % of validation patients keep'
         if x.unusual != x.unusual: far = 'distance from training: not known'
-        name, far = Html(f'<b>{escape(x.name)}</b>'), Html(f'<small>{far}</small>')
-        url, alt = image_url(x.picture()), f'X-ray: {x}'
-        self.picture.value = xray_figure(url, alt, name, f'labelled: {x.said}', far)
+        name = Html(f'<b>{escape(x.name)}</b>')
+        far = Html(f'<small>{far}</small>')
+        url = image_url(x.picture())
+        alt = f'X-ray: {x}'
+        self.picture.value = xray_figure(
+            url, alt, name, f'labelled: {x.said}', far
+        )
 
 # %% ../../nbs/83_pages.ipynb #3a763690
 def run_names(runs: str | Path) -> list[str]:  # the one that was evaluated last comes first
@@ -897,8 +1034,12 @@ def results_chart(
     marks, singles = {}, {}
     for run, rows in runs.items():
         mine = [r for r in rows if r['finding'] == finding]
-        marks[run] = {r['method']: (r['auc'], r['auc_low'], r['auc_high']) for r in mine}
-        others = [r for r in rows if r['finding'] != 'mean' and finding == 'mean']
+        marks[run] = {
+            r['method']: (r['auc'], r['auc_low'], r['auc_high']) for r in mine
+        }
+        others = [
+            r for r in rows if r['finding'] != 'mean' and finding == 'mean'
+        ]
         singles[run] = {}
         for r in others: singles[run].setdefault(r['method'], []).append(r['auc'])
     count = len({method for run in marks.values() for method in run})
@@ -952,14 +1093,19 @@ def chart_html(figure: Figure, words: str, title: str = '') -> Html:
 def answers_html(folder: Path, method: str) -> Html:
     "Draw curves and decisions of a method on five findings at most; nothing without answers."
     if not (folder / 'answers.npz').is_file(): return Html('')
-    answers, out = read_answers(folder).answers, ''
-    findings = [f for m, f in answers if m == method and f != 'mean' and answers[m, f]][:5]
+    answers = read_answers(folder).answers
+    out = ''
+    findings = [
+        f for m, f in answers if m == method and f != 'mean' and answers[m, f]
+    ][:5]
     charts = {
         'ROC and precision-recall curves': draw_curves, 'confusion matrices': draw_confusion,
     }
     for words, draw in charts.items() if findings else ():
         figure = draw(answers, method, findings)
-        out += chart_html(figure, f'{words} of {method}', f'{folder.name}, {method}: {words}')
+        out += chart_html(
+            figure, f'{words} of {method}', f'{folder.name}, {method}: {words}'
+        )
     return Html(out)
 
 def shared_html(folders: Sequence[Path]) -> Html:
@@ -975,7 +1121,9 @@ def shared_html(folders: Sequence[Path]) -> Html:
             'p_exchange')
     body = [[_rounded(row[key]) for key in head] for row in rows]
     title = '<h3>The two runs on the episodes that they share</h3>'
-    return Html(title + table_html([key.replace('_', ' ') for key in head], body))
+    return Html(
+        title + table_html([key.replace('_', ' ') for key in head], body)
+    )
 
 def _rounded(value: Any) -> Any:
     return f'{value:.3f}' if isinstance(value, float) else value
@@ -988,12 +1136,17 @@ class ResultsPage:
 
     def __init__(self, session: Session):
         self.session, self.notice, self.body = session, Notice(), piece()
-        self.runs = [Field(kind='select', label='Run'), Field(kind='select', label='Compare with')]
+        self.runs = [
+            Field(kind='select', label='Run'),
+            Field(kind='select', label='Compare with'),
+        ]
         self.finding = Field(kind='select', label='Finding', options=['mean'])
         self.method = Field(kind='select', label='Method of the curves')
         fields = (*self.runs, self.finding, self.method)
         for field in fields: field.on_input(partial(guarded, self.notice, self.draw))
-        again = button('Refresh', partial(guarded, self.notice, self.refresh), 'sx-quiet')
+        again = button(
+            'Refresh', partial(guarded, self.notice, self.refresh), 'sx-quiet'
+        )
         controls = box(*fields, again, classes='sx-three')
         self.widget = card('Results', controls, self.notice, self.body)
         guarded(self.notice, self.refresh)
@@ -1008,18 +1161,29 @@ class ResultsPage:
     def tables(self) -> dict[str, list[dict]]:
         "Read the rows of the chosen runs."
         chosen = dict.fromkeys(field.value for field in self.runs)
-        names = [name for name in chosen if name not in (self.NONE, self.NO_OTHER, None)]
-        return {name: read_results(self.session.runs / name)['rows'] for name in names}
+        names = [
+            name
+            for name in chosen
+            if name not in (self.NONE, self.NO_OTHER, None)
+        ]
+        return {
+            name: read_results(self.session.runs / name)['rows']
+            for name in names
+        }
 
     def offer(self, tables: dict[str, list[dict]]) -> None:
         "Offer the findings and methods that the runs have."
         rows = [row for table in tables.values() for row in table]
-        findings = list(dict.fromkeys(['mean', *(row['finding'] for row in rows)]))
+        findings = list(
+            dict.fromkeys(['mean', *(row['finding'] for row in rows)])
+        )
         methods = list(dict.fromkeys(row['method'] for row in rows))
         if self.finding.options != findings:
             self.finding.options, self.finding.index = findings, 0
         if self.method.options != methods:
-            default = read_results(self.session.runs / next(iter(tables))).get('default')
+            default = read_results(self.session.runs / next(iter(tables))).get(
+                'default'
+            )
             self.method.options = methods
             self.method.index = methods.index(default) if default in methods else 0
 
@@ -1033,14 +1197,20 @@ class ResultsPage:
             )
             return
         self.offer(tables)
-        finding, words = self.finding.value, 'AUC of every method, as in the table below'
+        finding = self.finding.value
+        words = 'AUC of every method, as in the table below'
         parts = [chart_html(results_chart(tables, finding), words)]
         for name, rows in tables.items():
-            parts += [Html(f'<h3>{escape(name)}</h3>'), results_html(rows, finding)]
+            parts += [
+                Html(f'<h3>{escape(name)}</h3>'),
+                results_html(rows, finding),
+            ]
         if steps := steps_chart(tables, finding):
             title = 'With and without adaptation'
             parts.append(chart_html(steps, 'AUC against inner steps', title))
-        parts.append(self.kept_html([self.session.runs / name for name in tables]))
+        parts.append(
+            self.kept_html([self.session.runs / name for name in tables])
+        )
         self.body.value = ''.join(parts)
 
     def kept_html(self, folders: list[Path]) -> Html:
@@ -1077,9 +1247,13 @@ class App:
         self.pages = {name: PAGES[name](session) for name in PAGES}
         self.tabs, self.link = Tabs(labels=[*self.pages]), Link(self.enter)
         session.give = self.link.give
-        self.places = [box(page.widget, classes='sx-page') for page in self.pages.values()]
+        self.places = [
+            box(page.widget, classes='sx-page') for page in self.pages.values()
+        ]
         self.tabs.observe(lambda change: self.open(), 'value')
-        self.widget = styled(piece(head_html(session)), self.tabs, *self.places, self.link)
+        self.widget = styled(
+            piece(head_html(session)), self.tabs, *self.places, self.link
+        )
         self.open()
 
     def open(self) -> None:
