@@ -259,7 +259,7 @@ def test_one_logit_a_finding_and_folds_that_are_runs(here):
 
 
 def test_folds_are_trained_one_by_one_and_resampled_together(here):
-    s = tiny(here, folds=['Cardiomegaly + Edema', 'Pneumothorax'], run='folds')
+    s = tiny(here, folds=['Cardiomegaly + Edema', 'Pneumothorax'], run='folds', backbone='conv4')
     with pytest.raises(ConfigError, match='several runs of one'):
         open_lab(s)
     folds = [evaluate_fold(fold, ['anil']) for fold in fold_settings(s)]
