@@ -12,18 +12,21 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, pandas as pd, torch
 from matplotlib.axes import Axes
 from tqdm.auto import tqdm
-from .base import SmlxrayError, atomic_path, moved, repo_root, resolve_path, write_atomic
+from smlxray.base import (
+    DataError, SmlxrayError, atomic_path, moved, repo_root, resolve_path, write_atomic,
+)
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock
 from .metrics import METRICS, EpisodeScores, confusion_matrix, mean_episode_auc
 from smlxray.intervals import (
-    bootstrap_p, bootstrap_paired, bootstrap_patients, bootstrap_replicates,
+    Interval, bootstrap_p, bootstrap_paired, bootstrap_patients, bootstrap_replicates,
 )
 from smlxray.look import (
     PALETTE, plot_histograms, plot_intervals, plot_lines, plot_points, principal_components,
@@ -412,29 +415,87 @@ def print_results(folder: Path) -> None:
     "Print what `results_text` says."
     print(results_text(folder))
 
+# %% ../nbs/70_evaluate.ipynb #65f64556
+class GridMean(NamedTuple):
+    "The mean of a method over a fold of a grid, and its gain over a reference if it has one."
+
+    method: str
+    fold: str  # or 'all'
+    auc: Interval
+    gain: Interval | None = None
+
+def grid_means(
+    methods: Iterable[str],
+    means: Callable,      # (method, over=None) -> AUC, or gain over another method, per fold
+    reference: str = '',  # the method to be compared with; '': none
+) -> list[GridMean]:
+    "Measure each method of a grid, by fold and over all, and its gain over the reference."
+    out = []
+    for method in methods:
+        gains = means(method, reference) if reference not in ('', method) else {}
+        for fold, auc in means(method).items():
+            out.append(GridMean(method, fold, auc, gains.get(fold)))
+    return out
+
+def interval_columns(name: str, interval: Interval) -> dict[str, float]:
+    "Write a value and its interval as entries of a row."
+    return {name: interval.value, f'{name}_low': interval.low, f'{name}_high': interval.high}
+
 # %% ../nbs/70_evaluate.ipynb #a31424ba
-def replicate_rows(
-    runs: dict[tuple, dict],  # (split, seed) -> its answers by (method, finding)
-    default: str = '',        # the method that the others are compared with
-    n: int = 1000,            # resamples
+class Place(NamedTuple):
+    "The place of a cell in a grid."
+
+    fold: str         # its novel findings
+    split: int | str  # its split seed
+    seed: int         # of its training
+
+def combine_cells(
+    cells: dict[Place, dict],  # the answers of each, by (method, finding)
+    reference: str = '',       # the method that the others are compared with
+    n: int = 1000,             # resamples
     seed: int = 0,
 ) -> list[dict]:
-    "Give one row per method: its interval, and the default method's difference from it."
-    def answers(method):
-        return {key: given[method, 'mean'] for key, given in runs.items()}
-    shared = set.intersection(*(set(given) for given in runs.values()))
-    first = next(iter(runs.values()))
-    rows = []
-    for method in [m for m, f in first if f == 'mean' and (m, f) in shared]:
-        i = bootstrap_replicates(answers(method), n=n, seed=seed)
-        row = dict(method=method, runs=len(runs), patients=i.patients)
-        row |= dict(auc=i.value, low=i.low, high=i.high, covers=i.covers)
-        if default and method != default:
-            d = bootstrap_replicates(answers(default), answers(method), n=n, seed=seed)
-            row |= dict(default_minus=d.value, default_minus_low=d.low, default_minus_high=d.high)
-            row |= dict(p_bootstrap=bootstrap_p(d))
-        rows.append(row)
-    return rows
+    "Give one row per method and fold, and one over all; raise `DataError` if a cell is missing."
+    _check_grid(cells)
+    folds = dict.fromkeys(place.fold for place in cells)
+
+    def means(method, over=None):
+        def interval(fold):
+            mine, theirs = (_replicates(cells, m, fold) for m in (method, over))
+            return bootstrap_replicates(mine, theirs, n=n, seed=seed)
+        return {fold: interval(fold) for fold in [*folds, 'all']}
+    return [_grid_row(mean) for mean in grid_means(_shared_methods(cells), means, reference)]
+
+def _replicates(cells: dict[Place, dict], method: str | None, fold: str) -> dict | None:
+    "The answers of a method by (split, seed), those of all folds together for the fold 'all'."
+    if method is None: return None
+    out = defaultdict(list)
+    for place, answers in cells.items():
+        if fold in ('all', place.fold): out[place.split, place.seed] += answers[method, 'mean']
+    return dict(out)
+
+def _grid_row(mean: GridMean) -> dict:
+    auc, gain = mean.auc, mean.gain
+    row = dict(method=mean.method, fold=mean.fold, episodes=auc.episodes, patients=auc.patients)
+    row |= interval_columns('auc', auc) | dict(covers=auc.covers)
+    if gain is not None: row |= interval_columns('gain', gain) | dict(p_bootstrap=bootstrap_p(gain))
+    return row
+
+def _shared_methods(cells: dict[Place, dict]) -> list[str]:
+    first, *others = cells.values()
+    shared = [method for method, finding in first if finding == 'mean']
+    for answers in others: shared = [m for m in shared if (m, 'mean') in answers]
+    return shared
+
+def _check_grid(cells: dict[Place, dict]) -> None:
+    axes = (dict.fromkeys(axis) for axis in zip(*cells))
+    missing = [place for place in product(*axes) if place not in cells]
+    if missing:
+        fold, split, seed = missing[0]
+        raise DataError(
+            f'the grid has no cell of {fold} with split seed {split} and training seed {seed}; '
+            'every fold needs the same splits and seeds'
+        )
 
 # %% ../nbs/70_evaluate.ipynb #44f64361
 def plot_overall(

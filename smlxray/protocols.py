@@ -26,7 +26,8 @@ from .lab import Lab, open_lab
 from .train import ensure_meta, ensure_siamese
 from .methods import FrozenMethod, Method, PriorMethod, ProjectionMethod, ShuffledMethod
 from .methods import standard_methods
-from .evaluate import Results, answer, evaluate, make_row, mean_rows, save_results
+from .evaluate import Place, Results, answer, combine_cells, evaluate, interval_columns
+from .evaluate import make_row, mean_rows, save_results
 
 # %% ../nbs/71_protocols.ipynb #b274f81c
 def way_sampler(
@@ -95,12 +96,8 @@ def _way_row(lab: Lab, method: Method, tasks: list[WayEpisode]) -> dict:
     )
     found = generalised_aucs(answers, n=e.bootstrap, seed=lab.settings.training.seed)
     for side in _SIDES:
-        if side in found: row |= _numbers(side, found[side])
+        if side in found: row |= interval_columns(side, found[side])
     return row
-
-def _numbers(name: str, i: Interval) -> dict[str, float]:
-    "A value and its interval as entries of a row."
-    return {name: i.value, f'{name}_low': i.low, f'{name}_high': i.high}
 
 # %% ../nbs/71_protocols.ipynb #d7b1c002
 def matched_pairs(
@@ -252,28 +249,13 @@ def fold_rows(
     results: list[Results],  # one per fold
 ) -> list[dict]:
     "One row per method and fold, and one over all folds, with patients resampled in all at once."
-    means = [mean_rows(r.rows) for r in results]
-    shared = set.intersection(*map(set, means))
-    rows = []
-    for method in means[0]:
-        if method not in shared: continue
-        for r, row in zip(results, means):
-            rows.append(_fold_row(method, ' + '.join(r.episodes), row[method]))
-        rows.append(_fold_row(method, 'all', _over_all(results, method)))
-    return rows
-
-_FOLD_COLUMNS = ('episodes', 'patients', 'auc', 'auc_low', 'auc_high')
-
-def _fold_row(method: str, fold: str, row: dict) -> dict:
-    return dict(method=method, fold=fold) | {k: row[k] for k in _FOLD_COLUMNS}
-
-def _over_all(results: list[Results], method: str) -> dict:
-    "One interval over the answers of all folds."
-    answers = []
+    cells = {}
     for r in results:
-        answers += r.answers[method, 'mean']
-    i = bootstrap_patients(answers, **_resampling(results[0].lab))
-    return dict(episodes=i.episodes, patients=i.patients) | _numbers('auc', i)
+        s = r.lab.settings
+        place = Place(' + '.join(r.episodes), s.data.split_seed, s.training.seed)
+        means = mean_rows(r.rows)
+        cells[place] = {key: given for key, given in r.answers.items() if key[0] in means}
+    return combine_cells(cells, **_resampling(results[0].lab))
 
 # %% ../nbs/71_protocols.ipynb #1730a87f
 def add_controls(
@@ -296,7 +278,7 @@ def _add_control(results: Results, method: Method, control: str):
     given['mean'] = [a for answers in given.values() for a in answers]
     for finding, answers in given.items():
         i, kind = _control_interval(lab, answers, control)
-        row = make_row(lab, method, finding, answers) | _numbers('auc', i)
+        row = make_row(lab, method, finding, answers) | interval_columns('auc', i)
         row |= dict(interval=f'99.9% {kind}', control=control, holds=0.5 in i)
         results.answers[method.name, finding] = answers
         results.rows.append(row)

@@ -26,8 +26,8 @@ from .lab import Lab
 from .tasks import InnerLoop, make_task
 from .methods import AdaptedMethod, Method
 from smlxray.evaluate import (
-    Results, answer, decisions, mean_rows, measure_title, read_answers, read_results,
-    replicate_rows, save_results,
+    Place, Results, answer, combine_cells, decisions, mean_rows, measure_title, read_answers,
+    read_results, save_results,
 )
 
 # %% ../nbs/72_report.ipynb #1f5efb68
@@ -885,31 +885,34 @@ def combine_runs(
     n: int = 1000,         # resamples
     seed: int = 0,
 ) -> list[dict]:
-    "Combine runs of one recipe over splits and seeds; raises `DataError` if they differ otherwise."
+    "Combine runs that are cells of one grid; raises `DataError` if they differ otherwise."
     runs = [read_results(folder) for folder in folders]
-    keys = [_replicate(run) for run in runs]
-    if len(set(keys)) < len(keys):
+    places = [_place(run) for run in runs]
+    if len(set(places)) < len(places):
         raise DataError(
-            'two of the runs have the same split seed and the same training seed, so they are one '
-            'replicate, not two'
+            'two of the runs have the same novel findings, the same split seed and the same '
+            'training seed, so they are one cell, not two'
         )
     if different := sorted(set().union(*(_differences(runs[0], run) for run in runs))):
         raise DataError(
-            f"the runs differ in {', '.join(different)}; replicates differ in the seeds of "
-            'training and split only'
+            f"the runs differ in {', '.join(different)}; cells of a grid differ in novel findings "
+            'and in the seeds of training and split only'
         )
-    answers = {key: read_answers(folder).answers for key, folder in zip(keys, folders)}
-    return replicate_rows(answers, runs[0]['default'], n, seed)
+    cells = {place: read_answers(folder).answers for place, folder in zip(places, folders)}
+    rows = combine_cells(cells, runs[0]['default'], n, seed)
+    one_fold = len({place.fold for place in places}) == 1
+    return [row for row in rows if row['fold'] == 'all' or not one_fold]
 
 # %% ../nbs/72_report.ipynb #cc470e78
 NOT_THE_RECIPE = (
-    *_FOLDERS, 'data.split_seed', 'data.workers', 'training.seed', 'training.progress',
-    'training.device', 'evaluation.run',
+    *_FOLDERS, 'data.novel_findings', 'data.split_seed', 'data.workers', 'training.seed',
+    'training.progress', 'training.device', 'evaluation.run',
 )
 
-def _replicate(run: dict) -> tuple:
-    "What tells one replicate from another: the seeds of split and training."
-    return run['settings']['data']['split_seed'], run['settings']['training']['seed']
+def _place(run: dict) -> Place:
+    "What tells one cell from another: novel findings, and the seeds of split and training."
+    s = run['settings']
+    return Place(' + '.join(run['data']['novel']), s['data']['split_seed'], s['training']['seed'])
 
 def _differences(a: dict, b: dict) -> set[str]:
     "The settings of the recipe in which two runs differ, and the table if it does."
