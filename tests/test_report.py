@@ -27,6 +27,7 @@ from smlxray.protocols import (
     way_sampler,
 )
 from smlxray.report import (
+    combine_runs,
     compare_runs,
     hardest_errors,
     render_report,
@@ -282,6 +283,10 @@ def test_folds_are_trained_one_by_one_and_resampled_together(here):
         assert both['patients'] < one['patients'] + two['patients'], (
             'the folds share patients, and this is why they are resampled together'
         )
+    combined = combine_runs([r.lab.folder for r in folds], n=50)
+    assert {(r['method'], r['fold']): pytest.approx(r['auc']) for r in combined} == {
+        place: row['auc'] for place, row in rows.items()
+    }
 
 
 def test_one_shot_is_refused_for_calibration(here):
