@@ -730,17 +730,29 @@ def save_study(study: dict, path: Path) -> Path:
 
 # %% ../nbs/73_study.ipynb #d097fc6f
 def read_study(path: str | os.PathLike) -> dict:
-    "Read the file of a study; raise `SmlxrayError` if there is none, or one of another format."
+    "Read the file of a study; raise `SmlxrayError` if there is none, or one of a newer format."
     path = resolve_path(path)
     if not path.is_file():
         raise SmlxrayError(f'There is no file {path.name} of a study; `smlxray study` writes it.')
     study = json.loads(path.read_text())
-    if study.get('format', 1) != FORMAT:
+    made = study.get('format', 1)
+    if made > FORMAT:
         raise SmlxrayError(
-            f'{path.name} has the format {study.get("format", 1)}, and this smlxray reads '
-            f'{FORMAT}; write it again from its run with `smlxray study --report`.'
+            f'{path.name} has the format {made}, and this smlxray reads up to {FORMAT}: update '
+            'smlxray, or write the file again with `smlxray study --report`.'
         )
+    return study if made == FORMAT else _from_first_format(study)
+
+def _from_first_format(study: dict) -> dict:
+    "Bring a file of smlxray 0.1 into the present format: it had no plan, and counted its folds."
+    keys = ('default', 'reference', 'folds', 'seeds', 'episodes', 'resamples')
+    study = study | dict(format=FORMAT, plan={key: study[key] for key in keys})
+    for table in ('rows', 'summary', 'compared', 'controls', 'slow'):
+        study[table] = [_with_named_fold(row) for row in study.get(table, [])]
     return study
+
+def _with_named_fold(row: dict) -> dict:
+    return row | dict(fold=str(row['fold'])) if 'fold' in row else row
 
 # %% ../nbs/73_study.ipynb #3fe36da8
 def summary_table(
