@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -488,14 +487,15 @@ def _shared_methods(cells: dict[Place, dict]) -> list[str]:
     return shared
 
 def _check_grid(cells: dict[Place, dict]) -> None:
-    axes = (dict.fromkeys(axis) for axis in zip(*cells))
-    missing = [place for place in product(*axes) if place not in cells]
-    if missing:
-        fold, split, seed = missing[0]
-        raise DataError(
-            f'the grid has no cell of {fold} with split seed {split} and training seed {seed}; '
-            'every fold needs the same splits and seeds'
-        )
+    found = defaultdict(set)
+    for place in cells: found[place.fold].add((place.split, place.seed))
+    wanted = set().union(*found.values())
+    for fold, there in found.items():
+        for split, seed in sorted(wanted - there, key=str):
+            raise DataError(
+                f'the grid has no cell of {fold} with split seed {split} and training seed '
+                f'{seed}; every fold needs the same splits and seeds'
+            )
 
 # %% ../nbs/70_evaluate.ipynb #44f64361
 def plot_overall(
