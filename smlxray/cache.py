@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ImageCache', 'cache_info', 'verify_caches', 'DirectPixels', 'open_pixels',
-           'convert_cache', 'to_float', 'augment']
+           'convert_cache']
 
 # %% ../nbs/20_cache.ipynb #caa118ae
 import csv, hashlib, io, json, os, shutil, time

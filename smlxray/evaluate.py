@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Results', 'evaluate', 'similarity_rows', 'Answers', 'read_answers', 'save_results',
-           'read_results', 'results_table', 'plot_overall', 'show_xrays']
+           'read_results', 'results_table']
 
 # %% ../nbs/70_evaluate.ipynb #16de5e65
 import json, platform, subprocess
