@@ -25,7 +25,7 @@ from safetensors.torch import load as tensors_from_bytes, save as tensors_to_byt
 from torch import Tensor, nn
 
 from . import __version__
-from .base import ALGORITHMS, ImageError, SmlxrayError
+from .base import ALGORITHMS, ImageError, SmlxrayError, moved
 from .cache import to_float
 from .config import Settings
 from .data import clean_negatives
@@ -1185,3 +1185,6 @@ def _write_onnx(net: SiameseNet, x: Tensor, path: Path) -> None:
             external_data=False,
             verbose=False,
         )
+
+# %% ../nbs/68_bundle.ipynb #68a11a50
+__getattr__ = moved(__name__, {}, dict(public_settings='call `Settings.without_folders`.'))

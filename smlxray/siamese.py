@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .base import ALGORITHMS, BACKBONES, ConfigError, choose, did_you_mean
+from .base import ALGORITHMS, BACKBONES, ConfigError, choose, did_you_mean, moved
 
 # %% ../nbs/30_siamese.ipynb #870dfb66
 def unit_vectors(
@@ -372,3 +372,6 @@ def _norm_state(layer: nn.Module) -> dict:
     "What a task may change in a batch norm layer."
     names = ('training', 'track_running_stats', 'running_mean', 'running_var')
     return {name: getattr(layer, name) for name in names}
+
+# %% ../nbs/30_siamese.ipynb #30a11a50
+__getattr__ = moved(__name__, {}, dict(TIMM="write 'timm/' before the name of a network of timm."))
