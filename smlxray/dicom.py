@@ -90,12 +90,20 @@ def _parts(element) -> list:
     value = element.value
     if value is None: return []
     if isinstance(value, bytes):
-        kind = element.VR if element.VR not in (None, 'UN') else dictionary_VR(element.tag)
+        kind = (
+            element.VR
+            if element.VR not in (None, 'UN')
+            else dictionary_VR(element.tag)
+        )
         if kind in _FORMATS:
             order = '<' if getattr(element, 'is_little_endian', True) else '>'
             form = np.dtype(order + _FORMATS[kind])
             whole = len(value) // form.itemsize
-            return np.frombuffer(value, form, whole).tolist() if whole else []
+            return (
+                np.frombuffer(value, form, whole).tolist()
+                if whole
+                else []
+            )
         value = value.decode('latin-1')
     if isinstance(value, str): return value.split('\\') if value.strip(' \0') else []
     several = isinstance(value, (list, tuple)) or hasattr(value, 'insert')
@@ -104,7 +112,10 @@ def _parts(element) -> list:
 def numbers(ds, keyword: str, remarks: list[str]) -> list[float]:
     "Read the numbers of a field: [] where it is missing or empty, nan for what is no number."
     if keyword not in ds: return []
-    return [_number(part, keyword, remarks) for part in _parts(ds.get_item(keyword))]
+    return [
+        _number(part, keyword, remarks)
+        for part in _parts(ds.get_item(keyword))
+    ]
 
 # %% ../nbs/14_dicom.ipynb #7bae6f90
 class Layout(NamedTuple):
@@ -158,7 +169,17 @@ def layout_of(ds, remarks: list[str]) -> Layout:
     signed = _whole(ds, 'PixelRepresentation', remarks, -1)
     if signed not in (0, 1): _say(remarks, 'PixelRepresentation: missing; taken as unsigned')
     signed = int(signed == 1)
-    return Layout(height, width, kind, samples, planar, allocated, stored, high, signed)
+    return Layout(
+        height,
+        width,
+        kind,
+        samples,
+        planar,
+        allocated,
+        stored,
+        high,
+        signed,
+    )
 
 # %% ../nbs/14_dicom.ipynb #9db02dc3
 _DICOMDIR = '1.2.840.10008.1.3.10'
@@ -172,7 +193,8 @@ def _refusal(ds) -> str:
     if not ds.get('PixelData'):
         causes = 'a report, which can be left out, or a file cut short, to be exported again'
         return f'a DICOM file without pixels: {causes}'
-    bits, frames = _allocated(ds, []), _whole(ds, 'NumberOfFrames', [], 1)
+    bits = _allocated(ds, [])
+    frames = _whole(ds, 'NumberOfFrames', [], 1)
     if bits == 0:
         return 'a DICOM file that does not say how many bits a pixel has; export it again'
     if bits not in (8, 16):
@@ -218,7 +240,9 @@ def _settle_syntax(ds, remarks: list[str]):
         if said.startswith(fitting): return
     ds.file_meta.TransferSyntaxUID = UID(found)
     what = 'is missing' if not said else f'says {UID(said).name}'
-    _say(remarks, f'transfer syntax: it {what}; read as {UID(found).name}')
+    _say(
+        remarks, f'transfer syntax: it {what}; read as {UID(found).name}'
+    )
 
 # %% ../nbs/14_dicom.ipynb #e7911d6a
 class Claims(NamedTuple):
@@ -235,7 +259,11 @@ def claims_of(frame: bytes) -> Claims:
     if frame[4:8] == b'jP  ': frame = _codestream(frame)
     if frame[:4] == b'\xff\x4f\xff\x51': return _jpeg2000_claims(frame)
     segments, first = struct.unpack('<II', frame[:8].ljust(8, b'\0'))
-    return Claims('RLE', bits=8 * segments) if first == 64 and segments <= 15 else Claims('')
+    return (
+        Claims('RLE', bits=8 * segments)
+        if first == 64 and segments <= 15
+        else Claims('')
+    )
 
 def _jpeg_claims(frame: bytes) -> Claims:
     "Walk through the segments of a JPEG or JPEG-LS to the one that holds the size."
@@ -244,13 +272,19 @@ def _jpeg_claims(frame: bytes) -> Claims:
         mark = frame[at + 1]
         if _is_start_of_frame(mark):
             names = {0xF7: 'JPEG-LS', 0xC3: 'JPEG lossless'}
-            bits, height, width = struct.unpack('>BHH', frame[at + 4 : at + 9])
+            bits, height, width = struct.unpack(
+                '>BHH', frame[at + 4 : at + 9]
+            )
             return Claims(names.get(mark, 'JPEG'), height, width, bits)
         at += 1 if mark == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], 'big')
     return Claims('JPEG')
 
 def _is_start_of_frame(mark: int) -> bool:
-    return mark == 0xF7 or 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC)
+    return (
+        mark == 0xF7
+        or 0xC0 <= mark <= 0xCF
+        and mark not in (0xC4, 0xC8, 0xCC)
+    )
 
 def _codestream(frame: bytes) -> bytes:
     "Walk through the boxes of a JP2 file to the JPEG 2000 codestream."
@@ -266,7 +300,8 @@ def _codestream(frame: bytes) -> bytes:
 def _jpeg2000_claims(frame: bytes) -> Claims:
     "Read the segment SIZ."
     if len(frame) < 43: return Claims('JPEG 2000')
-    ends, starts = struct.unpack('>II', frame[8:16]), struct.unpack('>II', frame[16:24])
+    ends = struct.unpack('>II', frame[8:16])
+    starts = struct.unpack('>II', frame[16:24])
     width, height = (max(end - start, 0) for end, start in zip(ends, starts))
     return Claims('JPEG 2000', height, width, (frame[42] & 0x7F) + 1)
 
@@ -283,7 +318,9 @@ def _is_deflated(data: bytes) -> bool:
     from pydicom.filereader import read_dataset
     file = io.BytesIO(data)
     file.seek(132)
-    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != 2)
+    meta = read_dataset(
+        file, False, True, stop_when=lambda tag, *_: tag.group != 2
+    )
     return str(meta.get('TransferSyntaxUID', '')).strip('\0 ') == _DEFLATED
 
 def open_dicom(data: bytes, name: str, remarks: list[str]):
@@ -320,13 +357,21 @@ def _take_bits(raw: np.ndarray, shift: int, stored: int, signed: bool) -> np.nda
 
 def _smoothness(values: np.ndarray) -> tuple[float, float]:
     "How much neighbours are alike: minus their mean difference, and their correlation."
-    left, right = (part.ravel().astype(float) for part in (values[:, :-1], values[:, 1:]))
+    left, right = (
+        part.ravel().astype(float)
+        for part in (values[:, :-1], values[:, 1:])
+    )
     flat = not (left.size and left.std() and right.std())
-    return -float(np.abs(left - right).mean()), 1.0 if flat else np.corrcoef(left, right)[0, 1]
+    return -float(
+        np.abs(left - right).mean()
+    ), 1.0 if flat else np.corrcoef(left, right)[0, 1]
 
 def _folded(taken: np.ndarray, whole: np.ndarray) -> bool:
     "Does a picture fall apart when the bits above are taken away?"
-    (near, alike), (near_before, alike_before) = _smoothness(taken), _smoothness(whole)
+    (near, alike), (near_before, alike_before) = (
+        _smoothness(taken),
+        _smoothness(whole),
+    )
     return near < near_before or alike < 0.8 * alike_before
 
 def stored_values(
@@ -336,7 +381,8 @@ def stored_values(
 ) -> np.ndarray:         # the same shape, signed where the record says so
     "Take the bits that count out of their containers."
     bits = 8 * raw.dtype.itemsize
-    stored, shift = layout.stored, layout.high + 1 - layout.stored
+    stored = layout.stored
+    shift = layout.high + 1 - layout.stored
     whole = _as_signed(raw) if layout.signed else raw
     if stored >= bits: return whole
     top = int(raw.max())
@@ -344,7 +390,12 @@ def stored_values(
         _say(remarks, 'HighBit: no value reaches so high; taken as BitsStored - 1')
         shift = 0
     if not shift and not layout.signed and top < 2**stored: return whole
-    taken = _take_bits(raw, max(min(shift, bits - stored), 0), stored, bool(layout.signed))
+    taken = _take_bits(
+        raw,
+        max(min(shift, bits - stored), 0),
+        stored,
+        bool(layout.signed),
+    )
     if shift or np.array_equal(taken, whole): return taken
     return _mend_bits(raw, taken, whole, layout, remarks)
 
@@ -362,7 +413,11 @@ def _mend_bits(raw, taken, whole, layout: Layout, remarks: list[str]) -> np.ndar
 # %% ../nbs/14_dicom.ipynb #c72bde30
 def _in_domain(value: float, bits: int, signed: int) -> int | None:
     "Read a value that lost its sign as one of `bits` bits; None if it is none."
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    low, high = (
+        (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+        if signed
+        else (0, 2**bits - 1)
+    )
     tries = [value, value - 65536, value + 65536]
     if signed: tries.append(value - 2**bits)
     return next((int(n) for n in tries if low <= n <= high), None)
@@ -373,7 +428,11 @@ def _between(values: np.ndarray, ends: list[float], bits: int, signed: int) -> n
     known = [end for end in found if end is not None]
     if len(known) < len(found): return None
     low, high = min(known), max(known)
-    return values == low if low == high else (values >= low) & (values <= high)
+    return (
+        values == low
+        if low == high
+        else (values >= low) & (values <= high)
+    )
 
 def padding_of(
     ds,
@@ -411,7 +470,9 @@ class Table(NamedTuple):
 
     def look_up(self, x: np.ndarray) -> np.ndarray:
         "The entries for values (n,); the ends serve everything beyond them."
-        at = np.clip(x.astype(np.int64) - self.first, 0, len(self.entries) - 1)
+        at = np.clip(
+            x.astype(np.int64) - self.first, 0, len(self.entries) - 1
+        )
         return self.entries[at]
 
 def _words(item) -> bytes:
@@ -421,11 +482,17 @@ def _words(item) -> bytes:
     value = element.value
     if value is None: return b''
     if not isinstance(value, bytes):
-        several = isinstance(value, (list, tuple)) or hasattr(value, 'insert')
+        several = isinstance(value, (list, tuple)) or hasattr(
+            value, 'insert'
+        )
         value = [int(v) & 0xFFFF for v in (value if several else [value])]
         return np.array(value, '<u2').tobytes()
     if getattr(element, 'is_little_endian', True): return value
-    return np.frombuffer(value[: len(value) // 2 * 2], '>u2').astype('<u2').tobytes()
+    return (
+        np.frombuffer(value[: len(value) // 2 * 2], '>u2')
+        .astype('<u2')
+        .tobytes()
+    )
 
 def _entries(item, count: int) -> np.ndarray:
     "The entries of a table (n,): one per word or, where there are only half as many, one per byte."
@@ -451,7 +518,12 @@ def table_of(
         _say(remarks, f'{what}: it is damaged; ignored')
         return None
     first = _first_value(int(told[1]), len(entries), span)
-    return Table(first, entries, int(entries.max()).bit_length(), told[2] if told[2:] else np.nan)
+    return Table(
+        first,
+        entries,
+        int(entries.max()).bit_length(),
+        told[2] if told[2:] else np.nan,
+    )
 
 def _first_value(first: int, count: int, span: tuple) -> int:
     "Of the readings of a value that lost its sign, the one whose table meets the data most."
@@ -483,7 +555,9 @@ def shown(counts: np.ndarray, contrast: int = _CONTRAST) -> str:
         return f'one grey level: {first / total:.1%} of the pixels have it'
     if first + second >= 0.99 * total:
         return f'two grey levels: {(first + second) / total:.1%} of the pixels have no other'
-    low, high = np.searchsorted(counts.cumsum(), [0.01 * total, 0.99 * total])
+    low, high = np.searchsorted(
+        counts.cumsum(), [0.01 * total, 0.99 * total]
+    )
     if high - low >= contrast: return ''
     return f'hardly any contrast: 98 % of the pixels lie between grey {low} and {high} of 255'
 
@@ -505,7 +579,10 @@ def flat(pixels: np.ndarray) -> str:
 # %% ../nbs/14_dicom.ipynb #3883399a
 def _windows(ds, remarks: list[str]):
     "The windows of a record that can be, as (centre, width, function)."
-    centres, widths = (numbers(ds, f'Window{key}', remarks) for key in ('Center', 'Width'))
+    centres, widths = (
+        numbers(ds, f'Window{key}', remarks)
+        for key in ('Center', 'Width')
+    )
     if bool(centres) != bool(widths): _say(remarks, 'window ignored: half of it is missing')
     function = str(ds.get('VOILUTFunction') or 'LINEAR').strip().upper()
     if function not in ('LINEAR', 'LINEAR_EXACT', 'SIGMOID'):
@@ -525,13 +602,21 @@ def _ways(ds, x: np.ndarray, remarks: list[str]):
         table = table_of(item, (x.min(), x.max()), 'VOI LUT', remarks)
         if table is None: continue
         if table.said != table.bits:
-            _say(remarks, f'VOI LUT: its entries have {table.bits} bits and not {table.said:g}')
+            _say(
+                remarks,
+                f'VOI LUT: its entries have {table.bits} bits and not {table.said:g}',
+            )
         yield 'VOI LUT', table.look_up(x) / (2**table.bits - 1)
     for centre, width, function in _windows(ds, remarks):
-        yield f'window {centre:g}/{width:g}', _window(x, centre, width, function)
+        yield (
+            f'window {centre:g}/{width:g}',
+            _window(x, centre, width, function),
+        )
 
 def _greys(unit: np.ndarray) -> np.ndarray:
-    return (np.clip(np.nan_to_num(unit), 0, 1) * 255 + 0.5).astype(np.uint8)
+    return (np.clip(np.nan_to_num(unit), 0, 1) * 255 + 0.5).astype(
+        np.uint8
+    )
 
 def unit_levels(
     ds,
@@ -555,12 +640,19 @@ def unit_levels(
 # %% ../nbs/14_dicom.ipynb #358d94e3
 def _rescale(ds, remarks: list[str]) -> tuple[float, float]:
     "Slope and intercept; 1 and 0 where they are missing or cannot be."
-    found = {key: numbers(ds, f'Rescale{key}', remarks)[:1] for key in ('Slope', 'Intercept')}
+    found = {
+        key: numbers(ds, f'Rescale{key}', remarks)[:1]
+        for key in ('Slope', 'Intercept')
+    }
     if not any(found.values()): return 1.0, 0.0
     if not all(found.values()):
         missing = next(key for key, value in found.items() if not value)
-        _say(remarks, f'Rescale{missing}: missing; taken as {1 if missing == "Slope" else 0}')
-    slope, intercept = found['Slope'] or [1.0], found['Intercept'] or [0.0]
+        _say(
+            remarks,
+            f'Rescale{missing}: missing; taken as {1 if missing == "Slope" else 0}',
+        )
+    slope = found['Slope'] or [1.0]
+    intercept = found['Intercept'] or [0.0]
     if np.isfinite(slope[0]) and slope[0] and np.isfinite(intercept[0]):
         return slope[0], intercept[0]
     _say(remarks, 'rescale ignored: slope and intercept cannot be')
@@ -574,7 +666,9 @@ def _units(
 ) -> np.ndarray:         # (n,) float
     "Turn stored values into detector units."
     for item in ds.get('ModalityLUTSequence') or ():
-        table = table_of(item, (stored[0], stored[-1]), 'modality LUT', remarks)
+        table = table_of(
+            item, (stored[0], stored[-1]), 'modality LUT', remarks
+        )
         if table is None: continue
         units = table.look_up(stored).astype(float)
         if np.ptp(units[seen]) or not np.ptp(seen): return units
@@ -602,11 +696,18 @@ def to_grey(
 ) -> np.ndarray:                 # (H, W) uint8
     "Give stored values their grey levels, padding apart."
     inside = values if padding is None else values[~padding]
-    low, high = int(inside.min()), int(inside.max())
-    few = sample(values) if padding is None else inside[:: max(inside.size // 4096, 1)]
+    low = int(inside.min())
+    high = int(inside.max())
+    few = (
+        sample(values)
+        if padding is None
+        else inside[:: max(inside.size // 4096, 1)]
+    )
     seen = few.ravel().astype(np.int64) - low
     stored = np.arange(low, high + 1)
-    unit = unit_levels(ds, _units(ds, stored, seen, remarks), seen, remarks)
+    unit = unit_levels(
+        ds, _units(ds, stored, seen, remarks), seen, remarks
+    )
     levels = _greys(1 - unit if _inverted(ds, kind, remarks) else unit)
     if padding is None: return np.take(levels, values.astype(np.int64) - low)
     at = np.clip(values.astype(np.int64), low, high) - low
@@ -639,7 +740,8 @@ _own = threading.local()  # .child and .pid: each thread of each process has a c
 def _child() -> subprocess.Popen:
     "Return this thread's child; start one for the first file, after a fork, and after a crash."
     if getattr(_own, 'pid', None) != os.getpid() or _own.child.poll() is not None:
-        command, pipe = [sys.executable, '-c', _CHILD], subprocess.PIPE
+        command = [sys.executable, '-c', _CHILD]
+        pipe = subprocess.PIPE
         _own.child = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
         )
@@ -653,7 +755,9 @@ def _in_child(job: dict, data: bytes) -> np.ndarray:
         for part in (json.dumps(job).encode(), data):
             child.stdin.write(len(part).to_bytes(8, 'little') + part)
         child.stdin.flush()
-        answer = child.stdout.read(int.from_bytes(child.stdout.read(8), 'little'))
+        answer = child.stdout.read(
+            int.from_bytes(child.stdout.read(8), 'little')
+        )
     except OSError:
         pass
     if not answer:
@@ -673,7 +777,8 @@ def _job(ds, layout: Layout, claims: Claims) -> dict:
     if claims.family == 'RLE' and claims.bits in (8 * layout.samples, 16 * layout.samples):
         bits = claims.bits // layout.samples
     elif 0 < claims.bits <= 16 and claims.family != 'RLE':
-        bits, stored = 8 if claims.bits <= 8 else 16, claims.bits
+        bits = 8 if claims.bits <= 8 else 16
+        stored = claims.bits
     return dict(
         syntax=str(ds.file_meta.TransferSyntaxUID),
         rows=layout.height,
@@ -693,12 +798,18 @@ def _job(ds, layout: Layout, claims: Claims) -> dict:
 
 def _why(error: Exception, syntax, family: str) -> tuple[str, str]:
     "What to say when all plugins failed: what is wrong, and what to do."
-    reasons = [line.strip() for line in str(error).splitlines()[1:] if line.strip()]
+    reasons = [
+        line.strip()
+        for line in str(error).splitlines()[1:]
+        if line.strip()
+    ]
     if reasons and all(_DECLINED.search(reason) for reason in reasons):
         plugin = _PLUGINS.get(family, 'pylibjpeg-libjpeg')
         what = f'compressed as {syntax.name}, which no installed decoder reads'
         return what, f'install {plugin}, or convert it to explicit little endian'
-    real = [reason for reason in reasons if not _DECLINED.search(reason)] or [str(error)]
+    real = [
+        reason for reason in reasons if not _DECLINED.search(reason)
+    ] or [str(error)]
     return f'damaged or truncated ({short(real[0])})', 'export it again'
 
 # %% ../nbs/14_dicom.ipynb #313814da
@@ -715,14 +826,19 @@ def depth_of(top: int, bits: int) -> int:
 def scale_of(depth: int) -> np.ndarray:
     "The grey levels (2**depth,) uint8 of all values of some depth."
     white = 2**depth - 1
-    return ((np.arange(white + 1) * 255 + white // 2) // white).astype(np.uint8)
+    return ((np.arange(white + 1) * 255 + white // 2) // white).astype(
+        np.uint8
+    )
 
 def to_eight(values: np.ndarray, bits: int, remarks: list[str]) -> np.ndarray:
     "Scale unsigned values of some depth to uint8."
     top = int(values.max())
     depth = depth_of(top, bits)
     if depth < bits:
-        _say(remarks, f'depth: no value of {bits} bits is above {top}; read as {depth} bits')
+        _say(
+            remarks,
+            f'depth: no value of {bits} bits is above {top}; read as {depth} bits',
+        )
     return scale_of(depth)[values]
 
 def luminance(
@@ -733,7 +849,9 @@ def luminance(
     "Reduce colours to grey."
     if layout.stored > 8:
         if layout.kind.startswith('YBR_FULL'): values = values[..., :1].repeat(3, 2)  # luma alone
-        values = to_eight(values.astype(np.uint16), layout.stored, remarks)
+        values = to_eight(
+            values.astype(np.uint16), layout.stored, remarks
+        )
     return np.array(Image.fromarray(values.astype(np.uint8)).convert('L'))
 
 # %% ../nbs/14_dicom.ipynb #9ee1ad22
@@ -769,7 +887,8 @@ def _check_length(ds, layout: Layout, remarks: list[str]):
 def _unpack(ds, layout: Layout, name: str, max_pixels: int, remarks: list[str]) -> np.ndarray:
     "The containers of a record, unpacked here or in the child."
     from pydicom.pixels import get_decoder
-    syntax, claims = ds.file_meta.TransferSyntaxUID, Claims('')
+    syntax = ds.file_meta.TransferSyntaxUID
+    claims = Claims('')
     if syntax.is_encapsulated:
         claims = claims_of(frame_of(ds))
         check_cap(claims.height, claims.width, name, max_pixels)
@@ -806,7 +925,9 @@ def decode_dicom(
         layout = _known_layout(ds, name, max_pixels, remarks)
         pixels = _unpack(ds, layout, name, max_pixels, remarks)
         size = pixels.dtype.itemsize
-        raw = pixels.astype(pixels.dtype.newbyteorder('='), copy=False).view(f'u{size}')
+        raw = pixels.astype(
+            pixels.dtype.newbyteorder('='), copy=False
+        ).view(f'u{size}')
         values = stored_values(raw, layout, remarks)
         if layout.samples == 3: return luminance(values, layout, remarks)
         padding = padding_of(ds, raw, values, layout, remarks)

@@ -36,7 +36,8 @@ class Episode:
     query_labels: np.ndarray    # (2Q,) int64, 1 and 0
 
     def __repr__(self):
-        support, query = _counted(self.support_labels), _counted(self.query_labels)
+        support = _counted(self.support_labels)
+        query = _counted(self.query_labels)
         return f'Episode({self.finding}: {support} support, {query} query)'
 
 def _counted(labels: np.ndarray) -> str:
@@ -78,15 +79,31 @@ class EpisodeBlock:
     def __getitem__(self, at) -> Any:
         "An `Episode` at a number, an `EpisodeBlock` at a slice or at several numbers."
         single = isinstance(at, (int, np.integer))
-        kind, seeds = (Episode, int(self.seeds[at])) if single else (EpisodeBlock, self.seeds[at])
-        support, query = self.support[at], self.query[at]
-        return kind(self.finding, seeds, support, self.support_labels, query, self.query_labels)
+        kind, seeds = (
+            (Episode, int(self.seeds[at]))
+            if single
+            else (EpisodeBlock, self.seeds[at])
+        )
+        support = self.support[at]
+        query = self.query[at]
+        return kind(
+            self.finding,
+            seeds,
+            support,
+            self.support_labels,
+            query,
+            self.query_labels,
+        )
 
 # %% ../nbs/50_episodes.ipynb #380d984f
 def _rng(seed: int, finding: str, i: int) -> np.random.Generator:
     "A generator that depends on seed, finding and i alone."
-    words = np.frombuffer(blake2b(finding.encode(), digest_size=16).digest(), '<u4')
-    return np.random.default_rng(np.random.SeedSequence([seed, *map(int, words), i]))
+    words = np.frombuffer(
+        blake2b(finding.encode(), digest_size=16).digest(), '<u4'
+    )
+    return np.random.default_rng(
+        np.random.SeedSequence([seed, *map(int, words), i])
+    )
 
 # %% ../nbs/50_episodes.ipynb #29129c2f
 @dataclass(frozen=True)
@@ -122,7 +139,9 @@ def _group(
 ) -> _Group:
     "Index eligible rows by patient; a patient stands in the stratum of most of its rows."
     key = patients[rows] * n + stratum[rows]
-    key, at, times = np.unique(key, return_inverse=True, return_counts=True)
+    key, at, times = np.unique(
+        key, return_inverse=True, return_counts=True
+    )
     who, where = key // n, key % n
     home = _homes(who, where, times)
     place = np.full(len(key), -1)
@@ -169,7 +188,9 @@ def strata(
     "A stratum number for each row (N,) and how many there are; raises `DataError` for no column."
     number = np.zeros(len(table), np.int64)
     for c in match_on:
-        code = pd.factorize(_matched_column(table, c), use_na_sentinel=False)[0]
+        code = pd.factorize(
+            _matched_column(table, c), use_na_sentinel=False
+        )[0]
         pair = number * (code.max(initial=0) + 1) + code
         number = np.unique(pair, return_inverse=True)[1]
     return number, int(number.max(initial=0)) + 1
@@ -185,7 +206,8 @@ def _matched_column(table: XrayTable, column: str):
 def _negatives(table: XrayTable, finding: str, kind: str) -> np.ndarray:
     "Mark the images (N,) that may be a negative of the given kind."
     _check_negatives(table, finding, kind)
-    clean, normal = clean_negatives(table, finding), np.zeros(len(table), bool)
+    clean = clean_negatives(table, finding)
+    normal = np.zeros(len(table), bool)
     if 'No Finding' in table.findings: normal = table.positive('No Finding')
     if kind == 'normals': return clean & normal
     another = np.zeros(len(table), bool)
@@ -225,7 +247,8 @@ class _TaskPool:
     @property
     def counts(self) -> dict:
         "Patients that are positive and negative, pairs that match, and queries per class."
-        positive, negative = len(self.positives.patient), len(self.negatives.patient)
+        positive = len(self.positives.patient)
+        negative = len(self.negatives.patient)
         usable = int(self.room.sum())
         return dict(positive=positive, negative=negative, usable=usable, queries=self.queries)
 
@@ -235,12 +258,16 @@ class _TaskPool:
         partners = self.negatives.sizes
         able = self.positives.sizes * (partners > 0)
         total = max(able.sum(), 1)
-        return 1 / total + ((able / total) ** 2 / np.maximum(partners, 1)).sum()
+        return (
+            1 / total
+            + ((able / total) ** 2 / np.maximum(partners, 1)).sum()
+        )
 
     @cached_property
     def deck(self) -> tuple[np.ndarray, np.ndarray]:
         "Where the rows of each pairable positive are (A,), and where its partners are (A,)."
-        sizes, at = self.negatives.sizes, self.positives.stratum
+        sizes = self.negatives.sizes
+        at = self.positives.stratum
         at = at[sizes[at] > 0]
         first = np.cumsum(sizes) - sizes
         able = sizes[self.positives.stratum] > 0
@@ -262,8 +289,11 @@ def _task_pool(
     finding = canonical_finding(finding, table.findings)
     no = _negatives(table, finding, negatives)
     neg = _group(rows[no[rows]], table.patients, stratum, n)
-    pos = _group(rows[table.positive(finding)[rows]], table.patients, stratum, n)
-    usable, least = int(np.minimum(pos.sizes, neg.sizes).sum()), min(queries, MIN_QUERIES)
+    pos = _group(
+        rows[table.positive(finding)[rows]], table.patients, stratum, n
+    )
+    usable = int(np.minimum(pos.sizes, neg.sizes).sum())
+    least = min(queries, MIN_QUERIES)
     if usable < shots + least:
         matched = f" matched on {' and '.join(match_on)}" if match_on else ''
         raise DataError(
@@ -372,7 +402,9 @@ def _draw_freely(pool: _TaskPool, n: int, size: int, rng) -> tuple[np.ndarray, n
     no = first + _below(bits[1], room)
     keep = np.flatnonzero(~(_twice(yes) | _twice(no)))
     positive = _rows_at(pool.positives, mine, yes[keep], bits[2][keep])
-    negative = _rows_at(pool.negatives, pool.negatives.deck, no[keep], bits[3][keep])
+    negative = _rows_at(
+        pool.negatives, pool.negatives.deck, no[keep], bits[3][keep]
+    )
     return positive, negative
 
 def _rows_at(group: _Group, deck: np.ndarray, at: np.ndarray, bits: np.ndarray) -> np.ndarray:
@@ -435,12 +467,17 @@ class EpisodeSampler:
         negatives: str = 'normals',     # or 'others': patients with another finding
         seed: int = 0,
     ):
-        findings, match_on = _as_list(findings), _as_list(match_on)
+        findings = _as_list(findings)
+        match_on = _as_list(match_on)
         _check_task(table, findings, shots, queries)
         self.table, self.shots, self.seed = table, shots, seed
         self.match_on, self.negatives = match_on, negatives
-        rows, where = _ascending(table, rows), (*strata(table, match_on), negatives, match_on)
-        pools = [_task_pool(table, rows, f, shots, queries, *where) for f in findings]
+        rows = _ascending(table, rows)
+        where = (*strata(table, match_on), negatives, match_on)
+        pools = [
+            _task_pool(table, rows, f, shots, queries, *where)
+            for f in findings
+        ]
         self.pools, self._blocks = {p.finding: p for p in pools}, {}
 
     @property
@@ -458,10 +495,13 @@ class EpisodeSampler:
 
     def episodes(self, numbers, finding: str | None = None) -> EpisodeBlock:
         "Many episodes (E,) of a finding; each is the one that `episode` gives for its number."
-        pool, numbers = self._pool(finding), np.atleast_1d(np.asarray(numbers, np.int64))
+        pool = self._pool(finding)
+        numbers = np.atleast_1d(np.asarray(numbers, np.int64))
         if (numbers < 0).any():
             raise DataError(f'episodes are numbered from 0, got {numbers.min()}')
-        blocks = self._blocks.setdefault(pool.finding, _Blocks(pool, self.shots, self.seed))
+        blocks = self._blocks.setdefault(
+            pool.finding, _Blocks(pool, self.shots, self.seed)
+        )
         support, query, seeds = blocks.gather(numbers)
         k, q = (np.repeat([1, 0], n) for n in (self.shots, pool.queries))
         return EpisodeBlock(pool.finding, seeds, support, k, query, q)
@@ -472,7 +512,9 @@ class EpisodeSampler:
 
     def sample(self, i: int) -> Episode:
         "Episode i of a finding that is drawn too, each being equally likely."
-        which = _rng(self.seed, 'which finding', i).integers(len(self.pools))
+        which = _rng(self.seed, 'which finding', i).integers(
+            len(self.pools)
+        )
         return self.episode(i, self.findings[which])
 
     def _pool(self, finding=None) -> _TaskPool:
@@ -587,7 +629,9 @@ def balanced_pairs(
         raise DataError(f'Dissimilar pairs need {only}.')
     same = np.arange(pairs) < -(-pairs // 2)
     first = rng.integers(len(groups), size=pairs)
-    other = (first + rng.integers(1, len(groups), size=pairs)) % len(groups)
+    other = (first + rng.integers(1, len(groups), size=pairs)) % len(
+        groups
+    )
     kinds = np.stack([first, np.where(same, first, other)])
     labels = np.stack([table.column(f) for f in groups], 1)
     ends = np.empty((2, pairs), np.int64)
@@ -647,7 +691,10 @@ class WayEpisode:
         return Episode(self.findings[j], self.seed, *sides)
 
     def __repr__(self):
-        names = [f'{f} (unseen)' if u else f for f, u in zip(self.findings, self.unseen)]
+        names = [
+            f'{f} (unseen)' if u else f
+            for f, u in zip(self.findings, self.unseen)
+        ]
         sides = f'{len(self.support)} support, {len(self.query)} query'
         return f"WayEpisode({', '.join(names)}: {sides})"
 
@@ -699,7 +746,8 @@ class _WayPool:
     ):
         able = np.any(list(eligible.values()), axis=0)
         home = _group(rows[able[rows]], table.patients, stratum, n)
-        kept, patients = np.sort(home.rows), len(home.patient)
+        kept = np.sort(home.rows)
+        patients = len(home.patient)
         place = np.full(table.patients.max(initial=0) + 1, -1)
         place[home.patient] = np.arange(patients)
         self.rows = {}     # of each group, lists of rows by patient
@@ -724,7 +772,8 @@ class _WayPool:
         stratum = rng.permutation(full)[:places]
         who = np.empty((len(groups), places), np.int64)
         for t in np.unique(stratum):
-            able, here = self.strata[t], stratum == t
+            able = self.strata[t]
+            here = stratum == t
             who[:, here] = able[_distinct(belongs[:, able], int(here.sum()), rng)]
         rows = np.empty(who.shape, np.int64)
         for (g, k), p in np.ndenumerate(who):
@@ -764,15 +813,24 @@ class WaySampler:
         self.shots, self.queries, self.seed = shots, queries, seed
         self.match_on = _as_list(match_on)
         self.always = ['No Finding'] if negatives == 'normals' else []
-        self.labels = dict(zip([*seen, *unseen], known_labels(table, [*seen, *unseen]).T))
+        self.labels = dict(
+            zip([*seen, *unseen], known_labels(table, [*seen, *unseen]).T)
+        )
         eligible = _eligible(table, self.labels, self.always)
         where = strata(table, self.match_on)
-        self.pool = _WayPool(table, _ascending(table, rows), eligible, *where)
-        self.sets = _usable_sets(self, _finding_sets(seen, unseen, ways, novel))
+        self.pool = _WayPool(
+            table, _ascending(table, rows), eligible, *where
+        )
+        self.sets = _usable_sets(
+            self, _finding_sets(seen, unseen, ways, novel)
+        )
 
     def counts(self) -> dict[str, int]:
         "Patients that may stand for each finding, and for the normals."
-        return {name: int(who.sum()) for name, who in self.pool.belongs.items()}
+        return {
+            name: int(who.sum())
+            for name, who in self.pool.belongs.items()
+        }
 
     def episode(self, i: int) -> WayEpisode:
         "Episode i: always the same for the same table, rows, seed and settings."
@@ -781,7 +839,9 @@ class WaySampler:
         findings = list(self.sets)[rng.integers(len(self.sets))]
         sides = _draw_ways(self, findings, rng)
         unseen = np.array([f in self.unseen for f in findings])
-        return WayEpisode(findings, unseen, int(rng.integers(2**62)), *sides)
+        return WayEpisode(
+            findings, unseen, int(rng.integers(2**62)), *sides
+        )
 
     def __repr__(self):
         ways = f'{self.ways} ways, {self.novel} unseen, {self.shots} shots'
@@ -806,9 +866,14 @@ def _finding_sets(seen: list, unseen: list, ways: int, novel: int) -> Iterator[t
 def _usable_sets(sampler: WaySampler, sets: Iterator[tuple]) -> dict[tuple, int]:
     "The sets of findings with enough patients, and the queries that each can give."
     least = sampler.shots + min(sampler.queries, MIN_QUERIES)
-    room = {s: sum(sampler.pool.rooms([*s, *sampler.always])) for s in sets}
+    room = {
+        s: sum(sampler.pool.rooms([*s, *sampler.always])) for s in sets
+    }
     if max(room.values()) < least: raise DataError(_no_set(sampler, room, least))
-    most = {s: min(sampler.queries, n - sampler.shots) for s, n in room.items()}
+    most = {
+        s: min(sampler.queries, n - sampler.shots)
+        for s, n in room.items()
+    }
     return {s: queries for s, queries in most.items() if room[s] >= least}
 
 def _draw_ways(sampler: WaySampler, findings: tuple, rng) -> list[np.ndarray]:
@@ -870,7 +935,9 @@ class OneShotTrials:
 def _exclusive(table: XrayTable, rows, findings: list[str], where: tuple) -> list[_Group]:
     "Patients of each finding who carry, as far as anyone said, none of the others."
     rows = _ascending(table, rows)
-    carried = np.zeros((len(findings), table.patients.max(initial=0) + 1), bool)
+    carried = np.zeros(
+        (len(findings), table.patients.max(initial=0) + 1), bool
+    )
     for g, f in zip(carried, findings):
         g[table.patients[np.abs(table.column(f)) == 1]] = True
     alone = carried.sum(0)[table.patients] == 1
@@ -893,12 +960,15 @@ def one_shot_trials(
         known = f'there are {len(findings)} findings to stand for'
         raise DataError(f'{ways} candidates were wanted, but {known}; ways must be from 2 to that')
     where = strata(table, match_on)
-    groups, rng = _exclusive(table, rows, findings, where), _rng(seed, 'one shot', ways)
+    groups = _exclusive(table, rows, findings, where)
+    rng = _rng(seed, 'one shot', ways)
     out = []
     for _ in range(trials):
         asked, k, able = _pick_findings(groups, ways, rng)
         if not able.sum():
-            alone = ', '.join(f'{f} {len(g.patient)}' for f, g in zip(findings, groups))
+            alone = ', '.join(
+                f'{f} {len(g.patient)}' for f, g in zip(findings, groups)
+            )
             cause = f'of {alone} patients carry that finding alone'
             raise DataError(f'No {ways} findings have patients in one stratum: {cause}; match on '
                             'less or take fewer ways')
@@ -927,7 +997,9 @@ def _draw_trial(groups: list[_Group], asked: np.ndarray, k: int, stratum: int, r
             who.append(rng.choice(here, 2, replace=False))
         else:
             who.append(np.array([rng.choice(here)]))
-    drawn = [groups[f].draw(patients, rng) for f, patients in zip(asked, who)]
+    drawn = [
+        groups[f].draw(patients, rng) for f, patients in zip(asked, who)
+    ]
     candidates = [rows[0] for rows in drawn]
     return drawn[k][1], candidates, asked, k
 
@@ -947,7 +1019,9 @@ def _two_lines(wide: int) -> tuple[plt.Figure, np.ndarray]:
     widths = [1] * wide + [0.2] + [1] * wide
     layout = dict(width_ratios=widths, wspace=0.06, hspace=0.22)
     size = 0.85 * (2 * wide + 0.5), 2.3
-    fig, axes = plt.subplots(2, 2 * wide + 1, figsize=size, gridspec_kw=layout)
+    fig, axes = plt.subplots(
+        2, 2 * wide + 1, figsize=size, gridspec_kw=layout
+    )
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.set_frame_on(False)

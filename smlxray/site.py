@@ -45,7 +45,9 @@ def notebooks(
     root: str | Path,  # root of a checkout
 ) -> list[Path]:       # its notebooks in reading order
     "List the notebooks of a checkout, without drafts (names that begin with a dot or underscore)."
-    return sorted(p for p in (Path(root) / 'nbs').glob('*.ipynb') if p.name[0] not in '._')
+    return sorted(
+        p for p in (Path(root) / 'nbs').glob('*.ipynb') if p.name[0] not in '._'
+    )
 
 # %% ../nbs/95_site.ipynb #0b509d1b
 def read_cells(
@@ -63,9 +65,15 @@ def read_cells(
 def _python(code: str, folder: Path, what: str) -> str:
     "Run `code` in a new Python in `folder`; raise `SiteError` with its last words if it fails."
     need('nbdev')
-    env = {k: v for k, v in os.environ.items() if k not in ('IN_TEST', 'MPLBACKEND')}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ('IN_TEST', 'MPLBACKEND')
+    }
     command = [sys.executable, '-W', 'ignore', '-c', code]
-    run = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True
+    )
     if run.returncode:
         said = run.stderr.strip() or run.stdout.strip() or 'no message'
         raise SiteError(f'{what} failed: {said.splitlines()[-1]}\n{run.stderr.strip()[-4000:]}')
@@ -110,7 +118,9 @@ def _comments(source: str) -> list[tuple[int, str]]:
     except (tokenize.TokenError, SyntaxError):  # a magic, or no Python
         rows = enumerate(source.splitlines(), 1)
         return [(n, line) for n, line in rows if line.startswith('#')]
-    comments = [t for t in tokens if t.type == tokenize.COMMENT and t.start[1] == 0]
+    comments = [
+        t for t in tokens if t.type == tokenize.COMMENT and t.start[1] == 0
+    ]
     return [(t.start[0], t.string) for t in comments]
 
 # %% ../nbs/95_site.ipynb #a0400528
@@ -121,7 +131,10 @@ def directive_problems(
     out = []
     for path in notebooks(root):
         for n, c in enumerate(read_cells(path), 1):
-            out += [f'{path.name}, cell {n}: {problem}' for problem in _cell_problems(c)]
+            out += [
+                f'{path.name}, cell {n}: {problem}'
+                for problem in _cell_problems(c)
+            ]
     return out
 
 def _cell_problems(c: dict) -> Iterator[str]:
@@ -148,7 +161,8 @@ def scratch_copy(
     "Copy what nbdev reads to a temporary folder, which is removed afterwards."
     root = Path(root)
     with tempfile.TemporaryDirectory(prefix='house-') as tmp:
-        copy, lib = Path(tmp) / root.name, _library(root)
+        copy = Path(tmp) / root.name
+        lib = _library(root)
         (copy / 'nbs').mkdir(parents=True)
         (copy / lib).mkdir()
         shutil.copy(root / 'settings.ini', copy)
@@ -161,7 +175,11 @@ def scratch_copy(
 
 def _by_hand(lib: Path) -> list[Path]:
     "List what no notebook writes: the heads of packages, and the index behind nbdev's links."
-    return [path for path in (*lib.rglob('__init__.py'), lib / '_modidx.py') if path.exists()]
+    return [
+        path
+        for path in (*lib.rglob('__init__.py'), lib / '_modidx.py')
+        if path.exists()
+    ]
 
 def _settings(root: str | Path) -> dict:
     "Read settings.ini as nbdev does."
@@ -181,9 +199,17 @@ def export_problems(
     root, lib = Path(root), _library(root)
     with scratch_copy(root) as copy:
         _python(_EXPORT, copy, 'The export of the notebooks')
-        fresh, old = _modules(copy / lib), _modules(root / lib)
-    changed = [name for name in sorted({*fresh, *old}) if fresh.get(name) != old.get(name)]
-    return [_export_sentence(f'{lib}/{name}', fresh.get(name), old.get(name)) for name in changed]
+        fresh = _modules(copy / lib)
+        old = _modules(root / lib)
+    changed = [
+        name
+        for name in sorted({*fresh, *old})
+        if fresh.get(name) != old.get(name)
+    ]
+    return [
+        _export_sentence(f'{lib}/{name}', fresh.get(name), old.get(name))
+        for name in changed
+    ]
 
 def _modules(folder: Path) -> dict[str, str]:
     "Read all modules of a package, with `__all__` on one line and without spaces."
@@ -260,7 +286,9 @@ def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def _comprehensions_in(node: ast.AST) -> list[ast.AST]:
     "All comprehensions in a tree, the root included."
-    return [inner for inner in ast.walk(node) if isinstance(inner, _COMPREHENSIONS)]
+    return [
+        inner for inner in ast.walk(node) if isinstance(inner, _COMPREHENSIONS)
+    ]
 
 # %% ../nbs/95_site.ipynb #18b6e2fd
 def _attached(tree: ast.Module) -> Iterator[int]:
@@ -268,7 +296,11 @@ def _attached(tree: ast.Module) -> Iterator[int]:
     for statement in tree.body:
         if not isinstance(statement, ast.Assign): continue
         for target in statement.targets:
-            owners = [n.value for n in ast.walk(target) if isinstance(n, ast.Attribute)]
+            owners = [
+                n.value
+                for n in ast.walk(target)
+                if isinstance(n, ast.Attribute)
+            ]
             named = [o.id for o in owners if isinstance(o, ast.Name)]
             if any(name[0].isupper() for name in named): yield statement.lineno
 
@@ -316,7 +348,9 @@ def _count_module(style: Style, file: str, text: str) -> None:
     "Add one module to what was counted."
     tree = ast.parse(text)
     nodes = list(ast.walk(tree))
-    rows = [(n, row) for n, row in enumerate(text.splitlines(), 1) if row.strip()]
+    rows = [
+        (n, row) for n, row in enumerate(text.splitlines(), 1) if row.strip()
+    ]
     rows = [(n, row) for n, row in rows if not row.strip().startswith('#')]
     style.nodes += len(nodes)
     style.lines += len(rows)
@@ -326,10 +360,14 @@ def _count_module(style: Style, file: str, text: str) -> None:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', '') == '__all__':
             style.public[file] = len(ast.literal_eval(node.value))
         line = getattr(node, 'lineno', 0)
-        style.broken += [(rule, f'{file}:{line}') for rule in _broken_rules(node)]
+        style.broken += [
+            (rule, f'{file}:{line}') for rule in _broken_rules(node)
+        ]
     wide = [n for n, row in rows if len(row) > 100]
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    packed = [t.start[0] for t in tokens if t.type == tokenize.OP and t.string == ';']
+    packed = [
+        t.start[0] for t in tokens if t.type == tokenize.OP and t.string == ';'
+    ]
     found = {'lines over 100 columns': wide, 'semicolons': packed}
     found['methods attached after the class'] = list(_attached(tree))
     for rule, lines in found.items(): style.broken += [(rule, f'{file}:{n}') for n in lines]
@@ -354,13 +392,18 @@ def style_report(
     "Hold what was counted against the limits."
     rows, problems = [], []
     for rule, limit in LIMITS.items():
-        count, allowed = style.count(rule), still.get(rule, limit)
+        count = style.count(rule)
+        allowed = still.get(rule, limit)
         note = f'for now {allowed}' if allowed != limit else ''
         rows.append(f'{rule:36}{count:8}{limit:8}  {note}'.rstrip())
         if count <= allowed: continue
         places = style.places(rule)
-        where = '; '.join(places[:20]) + (f'; and {len(places) - 20} more' if places[20:] else '')
-        problems.append(f'{rule}: {count}, and the limit is {allowed}: {where}.')
+        where = '; '.join(places[:20]) + (
+            f'; and {len(places) - 20} more' if places[20:] else ''
+        )
+        problems.append(
+            f'{rule}: {count}, and the limit is {allowed}: {where}.'
+        )
     return '\n'.join([f'{"":36}{"counted":>8}{"limit":>8}', *rows]), problems
 
 # %% ../nbs/95_site.ipynb #eb9caa6c
@@ -376,7 +419,9 @@ def relink(
     "Change the targets of all links and pictures outside of code."
     def swap(m): return m[0] if m['target'] is None else m['head'] + change(m['target'])
     parts = _FENCED.split(markdown)
-    return ''.join(p if i % 2 else _LINK.sub(swap, p) for i, p in enumerate(parts))
+    return ''.join(
+        p if i % 2 else _LINK.sub(swap, p) for i, p in enumerate(parts)
+    )
 
 # %% ../nbs/95_site.ipynb #2ce48266
 def _is_local(target: str) -> bool:
@@ -423,7 +468,9 @@ def _readme_parts(c: dict) -> list[str]:
     "The code and the outputs of a cell as Markdown; nothing for a hidden cell."
     told = {name for name, _ in directives(c['source'])}
     if told & {'hide', 'default_exp', 'export', 'exporti'}: return []
-    lines = [line for line in c['source'].splitlines() if not line.startswith('#|')]
+    lines = [
+        line for line in c['source'].splitlines() if not line.startswith('#|')
+    ]
     code = '\n'.join(lines).strip()
     parts = [f'```python\n{code}\n```'] if code and 'echo:' not in told else []
     texts = [output_text(output) for output in c['outputs']]
@@ -435,7 +482,9 @@ def readme_problems(
 ) -> list[str]:        # at most one sentence
     "Compare README.md with what nbs/index.ipynb gives now."
     path = Path(root) / 'README.md'
-    fresh = path.exists() and path.read_text(encoding='utf-8') == readme_text(root)
+    fresh = path.exists() and path.read_text(encoding='utf-8') == readme_text(
+        root
+    )
     return [] if fresh else ['README.md is not what nbs/index.ipynb gives: run make docs.']
 
 # %% ../nbs/95_site.ipynb #5c0a93ac
@@ -443,7 +492,11 @@ def page_name(
     name: str,  # file name of a notebook
 ) -> str:       # file name of its page's source
     "Drop the number of a chapter, as nbdev does for its links."
-    return re.sub(r'^\d+[a-zA-Z0-9]*_', '', name.lower()) if name.endswith('.ipynb') else name
+    return (
+        re.sub(r'^\d+[a-zA-Z0-9]*_', '', name.lower())
+        if name.endswith('.ipynb')
+        else name
+    )
 
 # %% ../nbs/95_site.ipynb #961ffbc6
 def _site_link(target: str, settings: dict) -> str:
@@ -465,13 +518,22 @@ def sidebar_problems(
     "Compare the pages named in _quarto.yml with the notebooks."
     text = (Path(root) / '_quarto.yml').read_text(encoding='utf-8')
     sidebar = need('yaml').safe_load(text).get('website', {}).get('sidebar', {})
-    named, there = list(_pages_in(sidebar)), [p.name for p in notebooks(root)]
+    named = list(_pages_in(sidebar))
+    there = [p.name for p in notebooks(root)]
     once = dict.fromkeys(named)
-    twice = [f'_quarto.yml names {n} twice.' for n in once if named.count(n) > 1]
+    twice = [
+        f'_quarto.yml names {n} twice.' for n in once if named.count(n) > 1
+    ]
     nowhere = 'but there is no such notebook in nbs/'
-    gone = [f'_quarto.yml names {n}, {nowhere}.' for n in once if n not in there]
+    gone = [
+        f'_quarto.yml names {n}, {nowhere}.' for n in once if n not in there
+    ]
     how = 'add it where it should be read'
-    lost = [f'nbs/{n} is not in the sidebar of _quarto.yml: {how}.' for n in there if n not in once]
+    lost = [
+        f'nbs/{n} is not in the sidebar of _quarto.yml: {how}.'
+        for n in there
+        if n not in once
+    ]
     return twice + gone + lost
 
 def _pages_in(part) -> Iterator[str]:
@@ -502,7 +564,11 @@ def _prepare_page(cells: list[dict], package: str) -> list[dict]:
     out, public, module = [], [], package
     for n, c in enumerate(cells):
         source = ''.join(c['source'])
-        told = {name for name, _ in directives(source)} if c['cell_type'] == 'code' else set()
+        told = (
+            {name for name, _ in directives(source)}
+            if c['cell_type'] == 'code'
+            else set()
+        )
         if m := re.search(r'^#\| default_exp +(\S+)', source, flags=re.M):
             module = f'{package}.{m[1]}'
         names = defined_names(source) if told & {'export', 'exporti'} else []
@@ -528,10 +594,16 @@ def _open_source(source: str, told: set, names: list[str], module: str) -> str:
 
 def _with_index(cells: list[dict], public: list[str]) -> list[dict]:
     "Put the line of public names below the title."
-    opening = ''.join(cells[0]['source']) if cells and cells[0]['cell_type'] == 'markdown' else ''
+    opening = (
+        ''.join(cells[0]['source'])
+        if cells and cells[0]['cell_type'] == 'markdown'
+        else ''
+    )
     title = re.match(r'(# .*\n?(?:\s*\n>.*\n?)?)([\s\S]*)', opening)
     if title is None: return cells
-    links = [f'<a href="#{name.lower()}"><code>{name}</code></a>' for name in public]
+    links = [
+        f'<a href="#{name.lower()}"><code>{name}</code></a>' for name in public
+    ]
     top = [_prose(title[1], 'title')]
     if links: top.append(_prose('::: {.defined}\n' + ' '.join(links) + '\n:::', 'names'))
     if title[2].strip(): top.append(_prose(title[2], 'lead'))
@@ -552,7 +624,10 @@ def stage_site(
         for path in notebooks(copy): _prepare_file(path, _library(root))
         code = "from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=0, force=True)"
         _python(code, copy, 'Processing the notebooks for the site')
-        pages = [_finish_page(copy / '_proc' / p.name, dest, settings) for p in notebooks(root)]
+        pages = [
+            _finish_page(copy / '_proc' / p.name, dest, settings)
+            for p in notebooks(root)
+        ]
     config = (root / '_quarto.yml').read_text(encoding='utf-8')
     config = re.sub(r'[\w.-]+\.ipynb', lambda m: page_name(m[0]), config)
     (dest / '_quarto.yml').write_text(config, encoding='utf-8')
@@ -582,7 +657,9 @@ def _finish_page(path: Path, dest: Path, settings: dict) -> str:
             if text := output.get('data', {}).get('text/markdown'):
                 output['data']['text/markdown'] = relink(''.join(text), change)
     page = page_name(path.name)
-    (dest / page).write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
+    (dest / page).write_text(
+        json.dumps(nb, ensure_ascii=False), encoding='utf-8'
+    )
     return page
 
 # %% ../nbs/95_site.ipynb #6094be10
@@ -599,7 +676,9 @@ def render(
     if run.returncode:
         last = (run.stdout + run.stderr).strip().splitlines()[-20:]
         raise SiteError('The site was not built:\n' + '\n'.join(last))
-    config = need('yaml').safe_load((folder / '_quarto.yml').read_text(encoding='utf-8'))
+    config = need('yaml').safe_load(
+        (folder / '_quarto.yml').read_text(encoding='utf-8')
+    )
     return folder / config['project'].get('output-dir', '_site')
 
 # %% ../nbs/95_site.ipynb #7c86021d
@@ -623,7 +702,10 @@ def link_problems(
 ) -> list[str]:          # one sentence for each link that leads nowhere
     "Follow every link within a site, to the file and to the place on the page."
     folder = Path(folder).resolve()
-    pages = {path: _Page(path.read_text(encoding='utf-8')) for path in folder.rglob('*.html')}
+    pages = {
+        path: _Page(path.read_text(encoding='utf-8'))
+        for path in folder.rglob('*.html')
+    }
     out = []
     for path, page in pages.items():
         name = path.relative_to(folder).as_posix()
@@ -702,9 +784,15 @@ def _copy_sources(root: Path, dest: Path) -> Path:
 
 def _run(command: list, folder: Path, what: str) -> str:
     "Run a command outside of the checkout; raise `SiteError` with its last words if it fails."
-    env = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'IN_TEST')}
+    env = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ('PYTHONPATH', 'IN_TEST')
+    }
     words = [str(word) for word in command]
-    run = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+    run = subprocess.run(
+        words, cwd=folder, env=env, capture_output=True, text=True
+    )
     if run.returncode == 0: return run.stdout
     raise SiteError(f'{what} failed:\n{(run.stdout + run.stderr).strip()[-4000:]}')
 
@@ -713,10 +801,13 @@ def build_wheel(
     tmp: str | Path,   # an empty folder to work in
 ) -> Path:             # the wheel
     "Make the source archive, and the wheel from it."
-    tmp, setup = Path(tmp), [sys.executable, 'setup.py', '-q']
+    tmp = Path(tmp)
+    setup = [sys.executable, 'setup.py', '-q']
     source = _copy_sources(Path(root), tmp / 'source')
     _run([*setup, 'sdist', '-d', tmp / 'sdist'], source, 'The source archive')
-    shutil.unpack_archive(next((tmp / 'sdist').glob('*.tar.gz')), tmp / 'unpacked')
+    shutil.unpack_archive(
+        next((tmp / 'sdist').glob('*.tar.gz')), tmp / 'unpacked'
+    )
     unpacked = next((tmp / 'unpacked').iterdir())
     _run([*setup, 'bdist_wheel', '-d', tmp / 'wheel'], unpacked, 'The wheel')
     return next((tmp / 'wheel').glob('*.whl'))
@@ -734,10 +825,18 @@ def wheel_problems(
         if path.suffix not in ('.py', '.js', '.css', '.j2'): continue
         wanted.append(path.relative_to(root).as_posix())
     for path in (root / 'config').rglob('*.yaml'):
-        wanted.append(f'smlxray/_presets/{path.relative_to(root / "config").as_posix()}')
+        wanted.append(
+            f'smlxray/_presets/{path.relative_to(root / "config").as_posix()}'
+        )
     wanted += [f'smlxray/_notebooks/{name}.ipynb' for name in RUN_NOTEBOOKS]
-    missing = [f'The wheel lacks {name}.' for name in wanted if name not in inside]
-    strange = [name for name in inside if name.startswith(('nbs/', 'tests/', 'config/'))]
+    missing = [
+        f'The wheel lacks {name}.' for name in wanted if name not in inside
+    ]
+    strange = [
+        name
+        for name in inside
+        if name.startswith(('nbs/', 'tests/', 'config/'))
+    ]
     return missing + [f'The wheel holds {name}, which is not for users.' for name in strange]
 
 # %% ../nbs/95_site.ipynb #f53c8e1d
@@ -755,7 +854,8 @@ def use_wheel(
 ) -> int:               # the number of modules that were imported
     "Install a wheel into an empty environment that borrows our packages, and use it there."
     tmp = Path(tmp)
-    home, python = tmp / 'env', tmp / 'env' / 'bin' / 'python'
+    home = tmp / 'env'
+    python = tmp / 'env' / 'bin' / 'python'
     _run([sys.executable, '-m', 'venv', '--without-pip', home], tmp, 'The new environment')
     pip = [sys.executable, '-m', 'pip', '--python', python, 'install', '--quiet']
     _run([*pip, '--no-deps', '--no-index', wheel], tmp, 'Installing the wheel')
@@ -767,7 +867,9 @@ def use_wheel(
     if 'run: tiny' not in shown: raise SiteError('smlxray config show does not show the preset.')
     if '--version' in _run([command, '--help'], tmp, 'smlxray --help'):
         _run([command, '--version'], tmp, 'smlxray --version')
-    count, _, place = _run([python, '-c', _IMPORT_ALL], tmp, 'The import').partition(' ')
+    count, _, place = _run(
+        [python, '-c', _IMPORT_ALL], tmp, 'The import'
+    ).partition(' ')
     if not Path(place.strip()).is_relative_to(home.resolve()):
         raise SiteError(f'smlxray was imported from {place.strip()}, not from the wheel.')
     return int(count)
@@ -794,18 +896,29 @@ def slowest(
     most: int = 20,      # how many parts to list
 ) -> str:                # lines and parts, each with its seconds
     "List the lines of `make test` and the slowest parts."
-    logs = sorted(Path(folder).glob('*.log'), key=lambda log: log.stat().st_mtime)
+    logs = sorted(
+        Path(folder).glob('*.log'), key=lambda log: log.stat().st_mtime
+    )
     if not logs: raise SiteError(f'{folder} holds no .log file: run make test first.')
-    parts, ends = [], [log.stat().st_mtime for log in logs]
+    parts = []
+    ends = [log.stat().st_mtime for log in logs]
     for log in logs:
         text = log.read_text(encoding='utf-8', errors='replace')
         for pattern in _TIMES:
             found = re.finditer(pattern, text, flags=re.M)
             parts += [(float(m['seconds']), m['name']) for m in found]
-    lines = [(end - start, log.stem) for start, end, log in zip(ends, ends[1:], logs[1:])]
+    lines = [
+        (end - start, log.stem)
+        for start, end, log in zip(ends, ends[1:], logs[1:])
+    ]
     shown = [f'{seconds:8.1f} s  {name}' for seconds, name in lines]
-    shown.append(f'{ends[-1] - ends[0]:8.1f} s  all lines\n\nThe {most} slowest parts:')
-    shown += [f'{seconds:8.1f} s  {name}' for seconds, name in sorted(parts, reverse=True)[:most]]
+    shown.append(
+        f'{ends[-1] - ends[0]:8.1f} s  all lines\n\nThe {most} slowest parts:'
+    )
+    shown += [
+        f'{seconds:8.1f} s  {name}'
+        for seconds, name in sorted(parts, reverse=True)[:most]
+    ]
     return '\n'.join(shown)
 
 # %% ../nbs/95_site.ipynb #24820cfd
@@ -841,7 +954,9 @@ def _check_style(root: Path) -> str:
 def _check_runs(root: Path) -> str:
     "Run the run notebooks with the preset tiny."
     seconds = run_notebooks(root, preset='tiny', run='tiny')
-    return '\n'.join(f'nbs/{name}.ipynb ran in {s} s' for name, s in seconds.items())
+    return '\n'.join(
+        f'nbs/{name}.ipynb ran in {s} s' for name, s in seconds.items()
+    )
 
 def _check_site(root: Path) -> str:
     "Build the site without keeping it, where something that can build it is installed."

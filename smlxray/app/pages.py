@@ -14,6 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.pyplot import close
@@ -365,12 +366,8 @@ class Teaching:
     "Step 3 of the page Teach: teach, watch, and stop."
 
     def __init__(self, session: Session, setup: Setup, current: Current, notice: Notice):
-        self.session, self.setup, self.current, self.notice = (
-            session,
-            setup,
-            current,
-            notice,
-        )
+        self.session, self.notice = session, notice
+        self.setup, self.current = setup, current
         self.job: threading.Thread | None = None
         self.steps = 0                    # of the inner loop that is running
         self.losses: list[float] = []     # of the support, before the first step and after each
@@ -545,12 +542,8 @@ class SavedFindings:
         use: Callable[[TaughtFinding, str], None],  # gets a finding, and how it came
         notice: Notice,
     ):
-        self.session, self.current, self.use, self.notice = (
-            session,
-            current,
-            use,
-            notice,
-        )
+        self.session, self.notice = session, notice
+        self.current, self.use = current, use
         self.saved = Field(kind='select', label='Saved findings')
         self.upload = Upload(label='Import a finding (zip)', multiple=False)
         self.upload.accept, self.upload.limit = '.zip', MAX_FINDING
@@ -1060,10 +1053,9 @@ def steps_chart(runs: dict[str, list[dict]], finding: str = 'mean') -> Figure | 
     if not lines: return None
     ax = new_axes(size=(5.6, 2.8), figure=Figure())
     for k, (label, pair) in enumerate(lines.items()):
-        x, y, low, high = (
-            [row[key] for row in pair] for key in ('adapted_steps', 'auc', 'auc_low', 'auc_high')
-        )
-        plot_band(x, y, low, high, label, PALETTE[k % len(PALETTE)], ax=ax)
+        keys = ('adapted_steps', 'auc', 'auc_low', 'auc_high')
+        x_y_low_high = pd.DataFrame(pair)[list(keys)].T.to_numpy()
+        plot_band(*x_y_low_high, label, PALETTE[k % len(PALETTE)], ax=ax)
     ax.set(xlabel='inner steps', ylabel='AUC')
     return ax.figure
 
@@ -1071,7 +1063,8 @@ def steps_chart(runs: dict[str, list[dict]], finding: str = 'mean') -> Figure | 
 def results_html(rows: list[dict], finding: str) -> Html:
     "Write the rows of one finding as a table."
     rows = [r for r in rows if r['finding'] == finding]
-    measures = [m for m in METRICS if m != 'auc' and all(m in r for r in rows)]
+    shared = set.intersection(*map(set, rows)) if rows else set()
+    measures = [m for m in METRICS if m != 'auc' and m in shared]
     titles = [measure_title(m) for m in measures]
     head = ['method', 'AUC [95 %]', *titles, 'steps', 'gain by adaptation [95 %]', 'episodes']
     body = []
@@ -1119,7 +1112,8 @@ def shared_html(folders: Sequence[Path]) -> Html:
         return Html(f'<p>{escape(error)}</p>')
     head = ('method', 'over', 'episodes', 'auc', 'auc_over', 'difference', 'low', 'high',
             'p_exchange')
-    body = [[_rounded(row[key]) for key in head] for row in rows]
+    def cells(row): return [_rounded(row[key]) for key in head]
+    body = [cells(row) for row in rows]
     title = '<h3>The two runs on the episodes that they share</h3>'
     return Html(
         title + table_html([key.replace('_', ' ') for key in head], body)
