@@ -16,7 +16,7 @@ import typer
 from . import __version__
 from smlxray.base import (
     ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, SmlxrayError,
-    repo_root, resolve_path, shipped_file, show_remarks, write_atomic,
+    moved, repo_root, resolve_path, shipped_file, show_remarks, write_atomic,
 )
 from .config import PRESETS, DataSettings, Settings, load_settings, make_run_folder
 
@@ -1102,3 +1102,13 @@ def main():
 
 # %% ../nbs/90_cli.ipynb #49633c4b
 if __name__ == '__main__' and globals().get('__package__'): main()
+
+# %% ../nbs/90_cli.ipynb #90a11a51
+_OLD_NAMES = """
+    adapt app_ cache_app cache_build cache_info_ cache_verify config_app config_check config_init
+    config_show data_app data_check model_app model_export model_info model_verify train_app
+    train_meta_ train_siamese_
+"""
+__getattr__ = moved(
+    __name__, {}, dict.fromkeys(_OLD_NAMES.split(), 'type the command, or give its words to `call`.')
+)

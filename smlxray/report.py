@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from matplotlib.figure import Figure
-from .base import DataError, resolve_path, write_atomic
+from .base import DataError, moved, resolve_path, write_atomic
 from .config import PATH_SETTINGS, Settings
 from .episodes import Episode
 from .metrics import METRICS, EpisodeScores, mean_episode_auc, roc_curve
@@ -918,3 +918,6 @@ def _differences(a: dict, b: dict) -> set[str]:
     "The settings of the recipe in which two runs differ, and the table if it does."
     one, two = (leaves(run, NOT_THE_RECIPE) | dict(digest=run['data']['digest']) for run in (a, b))
     return {key for key in one if one[key] != two[key]}
+
+# %% ../nbs/72_report.ipynb #72a11a50
+__getattr__ = moved(__name__, {}, dict(save_tables='`write_report` saves them.'))

@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from smlxray.base import (
-    ALGORITHMS, ConfigError, DataError, SmlxrayError, atomic_path, choose, logger,
+    ALGORITHMS, ConfigError, DataError, SmlxrayError, atomic_path, choose, logger, moved,
     resolve_path, set_seed, shipped_file, show_remarks, write_atomic,
 )
 from .cache import to_float
@@ -907,3 +907,46 @@ def _job(plan: StudySettings, fold: str, split: int, seed: int, methods: list | 
     return_memory()  # or the pool takes the worker for one that leaks
     minutes = (time.perf_counter() - start) / 60
     logger.info(f'{" ".join([cell.name, *(methods or [])])}: {minutes:.1f} min')
+
+# %% ../nbs/73_study.ipynb #73a11a51
+_HOMES = {
+    'smlxray.methods': 'LinearStart learn_start start_head prototype_head neighbour_head probe_head '
+                       'age_and_sex shuffled unit stratum_odds',
+    'smlxray.intervals': 'resampled right_order kept_patients left_out_sd Draws block_auc',
+    'smlxray.episodes': 'strata',
+}
+_NEW_NAMES = {
+    'Corner': 'smlxray.study:Cell',
+    'Meetings': 'smlxray.intervals:PairCounts',
+    'meetings': 'smlxray.intervals:count_pairs',
+    'Questions': 'smlxray.episodes:EpisodeBlock',
+    'deal_patients': 'smlxray.lab:choose_split',
+    'fair_deals': 'smlxray.study:fair_splits',
+    'run_corner': 'smlxray.study:run_cell',
+    'study_corners': 'smlxray.study:study_cells',
+    'study_settings': 'smlxray.study:cell_settings',
+    'make_body': 'smlxray.study:train_backbone',
+    'give_back_memory': 'smlxray.study:return_memory',
+}
+_IN_PLAN = 'FOLDS RECIPES FROZEN REFERENCE DEFAULT MEASURED AGAINST_OTHERS CONTROLS AT_CHANCE SLOW ' \
+           'DEVELOPED WITHOUT THINNED COMPARED CHECKED USUAL LESSONS Recipe'
+_IN_METHODS = 'similarities prior_head level with_head with_prior with_start pixel_study prior_of ' \
+              'meta_method tuned_method answer_frozen answer_slow ask'
+_IN_TRAIN = 'naming_targets naming_lesson comparing_lesson prototype_lesson lesson_batches seen embed'
+_IN_LAB = 'study_sampler base_tasks open_lab_table askable'
+_IN_ROWS = 'corner_meetings interval study_rows summarise answer_thinned thinned_draws wide ' \
+           'comparisons'
+
+def _say(names: str, words: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), words)
+
+_GONE = {
+    **_say(_IN_PLAN, 'it is a key of the plan, config/study.yaml, which `load_plan` reads.'),
+    **_say(_IN_METHODS, 'a method has a name in smlxray.methods.METHODS and answers blocks.'),
+    **_say(_IN_TRAIN, 'objectives and `fit` are in smlxray.train.'),
+    **_say(_IN_LAB, 'smlxray.lab.Lab makes samplers and episodes.'),
+    **_say(_IN_ROWS, 'read the rows of the file with `read_study`.'),
+    'main': 'run the command `smlxray study`.',
+}
+_MOVED = {name: home for home, names in _HOMES.items() for name in names.split()}
+__getattr__ = moved(__name__, {**_MOVED, **_NEW_NAMES}, _GONE)
