@@ -1109,6 +1109,5 @@ _OLD_NAMES = """
     config_show data_app data_check model_app model_export model_info model_verify train_app
     train_meta_ train_siamese_
 """
-__getattr__ = moved(
-    __name__, {}, dict.fromkeys(_OLD_NAMES.split(), 'type the command, or give its words to `call`.')
-)
+_INSTEAD = 'type the command, or give its words to `call`.'
+__getattr__ = moved(__name__, {}, dict.fromkeys(_OLD_NAMES.split(), _INSTEAD))

@@ -373,16 +373,7 @@ def _count_module(style: Style, file: str, text: str) -> None:
     for rule, lines in found.items(): style.broken += [(rule, f'{file}:{n}') for n in lines]
 
 # %% ../nbs/95_site.ipynb #0be74d5c
-STILL: dict[str, float] = {
-    'nodes per code line': 10.5,
-    'lines over 100 columns': 160,
-    'lines of the longest function': 91,
-    'public names': 360,
-    'methods attached after the class': 3,
-    'lambdas with a name': 10,
-    'nested comprehensions': 10,
-    'tuples of more than three targets': 16,
-}
+STILL: dict[str, float] = {}
 
 # %% ../nbs/95_site.ipynb #9a3e57d2
 def style_report(

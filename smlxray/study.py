@@ -9,7 +9,7 @@ __all__ = ['PROTOCOLS', 'StudySettings', 'load_plan', 'fair_splits', 'Cell', 're
 # %% ../nbs/73_study.ipynb #1cb1d64a
 import ctypes, gc, json, os, time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
@@ -863,7 +863,8 @@ def run_study(
     if not cells: raise DataError('No finding of the study has enough test patients.')
     if not report: _run_missing(cells, folds, workers)
     wanted = _results_wanted(cells)
-    there = [cell for cell in cells if any(is_answered(cell, m) for m in plan.methods)]
+    def begun(cell): return any(is_answered(cell, method) for method in plan.methods)
+    there = [cell for cell in cells if begun(cell)]
     if not there:
         raise SmlxrayError(f'Nothing is in the run {plan.run} yet: run it without --report.')
     missing = sum(not done for done in wanted)
@@ -910,8 +911,8 @@ def _job(plan: StudySettings, fold: str, split: int, seed: int, methods: list | 
 
 # %% ../nbs/73_study.ipynb #73a11a51
 _HOMES = {
-    'smlxray.methods': 'LinearStart learn_start start_head prototype_head neighbour_head probe_head '
-                       'age_and_sex shuffled unit stratum_odds',
+    'smlxray.methods': 'LinearStart learn_start start_head prototype_head neighbour_head '
+                       'probe_head age_and_sex shuffled unit stratum_odds',
     'smlxray.intervals': 'resampled right_order kept_patients left_out_sd Draws block_auc',
     'smlxray.episodes': 'strata',
 }
@@ -928,14 +929,21 @@ _NEW_NAMES = {
     'make_body': 'smlxray.study:train_backbone',
     'give_back_memory': 'smlxray.study:return_memory',
 }
-_IN_PLAN = 'FOLDS RECIPES FROZEN REFERENCE DEFAULT MEASURED AGAINST_OTHERS CONTROLS AT_CHANCE SLOW ' \
-           'DEVELOPED WITHOUT THINNED COMPARED CHECKED USUAL LESSONS Recipe'
-_IN_METHODS = 'similarities prior_head level with_head with_prior with_start pixel_study prior_of ' \
-              'meta_method tuned_method answer_frozen answer_slow ask'
-_IN_TRAIN = 'naming_targets naming_lesson comparing_lesson prototype_lesson lesson_batches seen embed'
+_IN_PLAN = """
+    FOLDS RECIPES FROZEN REFERENCE DEFAULT MEASURED AGAINST_OTHERS CONTROLS AT_CHANCE SLOW DEVELOPED
+    WITHOUT THINNED COMPARED CHECKED USUAL LESSONS Recipe
+"""
+_IN_METHODS = """
+    similarities prior_head level with_head with_prior with_start pixel_study prior_of meta_method
+    tuned_method answer_frozen answer_slow ask
+"""
+_IN_TRAIN = """
+    naming_targets naming_lesson comparing_lesson prototype_lesson lesson_batches seen embed
+"""
 _IN_LAB = 'study_sampler base_tasks open_lab_table askable'
-_IN_ROWS = 'corner_meetings interval study_rows summarise answer_thinned thinned_draws wide ' \
-           'comparisons'
+_IN_ROWS = """
+    corner_meetings interval study_rows summarise answer_thinned thinned_draws wide comparisons
+"""
 
 def _say(names: str, words: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), words)

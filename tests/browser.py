@@ -1,7 +1,8 @@
 "A served application and a real browser, for `test_pages.py` and `test_tours.py`."
 
-import json, os, shutil, signal, socket, subprocess, sys, time
+import os, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,9 @@ def lacking(why):
 
 def need_browser() -> str:
     "The path of Debian's Chromium."
-    try:
-        import playwright.sync_api, voila
-    except ImportError as e:
-        lacking(f'the package {e.name} is missing')
+    for package in ('playwright', 'voila'):
+        if not find_spec(package):
+            lacking(f'the package {package} is missing')
     return shutil.which('chromium') or lacking(
         'there is no chromium here (apt-get install chromium)'
     )

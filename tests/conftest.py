@@ -19,7 +19,7 @@ LONG = (
 
 
 def pytest_configure(config):
-    "Leave out what takes minutes, unless it is asked for: `make test-slow`, or `pytest tests -m slow`."
+    "Leave out what takes minutes unless it is asked for: `make test-slow` or `pytest -m slow`."
     config.addinivalue_line('markers', 'slow: takes minutes; run by `make test-slow`')
     if not config.option.markexpr: config.option.markexpr = 'not slow'
 

@@ -1,4 +1,4 @@
-"A build that is killed at random moments, again and again, ends with the bytes of a build that was left alone."
+"A build that is killed at random moments ends with the bytes of one that was left alone."
 
 import os, random, subprocess, sys, time
 
@@ -17,7 +17,8 @@ import sys, pandas as pd
 from smlxray.cache import ImageCache
 from smlxray.data import XrayTable
 folder = sys.argv[1]
-table = XrayTable(pd.read_csv(folder + '/table.csv', dtype=str).astype({'Edema': float}), ['Edema'], folder + '/images', 'test')
+rows = pd.read_csv(folder + '/table.csv', dtype=str).astype({'Edema': float})
+table = XrayTable(rows, ['Edema'], folder + '/images', 'test')
 print('begin', flush=True)
 ImageCache.build(table, (96, 96), folder + '/cache', workers=2, progress=False)
 """

@@ -1,4 +1,4 @@
-"Every example of `--help` and of the README, trainings included, in a bare clone: a dozen notebooks."
+"Every example of `--help` and of the README, trainings included, in a bare clone."
 
 import os, shlex, subprocess, sys
 

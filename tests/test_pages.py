@@ -1,6 +1,6 @@
 "The pages in a real browser: a short tour. The full tours are in `test_tours.py`, which is slow."
 
-import numpy as np, pytest
+import pytest
 from browser import Served, Visitor, browsing, need_browser, phantom, png, small_run
 
 

@@ -1,25 +1,23 @@
-"The run notebooks on real X-rays, where a folder of them lies beside the checkout; nothing of it is shown or kept."
+"The run notebooks on real X-rays, where there are some; nothing of them is shown or kept."
 
 import json, subprocess, sys
 from pathlib import Path
 
 import pytest
+from real import REAL, needs_real
 
 from smlxray.base import repo_root
 
 pytestmark = pytest.mark.slow
-folder = repo_root(Path(__file__).parent).parent / 'shared' / 'realcxr'
 
 
-@pytest.mark.skipif(
-    not (folder / 'labels.csv').exists(), reason='no ../shared/realcxr beside the checkout'
-)
+@needs_real
 def test_the_evaluation_runs_to_the_end_on_real_xrays(tmp_path):
-    "With the smallest settings: all rows are there, negatives are matched on projection and origin, and the numbers are numbers."
+    "With the smallest settings: all rows are there, and the numbers are numbers."
     given = dict(
         preset='tiny',
         dataset='realcxr',
-        dataset_path=folder,
+        dataset_path=REAL,
         novel_findings='Cardiomegaly,Effusion',
         match_on='projection,origin',
         runs_path=tmp_path / 'runs',

@@ -1,4 +1,4 @@
-"The report and the files behind it: every number follows from the saved answers, and nothing is said that should not be."
+"The report and the files behind it: every number follows from the saved answers."
 
 import json, subprocess, sys
 import numpy as np, pytest, torch
@@ -6,9 +6,7 @@ from smlxray.base import ConfigError, DataError, SmlxrayError
 from smlxray.config import load_settings
 from smlxray.evaluate import (
     FrozenMethod,
-    answer,
     evaluate_methods,
-    make_row,
     read_answers,
     read_results,
     save_answers,
@@ -19,7 +17,6 @@ from smlxray.protocols import (
     add_controls,
     answer_ways,
     calibrate,
-    control_problems,
     evaluate_fold,
     fold_rows,
     fold_settings,

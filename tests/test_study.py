@@ -1,5 +1,4 @@
-"""The study where its X-rays are next to the checkout: the committed file is what its code computes, and the protocol is the
-one that the text claims."""
+"The study of real X-rays, where there are some: the committed file is what its code computes."
 
 import json
 
@@ -7,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from real import REAL, needs_real
 
 from smlxray import study as study_module
 from smlxray.base import ConfigError, SmlxrayError, resolve_path, show_remarks
@@ -22,12 +22,9 @@ from smlxray.study import (
     run_study,
 )
 
-REAL, FILE = resolve_path('../shared/realcxr'), resolve_path('nbs/real_xrays.json')
+FILE = resolve_path('nbs/real_xrays.json')
 PLAN = load_plan()
 NORMALS, OTHERS = PROTOCOLS['normals'], PROTOCOLS['others']
-needs_real = pytest.mark.skipif(
-    not (REAL / 'labels.csv').is_file(), reason='no ../shared/realcxr next to the checkout'
-)
 needs_file = pytest.mark.skipif(
     not FILE.is_file(), reason='no nbs/real_xrays.json: `smlxray study` writes it'
 )
@@ -200,8 +197,10 @@ def test_wrong_words_are_answered_with_a_sentence(tmp_path):
 
 
 def noise_xrays(folder, patients=300):
-    """X-rays of noise in the layout of the study's folder: half of the patients are normal, one finding is too rare for an
-    episode, and no patient has another."""
+    """Write X-rays of noise in the layout of the study's folder.
+
+    Half of the patients are normal, one finding is too rare for an episode, and none has another.
+    """
     rng = np.random.default_rng(0)
     names = [f.removeprefix('Pleural ') for findings in PLAN.folds.values() for f in findings]
     (folder / 'images').mkdir(parents=True)
@@ -228,7 +227,9 @@ def noise_xrays(folder, patients=300):
 def noise_plan(tmp_path):
     "A small plan on noise: three methods, a control, one epoch."
     names = ['pixels', 'imagenet, prototypes', PLAN.reference]
-    backbones = {k: PLAN.backbones[k].model_copy(update=dict(epochs=1)) for k in ('imagenet', 'supervised')}  # fmt: skip
+    short = dict(epochs=1)
+    names = ('imagenet', 'supervised')
+    backbones = {k: PLAN.backbones[k].model_copy(update=short) for k in names}
     there = dict(cache_path=str(tmp_path / 'cache'), runs_path=str(tmp_path / 'runs'))
     return load_plan(
         folder=str(tmp_path / 'elsewhere'),
@@ -252,8 +253,7 @@ def noise_plan(tmp_path):
 
 
 def test_other_xrays_go_through_the_same_function(tmp_path, monkeypatch, capsys):
-    """From files to tables, on noise: no method knows anything, what cannot be asked is said, and what is there is not computed
-    again."""
+    "On noise no method knows anything, and what is there is not computed a second time."
     show_remarks()
     noise_xrays(tmp_path / 'elsewhere')
     plan, out = noise_plan(tmp_path), tmp_path / 'out.json'

@@ -1,4 +1,4 @@
-"Full tours of the pages in a real browser: uploads good and bad, keyboard, two visitors, a lost kernel, a message that would run code."
+"Full tours of the pages in a real browser: uploads, keyboard, two visitors, a lost kernel."
 
 import io, json, os, signal
 from pathlib import Path
@@ -81,7 +81,12 @@ def test_what_is_wrong_is_said_and_the_page_goes_on(visitor):
 def large(page, name):
     "Give a file of 60 MB that the browser makes itself."
     page.locator('.sx-upload:visible input').first.evaluate(
-        '(el, name) => { const d = new DataTransfer(); d.items.add(new File([new Uint8Array(60000000)], name)); el.files = d.files; el.dispatchEvent(new Event("change")); }',
+        '''(el, name) => {
+            const d = new DataTransfer();
+            d.items.add(new File([new Uint8Array(60000000)], name));
+            el.files = d.files;
+            el.dispatchEvent(new Event("change"));
+        }''',
         name,
     )
 
@@ -156,7 +161,11 @@ def test_teach_save_load_export_import(visitor, served, tmp_path):
     before = p.locator('.sx-table:visible').inner_text()
     v.field('Temperature').fill('8')
     p.wait_for_function(
-        'old => { const t = [...document.querySelectorAll(".sx-table")].filter(e => e.offsetParent); return t.length && t.every(e => e.innerText !== old) }',
+        '''old => {
+            const all = [...document.querySelectorAll(".sx-table")];
+            const t = all.filter(e => e.offsetParent);
+            return t.length && t.every(e => e.innerText !== old);
+        }''',
         arg=before,
     )
     v.field('Inner steps').fill('1')
@@ -198,7 +207,7 @@ def test_too_few_and_several_files(visitor):
 def test_explore_by_mouse_and_keyboard(visitor):
     v, p = visitor, visitor.page
     v.open('Explore')
-    svg = p.locator('.sx-scatter svg')
+    svg = p.get_by_role('listbox', name='Map of X-rays')
     p.locator('.sx-dot').first.wait_for()
     p.locator('.sx-dot').nth(3).hover(force=True)
     p.locator('.sx-tip img').wait_for()
@@ -239,12 +248,18 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor):
     for name in ('Compare', 'Teach', 'Explore', 'Findings', 'Results'):
         v.open(name)
         nameless = p.evaluate(
-            '''() => [...document.querySelectorAll(".sx-app button, .sx-app input, .sx-app select")].filter(e => e.offsetParent && !(e.getAttribute("aria-label") || e.innerText || e.labels?.length && e.labels[0].innerText)).map(e => e.outerHTML)'''
+            '''() => {
+                const kinds = ".sx-app button, .sx-app input, .sx-app select";
+                const shown = [...document.querySelectorAll(kinds)].filter(e => e.offsetParent);
+                const label = e => e.labels?.length && e.labels[0].innerText;
+                const named = e => e.getAttribute("aria-label") || e.innerText || label(e);
+                return shown.filter(e => !named(e)).map(e => e.outerHTML);
+            }'''
         )
         assert (
             nameless == []
             and p.evaluate(
-                '() => [...document.querySelectorAll(".sx-app img")].filter(e => !e.hasAttribute("alt")).length'
+                '() => document.querySelectorAll(".sx-app img:not([alt])").length'
             )
             == 0
         )
@@ -253,7 +268,10 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor):
             p.wait_for_timeout(200)
             assert (
                 p.evaluate(
-                    '() => document.documentElement.scrollWidth - document.documentElement.clientWidth'
+                    '''() => {
+                        const page = document.documentElement;
+                        return page.scrollWidth - page.clientWidth;
+                    }'''
                 )
                 <= 1
             ), (name, width)
@@ -261,7 +279,10 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor):
     v.open('Compare')
     p.keyboard.press('Tab')
     ring = p.evaluate(
-        '() => { const s = getComputedStyle(document.activeElement); return s.outlineStyle + s.outlineWidth }'
+        '''() => {
+            const s = getComputedStyle(document.activeElement);
+            return s.outlineStyle + s.outlineWidth;
+        }'''
     )
     assert ring.startswith('solid') and ring != 'solid0px'
 
@@ -289,12 +310,18 @@ def test_two_visitors_see_their_own_and_the_disk_sees_nothing(browser, served):
 
 
 def test_no_message_runs_code(visitor, served):
-    v, p = visitor, visitor.page
+    p = visitor.page
     kernel = json.loads(p.locator('#jupyter-config-data').text_content())['kernelId']
     mark = served.home / 'ran'
     p.evaluate(
         '''([kernel, code]) => new Promise(done => { const w = new WebSocket(`ws://${location.host}/api/kernels/${kernel}/channels?session_id=evil`);
-        w.onopen = () => { w.send(JSON.stringify({ header: { msg_id: "1", msg_type: "execute_request", session: "evil", username: "", version: "5.3", date: new Date().toISOString() }, parent_header: {}, metadata: {}, channel: "shell", content: { code, silent: false, store_history: false, user_expressions: {}, allow_stdin: false } })); setTimeout(done, 3000); }; w.onerror = () => done(); })''',
+        const header = { msg_id: "1", msg_type: "execute_request", session: "evil", username: "",
+                         version: "5.3", date: new Date().toISOString() };
+        const content = { code, silent: false, store_history: false, user_expressions: {},
+                          allow_stdin: false };
+        const message = { header, parent_header: {}, metadata: {}, channel: "shell", content };
+        w.onopen = () => { w.send(JSON.stringify(message)); setTimeout(done, 3000); };
+        w.onerror = () => done(); })''',
         [kernel, f'open({str(mark)!r}, "w")'],
     )
     assert not mark.exists()

@@ -1,0 +1,14 @@
+"Where the real X-rays of the study are, for the tests that need them."
+
+import os
+from pathlib import Path
+
+import pytest
+
+from smlxray.base import resolve_path
+
+REAL = Path(os.environ.get('SMLXRAY_REAL') or resolve_path('data/nih'))
+needs_real = pytest.mark.skipif(
+    not (REAL / 'labels.csv').is_file(),
+    reason='no X-rays in data/nih, nor in the folder that SMLXRAY_REAL names',
+)
