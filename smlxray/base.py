@@ -39,16 +39,23 @@ logger = logging.getLogger('smlxray')
 logger.addHandler(logging.NullHandler())
 
 class _Remarks(logging.Handler):
-    "Write each remark as a plain line to whatever standard output is at that moment."
+    "Write each remark as a plain line to the output, or the error stream, of that moment."
+
+    stream = 'stdout'
 
     def emit(self, record):
-        sys.stdout.write(f'{self.format(record)}\n')
+        getattr(sys, self.stream).write(f'{self.format(record)}\n')
 
-def show_remarks(level: int = logging.INFO) -> None:
-    "Print the remarks of all chapters, as the command does; calling it twice changes nothing."
+_remarks = _Remarks()
+
+def show_remarks(
+    level: int = logging.INFO,
+    stream: str = 'stdout',     # or 'stderr', where the output belongs to results
+) -> None:
+    "Print the remarks of all chapters; calling it twice changes nothing."
     logger.setLevel(level)
-    if not any(isinstance(handler, _Remarks) for handler in logger.handlers):
-        logger.addHandler(_Remarks())
+    _remarks.stream = stream
+    logger.addHandler(_remarks)  # a handler that is there already is not added again
 
 # %% ../nbs/00_base.ipynb #1845f2d5
 def nearest(
@@ -82,6 +89,7 @@ def choose(
     "Return `value` if it is known; otherwise raise an error that names the nearest known one."
     known = list(known)
     if value in known: return value
+    if not known: raise error(f"{key} is '{value}', which is unknown: there are none.")
     hint, names = nearest(value, known), ', '.join(map(str, known))
     meant = f"did you mean '{hint}'? " if hint else ''
     raise error(f"{key} is '{value}', which is unknown: {meant}Known are {names}.")

@@ -11,11 +11,11 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
-import typer
+import typer, typer.core
 
 from . import __version__
 from smlxray.base import (
-    ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, SmlxrayError,
+    ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, Registry, SmlxrayError, did_you_mean,
     moved, repo_root, resolve_path, shipped_file, show_remarks, write_atomic,
 )
 from .config import PRESETS, DataSettings, Settings, load_settings, make_run_folder
@@ -32,12 +32,14 @@ def _argument(help: str) -> Any: return typer.Argument(help=help, show_default=F
 
 def _one_of(names) -> Any: return Literal[tuple(names)]
 
-_WHO_READS = f'Who reads it: {", ".join(READERS)}, or a column mapping (.yaml).'
+_READS = f'Who reads it: {", ".join(READERS)} (`auto` {READERS.help("auto")})'
 _BUNDLE = "A bundle's folder, or the name of a run; left out, the run that the settings name."
 _Data = Annotated[Path, _argument('Folder of a data set, or of your own images.')]
-_Dataset = Annotated[str, typer.Option(help=_WHO_READS)]
+_Dataset = Annotated[str, typer.Option(help=f'{_READS}, or a column mapping (.yaml).')]
 _Views = Annotated[_one_of(['frontal', 'all']), typer.Option(help='Lateral images too, or not.')]
-_Size = Annotated[str, typer.Option(help='Pixels: one number, or height x width.')]
+_Size = Annotated[
+    str, typer.Option(help='Pixels: one number, or height x width, such as 224 or 256x224.')
+]
 _Place = Annotated[
     Optional[Path], _option(f'Where caches live; {_DEFAULT.cache_path} if left out.')
 ]
@@ -53,11 +55,30 @@ _Force = Annotated[bool, typer.Option('--overwrite', help='Replace the file if i
 _Model = Annotated[Optional[str], _option(_BUNDLE)]
 _Which = Annotated[Optional[str], _argument(_BUNDLE)]
 
-# %% ../nbs/90_cli.ipynb #71c8a0e5
+# %% ../nbs/90_cli.ipynb #c5a1f3d1
+_CHOICES = {
+    'data.dataset': READERS,
+    'siamese.backbone': BACKBONES,
+    'siamese.loss': LOSSES,
+    'meta.algorithm': ALGORITHMS,
+}
+
 def _examples(*lines: str) -> str:
     "End a help text with examples, one per line, as they are typed."
     return '\b\nExamples:\n' + '\n'.join(f'  {line}' for line in lines)
 
+def _entries(registry: Registry) -> list[str]:
+    "List the names of a registry, each with its line of help."
+    return [f'{name:18} {registry.help(name)}' for name in registry]
+
+def _choices(*keys: str) -> str:
+    "End a help text with the names that some settings, or all, may choose from."
+    lines = ['', '', '\b', 'Choices:']
+    for key in keys or _CHOICES:
+        lines += [f'  {key}', *(f'    {entry}' for entry in _entries(_CHOICES[key]))]
+    return '\n'.join(lines)
+
+# %% ../nbs/90_cli.ipynb #71c8a0e5
 def _here(path: Path | str | None) -> Path:
     "Return a path of the command line, or the place of the caches."
     if path is None: return resolve_path(_DEFAULT.cache_path)
@@ -77,8 +98,12 @@ def _table(data: Path, dataset: str, views: str):
     if dataset.endswith(('.yaml', '.yml')): dataset = str(_here(dataset))
     return read_xrays(_here(data), dataset, views)
 
+def _no_folder(path: Path | None) -> None:
+    "Raise `SmlxrayError` early if a file is to be written where a folder is."
+    if path and _here(path).is_dir(): raise SmlxrayError(f'{path} is a folder; name a file.')
+
 def _writable(path: Path | None) -> None:
-    "Raise `SmlxrayError` early if a file cannot be written for want of its folder."
+    "Raise `SmlxrayError` early if there is no folder to write something into."
     if path is None or _here(path).parent.is_dir(): return
     folder, advice = _here(path).parent, 'make it first'
     raise SmlxrayError(f'There is no folder {folder} to write {path.name} into; {advice}.')
@@ -114,8 +139,25 @@ def _show(frame, as_json: bool = False) -> None:
     typer.echo(shown.rename(columns=heads).to_string(index=False, na_rep=''))
 
 # %% ../nbs/90_cli.ipynb #282dac01
+def _say(text) -> None: sys.stderr.write(f'smlxray: {text}\n')
+
+class _Commands(typer.core.TyperGroup):
+    "The command as a whole: Ctrl-C, and a closed pipe as by `head`, end it in peace."
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _say('stopped.')
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # what is left in the buffer goes there
+            raise typer.Exit from None
+
 _PLAIN = dict(no_args_is_help=True, rich_markup_mode=None)  # how all commands print their help
 app = typer.Typer(
+    cls=_Commands,
     help='Few-shot learning on chest X-rays: train, evaluate, compare, predict, teach and share.',
     epilog=_examples(
         'smlxray run --mode all -p preset tiny',
@@ -135,6 +177,8 @@ def _group(name: str, help: str) -> typer.Typer:
 
 _data = _group('data', 'Look data over.')
 
+_PROBLEMS = 'Write every problem, one per row, to this CSV file.'
+
 @_data.command('check', epilog=_examples(
     'smlxray data check data/phantoms-tiny',
     'smlxray data check data/phantoms-tiny --no-images --json',
@@ -144,7 +188,7 @@ def _data_check(
     dataset: _Dataset = 'auto',
     views: _Views = 'all',
     images: Annotated[bool, typer.Option(help='Open every image, or only read labels.')] = True,
-    save: Annotated[Optional[Path], _option('Write every problem to this CSV.', '--list')] = None,
+    save: Annotated[Optional[Path], _option(_PROBLEMS, '--list')] = None,
     workers: _Workers = 0,
     as_json: _Json = False,
 ):
@@ -153,6 +197,7 @@ def _data_check(
     Missing, corrupt and repeated images, conflicting labels, odd views, and patients on two sides.
     Exit code 1 if there are errors.
     """
+    _no_folder(save)
     from smlxray.audit import check_data, count_problems
     table = _table(path, dataset, views)
     if not as_json: typer.echo(f'{table}\n')
@@ -176,19 +221,27 @@ _data.add_typer(_layout, name='layout')
 def _keep_name():
     pass  # without it a single command would lose its name
 
+_DOWNLOAD = 'Your download: images at any depth, and the table of labels Data_Entry_2017*.csv.'
+_NEW_FOLDER = 'Folder to make; the images in it are links where the disk allows it, else copies.'
+_COLLECTION = 'realcxr, the images of the study, or nih, all that are listed.'
+
 @_layout.command('nih', epilog=_examples(
     'smlxray data layout nih --images download --out data/nih',
 ))
 def _layout_nih(
-    images: Annotated[Path, _option('Your download: images at any depth, Data_Entry_2017*.csv.')],
-    out: Annotated[Path, _option('A new folder.')],
-    collection: Annotated[str, typer.Option(help='realcxr, the study of this release; nih, all.')]
-    = 'realcxr',
+    images: Annotated[Path, _option(_DOWNLOAD)],
+    out: Annotated[Path, _option(_NEW_FOLDER)],
+    collection: Annotated[str, typer.Option(help=_COLLECTION)] = 'realcxr',
+    as_json: _Json = False,
 ):
-    "Lay out the real X-rays of the study from your own download of NIH ChestX-ray14."
+    """Lay out the real X-rays of the study from your own download of NIH ChestX-ray14.
+
+    Exit code 1 if more than a tenth of the images is missing.
+    """
     from smlxray.readers import layout_nih
-    layout = layout_nih(_here(images), _here(out), collection=collection)
-    typer.echo(f'{layout}\nNext: smlxray study --folder {layout.folder}')
+    made = layout_nih(_here(images), _here(out), collection=collection)
+    facts = dict(folder=str(out), found=made.found, missing=made.missing, extra=made.extra)
+    _tell(facts, f'Next: smlxray study --folder {out}', as_json)
 
 # %% ../nbs/90_cli.ipynb #7e4510a1
 def _print_version(wanted: bool):
@@ -284,13 +337,15 @@ def convert(
 
 # %% ../nbs/90_cli.ipynb #bb8a6ea6
 _WHAT = ', '.join(f'{name} ({BENCHES.help(name)})' for name in BENCHES)
+_ROWS = 'Write the rows, and what the machine is, to this file.'
 
 @app.command(epilog=_examples('smlxray bench metrics'))
 def bench(
     what: Annotated[_one_of(BENCHES), _argument(f'What to measure: {_WHAT}.')],
-    save: Annotated[Optional[Path], _option('Write the rows to this file.', '--json')] = None,
+    save: Annotated[Optional[Path], _option(_ROWS, '--json')] = None,
 ):
     "Measure our way and a plain way in turn; the ratio says how often ours is faster."
+    _no_folder(save)
     _writable(save)
     import pandas as pd
     from smlxray.bench import as_json
@@ -299,7 +354,11 @@ def bench(
     if save: write_atomic(_here(save), as_json(what, rows))
 
 # %% ../nbs/90_cli.ipynb #57bd1e5b
+_WHAT_IS_THERE = 'Compute nothing, write what is there.'
+_PLANNED = 'List the methods that a plan may name, and stop.'
+
 @app.command(epilog=_examples(
+    'smlxray study --methods',
     'smlxray study --folder data/nih',
     'smlxray study my-plan.yaml --workers 4 --output study.json',
 ))
@@ -309,13 +368,19 @@ def study(
     fold: Annotated[Optional[list[str]], _option('Run only this fold. Repeatable.')] = None,
     workers: Annotated[int, typer.Option(min=1, help='Cells side by side, a thread each.')] = 2,
     output: Annotated[Optional[Path], _option("The file; left out, the run's study.json.")] = None,
-    report: Annotated[bool, typer.Option('--report', help='Only write what is there.')] = False,
+    report: Annotated[bool, typer.Option('--report', help=_WHAT_IS_THERE)] = False,
+    methods: Annotated[bool, typer.Option('--methods', help=_PLANNED)] = False,
 ):
     "Run a grid of folds, splits and seeds, print its tables, and write its file."
+    if methods: return _list_methods()
     from smlxray.study import load_plan, run_study
     settings = load_plan(plan and _here(plan), folder=folder and str(_here(folder)))
     path = run_study(settings, fold, workers, output and _here(output), report)
     typer.echo(f'Written to {os.path.relpath(path)}.')
+
+def _list_methods() -> None:
+    from smlxray.methods import METHODS
+    for entry in _entries(METHODS): typer.echo(entry)
 
 # %% ../nbs/90_cli.ipynb #ad876f8a
 def _value(text: str):
@@ -495,33 +560,20 @@ def _train_meta(
 
 # %% ../nbs/90_cli.ipynb #0462a967
 _config = _group('config', 'Write, show and check settings.')
-_CHOICES = {
-    'data.dataset': READERS,
-    'siamese.backbone': BACKBONES,
-    'siamese.loss': LOSSES,
-    'meta.algorithm': ALGORITHMS,
-}
-
-def _choices() -> str:
-    "End a help text with the names that settings may choose from."
-    lines = ['', '\b', 'Choices:']
-    for key, registry in _CHOICES.items():
-        lines.append(f'  {key}')
-        lines += [f'    {name:18} {registry.help(name)}' for name in registry.names]
-    return '\n'.join(lines)
 
 @_config.command('init', epilog=_examples(
     'smlxray config init run.yaml',
     'smlxray config init my-demo.yaml --preset demo',
 ))
 def _config_init(
-    path: Annotated[Path, typer.Argument(help='File to write.')] = Path('run.yaml'),
+    path: Annotated[Path, typer.Argument(help='File to write.')] = Path('smlxray.yaml'),
     preset: Annotated[
         _one_of(PRESETS), typer.Option(help='What to start from; paper has every key.')
     ] = 'paper',
     force: Annotated[bool, typer.Option('--force', help='Replace the file if it exists.')] = False,
 ):
     "Write a file of settings, with comments, to change and to give as --config."
+    _no_folder(path)
     if _here(path).exists() and not force:
         raise SmlxrayError(f'{path} exists; name another file, or say --force to replace it.')
     shipped = shipped_file('config.yaml' if preset == 'paper' else f'{preset}.yaml')
@@ -556,8 +608,15 @@ def _run_of(model: str | None, config: Path | None, given: list[str] | None) -> 
     _, settings = _parameters(config, given, run=model)
     folder = settings.run_folder
     if folder.is_dir(): return folder, None
+    runs = [path.name for path in _folders_in(folder.parent)]
+    advice = did_you_mean(folder.name, runs) if runs else '`smlxray run` makes one.'
     looked = f'no run {folder.name!r} (looked for {folder}), and no bundle of that name here'
-    raise SmlxrayError(f'There is {looked}; `smlxray run` makes one.')
+    raise SmlxrayError(f'There is {looked}; {advice}')
+
+def _folders_in(folder: Path) -> list[Path]:
+    "Return the folders in a folder, in order; none if it is not there."
+    if not folder.is_dir(): return []
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
 def _is_fresh(folder: Path) -> bool:
     "Tell whether a run's bundle is there, and newer than its weights and results."
@@ -571,19 +630,15 @@ def _is_fresh(folder: Path) -> bool:
 
 def _make_bundle(folder: Path) -> None:
     "Make the bundle of a run; raise `SmlxrayError` if it was not trained."
-    from contextlib import redirect_stdout
     from smlxray.bundle import bundle_of_run
     from smlxray.lab import open_lab
     name, config = folder.name, folder / 'config.yaml'
     if not config.exists():
         advice = f'`smlxray train siamese -p run {name}` does it'
         raise SmlxrayError(f'The run {name!r} was not trained yet; {advice}.')
-    with redirect_stdout(sys.stderr):
-        lab = open_lab(load_settings('paper', config=config))
-        made = bundle_of_run(lab)
-        lab.folder.mkdir(exist_ok=True)
-        _note(f'{name}: making its bundle.')
-        made.save(folder / 'bundle')
+    made = bundle_of_run(open_lab(load_settings('paper', config=config)))
+    _note(f'{name}: making its bundle.')
+    made.save(folder / 'bundle')
 
 def _load_model(model: str | None, config: Path | None, given: list[str] | None):
     "Load the bundle that is meant, making a run's bundle if need be."
@@ -609,11 +664,6 @@ def _add_taught(bundle, extra: list[Path] | None = None) -> None:
             which = f'{finding.name!r} in {path.name}'
             raise SmlxrayError(f'{which} was taught to another network; teach it again.')
 
-def _folders_in(folder: Path) -> list[Path]:
-    "Return the folders in a folder, in order; none if it is not there."
-    if not folder.is_dir(): return []
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
-
 # %% ../nbs/90_cli.ipynb #24a74b3f
 _NUMBERS = ('distance', 'similarity', 'percentile_same', 'percentile_different')
 
@@ -638,7 +688,7 @@ def _read_pairs(file: Path):
     try:
         pairs = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError):
-        raise SmlxrayError(f'{file.name} is no CSV file.') from None
+        raise SmlxrayError(f'{file.name} is empty, or no CSV file.') from None
     if {'a', 'b'} <= set(pairs): return pairs
     found = ', '.join(pairs) or 'none'
     raise SmlxrayError(f'{file.name} needs the columns a and b, two paths a line; it has {found}.')
@@ -693,12 +743,22 @@ def compare(
     if bool(pairs) == bool(a or b) or bool(a) != bool(b):
         raise typer.BadParameter('Name two X-rays, or a table of pairs with --pairs.')
     if pairs and not _here(pairs).is_file(): raise SmlxrayError(f'There is no file {pairs}.')
+    _no_folder(output if pairs else picture)
     _writable(output if pairs else picture)
+    if not pairs: _check_format(picture)
     bundle = _load_model(model, config, given)
     if not pairs: return _compare_two(bundle, a, b, picture, as_json)
     table = compare_many(bundle, _here(pairs))
     _hand_over(table, output, as_json)
     raise typer.Exit(bool(len(table)) and bool((table['error'] != '').all()))
+
+def _check_format(picture: Path) -> None:
+    "Raise `SmlxrayError` if no picture can be written under this name."
+    from matplotlib.backend_bases import FigureCanvasBase
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if picture.suffix.lower().lstrip('.') in formats: return
+    advice = f'end its name in .png, or one of {", ".join(formats)}'
+    raise SmlxrayError(f'{picture} is no picture that can be written; {advice}.')
 
 def _compare_two(bundle, a: Path, b: Path, picture: Path, as_json: bool) -> None:
     "Compare two X-rays, draw the picture, print the numbers."
@@ -828,8 +888,8 @@ def _prevalence(words: list[str] | None, bundle) -> dict | None:
         name, _, number = word.rpartition('=')
         share = _share(word, number)
         if name and name not in bundle.findings:
-            known = ', '.join(bundle.findings)
-            raise SmlxrayError(f'--prevalence names {name!r}; this model answers {known}.')
+            hint = did_you_mean(name, bundle.findings)
+            raise SmlxrayError(f'--prevalence names {name!r}, unknown to this model; {hint}')
         if name:
             single[name] = share
         else:
@@ -880,6 +940,7 @@ def predict(
     A probability per finding, the nearest support, and how unusual the X-ray is (above 1: do not
     believe the rest). Unreadable files are rows with an error.
     """
+    _no_folder(output)
     _writable(output)
     if not _here(source).exists(): raise SmlxrayError(f'There is no folder or file {source}.')
     bundle, start = _load_model(model, config, given), time.time()
@@ -905,9 +966,10 @@ _NEGATIVE = 'A folder (or file) of X-rays without it. Repeatable.'
 _KEEP = 'Folder to write; left out, findings/<name> next to the bundle.'
 _STEPS = 'Gradient steps; 0 compares and adapts nothing; left out, as the settings say.'
 _RATE = 'Their size; left out, as the settings say.'
-_ADAPTS = 'How (`smlxray config show --help` tells); left out, as the model was trained.'
+_ADAPTS = 'How it adapts, see below; left out, as the model was trained.'
+_TEACHES = _examples(_TEACH, f'{_TEACH} --steps 0 --output air --json')
 
-@app.command(epilog=_examples(_TEACH, f'{_TEACH} --steps 0 --output air --json'))
+@app.command(epilog=_TEACHES + _choices('meta.algorithm'))
 def teach(
     positive: Annotated[list[Path], _option(_POSITIVE)],
     negative: Annotated[list[Path], _option(_NEGATIVE)],
@@ -961,7 +1023,7 @@ def _facts(finding, **more) -> dict:
     return dict(**known, **finding.trust, calibrated_on=finding.calibrated_on, **more)
 
 # %% ../nbs/90_cli.ipynb #c11a1ia6
-@app.command('adapt', hidden=True)
+@app.command('adapt', hidden=True, epilog=_TEACHES)
 @wraps(teach)
 def _adapt(**words):
     _note('smlxray: `adapt` is now called `teach`; the old name ends with 0.3.')
@@ -1013,6 +1075,9 @@ def _model_verify(
     from smlxray.bundle import Bundle, TaughtFinding, _kind_of
     folder, named = _run_of(model, config, given)
     place = named or folder / 'bundle'
+    if not named and not place.exists():
+        advice = f'`smlxray model info {folder.name}` makes it'
+        raise SmlxrayError(f'The run {folder.name!r} has no bundle yet; {advice}.')
     kind = TaughtFinding if _kind_of(place) == 'taught finding' else Bundle
     found = kind.load(place)
     files = sum(path.is_file() for path in place.rglob('*'))
@@ -1067,38 +1132,31 @@ def _app(
     except ModuleNotFoundError as error:
         needs = f"The pages need the package {error.name}; pip install 'smlxray[app]'."
         raise SmlxrayError(needs) from None
+    if _here(store).is_file(): raise SmlxrayError(f'{store} is a file; name a folder.')
     serve(run, bundle, port, store)
 
 # %% ../nbs/90_cli.ipynb #626bdee7
-def call(words: list[str]) -> int:  # 0, 1 (something is wrong) or 2 (words not understood)
+def call(words: list[str]) -> int:  # the exit code: 0, 1, 2 or 130
     "Run the command with some words, and say in a sentence what is wrong."
-    show_remarks()
+    show_remarks(stream='stderr')
     try:
         app(_joined(words), prog_name='smlxray')
-        return 0
     except SystemExit as end:
         return int(end.code or 0)
-    except KeyboardInterrupt:
-        _say('stopped.')
-    except SmlxrayError as error:
-        _say(error)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        where = f': {error.filename}' if error.filename else ''
-        _say(f'{error.strerror or error}{where}')
-    return 1
+    except (SmlxrayError, OSError) as error:
+        _say(_reason(error))
+        return 1
+    return 0
 
-def _say(text) -> None: sys.stderr.write(f'smlxray: {text}\n')
+def _reason(error: Exception) -> str:
+    "Return an error in a sentence; one of the system names its file."
+    if not isinstance(error, OSError) or not error.strerror: return str(error)
+    return f'{error.strerror}: {error.filename}' if error.filename else error.strerror
 
 # %% ../nbs/90_cli.ipynb #d7e0492b
 def main():
     "The command `smlxray`."
-    try:
-        sys.exit(call(sys.argv[1:]))
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    sys.exit(call(sys.argv[1:]))
 
 # %% ../nbs/90_cli.ipynb #49633c4b
 if __name__ == '__main__' and globals().get('__package__'): main()

@@ -76,6 +76,7 @@ def _allowed(field) -> str:
         if isinstance(note, _OneOf): return note.in_words()
     if get_origin(kind) is Literal: return 'one of ' + ', '.join(get_args(kind))
     if isinstance(kind, type) and issubclass(kind, BaseModel): return 'a section with keys under it'
+    if dict in (kind, get_origin(kind)): return 'names with values under them'
     if kind is bool: return 'true or false'
     if kind is str: return 'some text'
     return _number(kind, field.metadata)
@@ -88,7 +89,8 @@ def _number(kind: type, notes: list) -> str:
     for note in notes:
         bound |= {name: getattr(note, name) for name in words if hasattr(note, name)}
     if {'ge', 'le'} <= set(bound): return f'{noun} from {bound["ge"]} to {bound["le"]}'
-    return noun + ' ' + ' and '.join(f'{words[name]} {limit}' for name, limit in bound.items())
+    limits = ' and '.join(f'{words[name]} {limit}' for name, limit in bound.items())
+    return f'{noun} {limits}'.rstrip()
 
 # %% ../nbs/00_config.ipynb #3fd2ed7e
 def _shown(value: Any) -> str:

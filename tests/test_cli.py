@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from smlxray import base, bench
 from smlxray.cli import app, call
+from smlxray.methods import METHODS
 from smlxray.phantom import write_phantoms
 
 ONE_THREAD = {**os.environ, 'OMP_NUM_THREADS': '1'}
@@ -91,7 +92,7 @@ def test_a_download_is_laid_out_for_the_study(tmp_path):
     layout = 'data', 'layout', 'nih', '--images', 'download', '--out', 'study'
     code, out, said = smlxray(*layout, cwd=tmp_path)
     assert code == 0, said
-    assert f'{found:,} of ' in out and 'smlxray study --folder' in out
+    assert f'{found:,} of ' in said and out == 'Next: smlxray study --folder study\n'
     assert len(list((tmp_path / 'study' / 'images').iterdir())) == found
     code, out, _ = smlxray('data', 'check', 'study', '--no-images', cwd=tmp_path)
     assert f'{found:,}' in out
@@ -251,7 +252,15 @@ def test_help_reads_the_registries():
     for registry in (base.ALGORITHMS, base.BACKBONES, base.LOSSES, base.READERS):
         assert all(name in said for name in registry.names), registry.kind
     assert all(name in helped(['cache', 'build']) for name in base.READERS)
+    assert all(name in helped(['bench']) for name in base.BENCHES)
     assert 'maml|fomaml|anil|reptile' in helped(['teach'])
+
+
+def test_the_methods_of_a_study_are_listed(capsys):
+    assert call(['study', '--methods']) == 0
+    said = capsys.readouterr().out
+    for name in METHODS:
+        assert name in said and METHODS.help(name) in said
 
 
 @pytest.fixture(scope='module')
@@ -377,6 +386,15 @@ def small(tmp_path_factory):
     (here / 'pairs.csv').write_text('left,right\n0.png,1.png\n')
     (here / 'bad.yaml').write_text('data: 7\n')
     (here / 'there.csv').write_text('file\n')
+    (here / 'broken.yaml').write_text('a: [1, 2\n  b: {')
+    (here / 'binary.yaml').write_bytes(b'\xff\xfe\x00')
+    (here / 'key.yaml').write_text('fold: {}\n')
+    (here / 'method.yaml').write_text('folds: {a: [Edema]}\nmethods: {m: {method: frozenn}}\n')
+    (here / 'three.yaml').write_text('folds: 3\n')
+    (here / 'fake.pth').write_bytes(b'no tensors')
+    (here / 'table').mkdir()
+    (here / 'table/labels.csv').touch()
+    (here / 'runs/begun').mkdir(parents=True)
     stranger = Bundle(SiameseNet('conv4', 8), b.settings, {}, {})
     stranger.teach('Other', x[:1], x[1:], steps=0).save(here / 'other')
     return here
@@ -388,6 +406,34 @@ WRONG = [
     ('run -p shotss 7', 1, 'did you mean meta.shots'),
     ('run --config bad.yaml', 1, 'data'),
     ('run --config none.yaml', 1, 'none.yaml'),
+    ('run --config broken.yaml', 1, 'not valid YAML in line 2'),
+    ('run --config binary.yaml', 1, 'not UTF-8'),
+    ('run --config empty', 1, 'Is a directory'),
+    ('run -p run ../elsewhere', 1, 'plain name of a folder'),
+    ('run -p preset tiny -p runs_path text.png', 1, 'cannot be made'),
+    ('train meta -p algorithm mamll', 1, "Did you mean 'maml'?"),
+    ('evaluate -p backbone resnet19', 1, "Did you mean 'resnet18'?"),
+    ('trian', 2, 'trian'),
+    ('data check empty', 1, 'empty'),
+    ('data check text.png', 1, 'is a file, not a folder'),
+    ('data check . --list empty', 1, 'empty is a folder'),
+    ('data check table --dataset chexpertt', 1, "did you mean 'chexpert'?"),
+    ('data check table --dataset broken.yaml', 1, 'not valid YAML'),
+    ('data check table', 1, 'is empty'),
+    ('data layout nih --images gone --out laid', 1, 'gone'),
+    ('data layout nih --images empty --out laid', 1, 'Data_Entry_2017'),
+    ('data layout nih --images empty --out model', 1, 'not empty'),
+    ('cache build table --size 1x2x3', 1, '--size'),
+    ('convert text.png --data table', 1, 'table'),
+    ('bench metrics --json no/where.json', 1, 'where.json'),
+    ('bench metrics --json empty', 1, 'empty is a folder'),
+    ('study gone.yaml', 1, 'gone.yaml'),
+    ('study broken.yaml', 1, 'not valid YAML'),
+    ('study key.yaml', 1, 'did you mean study.folds?'),
+    ('study method.yaml', 1, "did you mean 'frozen'?"),
+    ('study three.yaml', 1, 'names with values under them'),
+    ('study --folder gone', 1, 'gone'),
+    ('study --fold 9', 1, 'Known are'),
     ('demo -p shots none', 1, 'meta.shots'),
     ('evaluate -p shots 0', 1, 'meta.shots'),
     ('train', 2, ''),
@@ -402,6 +448,12 @@ WRONG = [
     ('compare --pairs gone.csv --model model', 1, 'gone.csv'),
     ('compare 0.png 1.png --model model --picture no/where.png', 1, 'where.png'),
     ('compare 0.png 1.png --model empty', 1, 'manifest.json'),
+    ('compare 0.png 1.png --model begum', 1, "did you mean 'begun'?"),
+    ('compare 0.png 1.png --model begun', 1, 'was not trained yet'),
+    ('compare 0.png 1.png --model model --picture two.xyz', 1, 'end its name in .png'),
+    ('compare 0.png 1.png --model model --picture empty', 1, 'empty is a folder'),
+    ('compare 0.png empty --model model', 1, 'name an image file'),
+    ('compare --pairs binary.yaml --model model', 1, 'no CSV file'),
     ('predict gone --model model', 1, 'gone'),
     ('predict empty --model model', 1, 'empty'),
     ('predict . --model model --output no/p.csv', 1, 'p.csv'),
@@ -409,7 +461,9 @@ WRONG = [
     ('predict . --model model --prevalence often', 1, '--prevalence'),
     ('predict . --model model --prevalence 2', 1, 'between 0 and 1'),
     ('predict . --model model --prevalence Gout=.1', 1, 'Gout'),
+    ('predict . --model model --prevalence Edma=.1', 1, "did you mean 'Edema'?"),
     ('predict . --model model --batch-size 0', 2, 'batch-size'),
+    ('predict . --model model --output empty --overwrite', 1, 'empty is a folder'),
     ('predict . --model model --finding other', 1, 'another network'),
     ('predict . --model model --finding empty', 1, 'manifest.json'),
     ('predict', 2, 'source'),
@@ -426,9 +480,16 @@ WRONG = [
     ('config show -p nothing 1', 1, 'nothing'),
     ('config check gone.yaml', 1, 'gone.yaml'),
     ('config check bad.yaml', 1, 'data'),
+    ('config init empty --force', 1, 'empty is a folder'),
     ('model info gone.pth', 1, 'gone.pth'),
     ('model info none_such', 1, 'none_such'),
     ('model verify empty', 1, 'manifest.json'),
+    ('model verify begun', 1, 'has no bundle yet'),
+    ('model info fake.pth', 1, 'fake.pth is refused'),
+    ('app --run gone', 1, 'gone'),
+    ('app --bundle empty', 1, 'manifest.json'),
+    ('app --store text.png', 1, 'text.png is a file'),
+    ('app --port 99999', 2, 'port'),
     ('model export no/where --model model', 1, 'where'),
     ('model export empty --model model', 1, 'empty exists'),
     ('model export', 2, 'output'),
@@ -484,6 +545,52 @@ def test_a_notebook_that_stops_at_a_mistake_says_its_sentence(tmp_path):
     assert code == 1 and not out, err
     assert 'nowhere' in last and last.startswith('smlxray: '), err
     assert (tmp_path / 'runs/r/train_siamese.ipynb').exists()
+
+
+def test_remarks_are_no_results(tmp_path):
+    "A table with a column that is no finding: the remark must not get among the JSON."
+    rows = 'path,patient,ward,Edema\na.png,p,north,1\nb.png,q,south,0\n'
+    (tmp_path / 'labels.csv').write_text(rows)
+    words = 'data', 'check', '.', '--no-images', '--json'
+    code, out, err = smlxray(*words, cwd=tmp_path)
+    assert 'ward' in err and json.loads(out)[0]['kind'] == 'missing image', (out, err)
+
+
+def test_a_closed_pipe_is_no_mistake(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, '-m', 'smlxray.cli', 'config', 'show']
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, cwd=tmp_path)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b'')
+
+
+def test_ctrl_c_is_one_word(small, monkeypatch, capsys):
+    def interrupted(*words, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(small)
+    monkeypatch.setattr('smlxray.bundle.predict_files', interrupted)
+    line = 'predict 0.png --model model --output stopped.csv'
+    assert call(line.split()) == 130
+    said = capsys.readouterr()
+    assert said.err == 'smlxray: stopped.\n' and not said.out
+    for left in small.glob('*stopped.csv*'):
+        left.unlink()
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(small, monkeypatch, capsys):
+    "Tests may run as root, who may write anywhere, so the refusal is played."
+
+    def refused(*words, **options):
+        raise PermissionError(13, 'Permission denied', 'kept/p.csv')
+
+    monkeypatch.chdir(small)
+    monkeypatch.setattr('smlxray.cli.write_atomic', refused)
+    for line in ('predict 0.png --model model --output p.csv', 'config init new.yaml'):
+        assert call(line.split()) == 1
+        said = capsys.readouterr()
+        assert said.err == 'smlxray: Permission denied: kept/p.csv\n' and not said.out
 
 
 def test_completion_is_offered(tmp_path):
