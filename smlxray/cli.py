@@ -566,7 +566,7 @@ _config = _group('config', 'Write, show and check settings.')
     'smlxray config init my-demo.yaml --preset demo',
 ))
 def _config_init(
-    path: Annotated[Path, typer.Argument(help='File to write.')] = Path('smlxray.yaml'),
+    path: Annotated[Path, typer.Argument(help='File to write.')] = Path('run.yaml'),
     preset: Annotated[
         _one_of(PRESETS), typer.Option(help='What to start from; paper has every key.')
     ] = 'paper',
