@@ -228,8 +228,8 @@ def noise_plan(tmp_path):
     "A small plan on noise: three methods, a control, one epoch."
     names = ['pixels', 'imagenet, prototypes', PLAN.reference]
     short = dict(epochs=1)
-    names = ('imagenet', 'supervised')
-    backbones = {k: PLAN.backbones[k].model_copy(update=short) for k in names}
+    kept = ('imagenet', 'supervised')
+    backbones = {k: PLAN.backbones[k].model_copy(update=short) for k in kept}
     there = dict(cache_path=str(tmp_path / 'cache'), runs_path=str(tmp_path / 'runs'))
     return load_plan(
         folder=str(tmp_path / 'elsewhere'),
