@@ -152,6 +152,19 @@ def shipped_file(
     where = 'in neither config/ nor the installed package'
     raise ConfigError(f'{name} is {where}; please reinstall smlxray.')
 
+# %% ../nbs/00_base.ipynb #70f37701
+def shipped_notebook(
+    name: str,  # such as 'train_siamese'
+) -> Path:      # where it lies here
+    "Find a run notebook in the checkout or the installed package; else raise `SmlxrayError`."
+    package = Path(find_spec('smlxray.base').origin or '').parent
+    root = repo_root(package)
+    folders = [root / 'nbs'] if root else []
+    for folder in [*folders, package / '_notebooks']:
+        if (folder / f'{name}.ipynb').is_file(): return folder / f'{name}.ipynb'
+    where = 'in neither nbs/ nor the installed package'
+    raise SmlxrayError(f'The notebook {name} is {where}; please reinstall smlxray.')
+
 # %% ../nbs/00_base.ipynb #a39dbcf6
 def set_seed(
     seed: int,  # whole number of at least 0, below 2**32

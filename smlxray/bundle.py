@@ -460,11 +460,12 @@ def score_images(
     batch_size: int = 64,
 ) -> np.ndarray:             # (B,) logits before calibration
     "Score images for one finding; raise `BundleError` if it belongs to another network."
-    _check_network(encoder, finding)
+    check_network(encoder, finding)
     parts = as_batch(images, encoder.size).split(batch_size)
     return torch.cat([finding.score(encoder.net, encoder.look(x)) for x in parts]).numpy()
 
-def _check_network(encoder: Encoder, finding: TaughtFinding) -> None:
+def check_network(encoder: 'Encoder | Bundle', finding: TaughtFinding) -> None:
+    "Raise `BundleError` if a finding belongs to another network."
     if finding.network == encoder.network: return
     raise BundleError(
         f'{finding.name!r} was taught to another network ({finding.network[:8]}, not '
@@ -786,7 +787,7 @@ def _predict_look(bundle: Bundle, seen: Look, share: dict[str, float]) -> pd.Dat
     "Answer everything about what the network has seen."
     row = {}
     for f in bundle.findings.values():
-        _check_network(bundle, f)
+        check_network(bundle, f)
         row[f.name] = probability(f.score(bundle.net, seen), f.slope, f.offset, share[f.name])
     z = seen.embedding.float().cpu()
     row['nearest'], row['nearest_similarity'] = nearest_support(bundle.findings.values(), z)
@@ -934,6 +935,18 @@ def bundle_of_run(
     results = lab.folder / 'results.json'
     metrics = json.loads(results.read_text())['rows'] if results.exists() else ()
     return make_bundle(lab, net, phase, metrics)
+
+# %% ../nbs/68_bundle.ipynb #ca7bec01
+def networks_of(folder: Path) -> list[Path]:
+    "List the networks that a run has trained, without states and without its bundle."
+    found = folder.glob('*/*.safetensors')
+    return [p for p in found if p.parent.name != 'bundle' and '.state.' not in p.name]
+
+def is_fresh(folder: Path) -> bool:
+    "Tell whether a run's bundle is there, and no older than its networks and results."
+    made = folder / 'bundle' / 'manifest.json'
+    parts = [*networks_of(folder), *folder.glob('results.json')]
+    return made.exists() and all(p.stat().st_mtime <= made.stat().st_mtime for p in parts)
 
 # %% ../nbs/68_bundle.ipynb #4285b014
 def _data_lines(facts: dict) -> list[str]:

@@ -16,7 +16,7 @@ import typer, typer.core
 from . import __version__
 from smlxray.base import (
     ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, Registry, SmlxrayError, did_you_mean,
-    moved, repo_root, resolve_path, shipped_file, show_remarks, write_atomic,
+    moved, resolve_path, shipped_file, shipped_notebook, show_remarks, write_atomic,
 )
 from .config import PRESETS, DataSettings, Settings, load_settings, make_run_folder
 
@@ -416,18 +416,6 @@ def _joined(words: list[str]) -> list[str]:
         out.append(f'{key}={value}')
     return out
 
-# %% ../nbs/90_cli.ipynb #0be677eb
-def notebook_path(name: str) -> Path:
-    "Find a run notebook in the checkout or in the installed package; else raise `SmlxrayError`."
-    from importlib.util import find_spec
-    package = Path(find_spec('smlxray').origin).parent
-    root = repo_root(package)
-    folders = [root / 'nbs'] if root else []
-    for folder in [*folders, package / '_notebooks']:
-        if (folder / f'{name}.ipynb').is_file(): return folder / f'{name}.ipynb'
-    places, advice = 'neither nbs/ nor the installed package', 'please reinstall smlxray'
-    raise SmlxrayError(f'The notebook {name} is in {places}; {advice}.')
-
 # %% ../nbs/90_cli.ipynb #9e30bc64
 def _our_errors() -> set[str]:
     "Name the errors that are one sentence for the user."
@@ -451,7 +439,7 @@ def run_notebook(name: str, parameters: dict, folder: Path) -> Path:
     import logging, papermill
     logging.getLogger('papermill').setLevel(logging.ERROR)
     made, start = folder / f'{name}.ipynb', time.time()
-    source, quiet = str(notebook_path(name)), ['--log-level=ERROR']
+    source, quiet = str(shipped_notebook(name)), ['--log-level=ERROR']
     how = dict(progress_bar=sys.stderr.isatty(), extra_arguments=quiet, kernel_name='python3')
     _note(f'{name} ...')
     try:
@@ -618,16 +606,6 @@ def _folders_in(folder: Path) -> list[Path]:
     if not folder.is_dir(): return []
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
-def _is_fresh(folder: Path) -> bool:
-    "Tell whether a run's bundle is there, and newer than its weights and results."
-    bundle = folder / 'bundle'
-    weights = [p for p in folder.glob('*/*.safetensors') if '.state.' not in p.name]
-    parts = [p for p in weights if p.parent != bundle]
-    results = folder / 'results.json'
-    if results.exists(): parts.append(results)
-    made = bundle / 'manifest.json'
-    return made.exists() and all(p.stat().st_mtime <= made.stat().st_mtime for p in parts)
-
 def _make_bundle(folder: Path) -> None:
     "Make the bundle of a run; raise `SmlxrayError` if it was not trained."
     from smlxray.bundle import bundle_of_run
@@ -643,9 +621,9 @@ def _make_bundle(folder: Path) -> None:
 def _load_model(model: str | None, config: Path | None, given: list[str] | None):
     "Load the bundle that is meant, making a run's bundle if need be."
     import torch
-    from smlxray.bundle import Bundle
+    from smlxray.bundle import Bundle, is_fresh
     folder, named = _run_of(model, config, given)
-    if not named and not _is_fresh(folder): _make_bundle(folder)
+    if not named and not is_fresh(folder): _make_bundle(folder)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     return Bundle.load(named or folder / 'bundle', device)
 
@@ -1168,4 +1146,5 @@ _OLD_NAMES = """
     train_meta_ train_siamese_
 """
 _INSTEAD = 'type the command, or give its words to `call`.'
-__getattr__ = moved(__name__, {}, dict.fromkeys(_OLD_NAMES.split(), _INSTEAD))
+_MOVED = dict(notebook_path='smlxray.base:shipped_notebook')
+__getattr__ = moved(__name__, _MOVED, dict.fromkeys(_OLD_NAMES.split(), _INSTEAD))

@@ -1,6 +1,6 @@
 """What the table and its readers promise on whole folders.
 
-The phantoms, the real NIH images (where they lie next to the checkout), and hostile label files.
+The phantoms, the real NIH images (where there are some), and hostile label files.
 """
 
 import pickle
@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from real import REAL, needs_real
 
-from smlxray.base import DataError, resolve_path
+from smlxray.base import DataError
 from smlxray.config import CHEXPERT_FINDINGS
 from smlxray.data import (
     XrayTable,
@@ -24,12 +25,6 @@ from smlxray.data import (
     training_rows,
 )
 from smlxray.readers import check_files, read_chexpert, read_xrays
-
-REAL = resolve_path('../shared/realcxr')
-needs_real = pytest.mark.skipif(
-    not (REAL / 'labels.csv').is_file(),
-    reason='the NIH images are not next to the checkout (../shared/realcxr)',
-)
 
 
 @pytest.fixture(scope='module')

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from real import REAL
 
 from smlxray.audit import conflicts, leakage_report
-from smlxray.base import DataError, resolve_path
+from smlxray.base import DataError
 from smlxray.config import CHEXPERT_FINDINGS
 from smlxray.data import (
     CHEXPERT_MIX,
@@ -228,9 +229,8 @@ def test_layout_has_the_labels_of_the_study(tmp_path):
         'Pneumonia': 587,
         'Pneumothorax': 173,
     }
-    real = resolve_path('../shared/realcxr')
-    if not (real / 'labels.csv').is_file(): return
-    real = read_realcxr(real)
+    if not (REAL / 'labels.csv').is_file(): return
+    real = read_realcxr(REAL)
     columns = ['patient', 'study', 'view', 'projection', 'age', 'sex', 'origin', *real.findings]
     pd.testing.assert_frame_equal(table.frame[columns], real.frame[columns])
     assert len(real.findings) == len(NIH_FINDINGS)

@@ -24,7 +24,7 @@ from torch import Tensor
 from .session import Session, Told, Xray, file_name, image_url
 from smlxray.app.teach import (
     MAX_FINDING, Answer, Stopped, Store, adapted_findings, algorithm_menu, answer_queries,
-    check_examples, check_network, embeddings_at, export_finding, import_finding, teach_live,
+    check_examples, embeddings_at, export_finding, import_finding, teach_live,
 )
 from .session import NETWORK
 from smlxray.app.widgets import (
@@ -33,7 +33,7 @@ from smlxray.app.widgets import (
 )
 from ..base import PAGES, SmlxrayError
 from ..bundle import BundleError, Comparison, TaughtFinding, finding_slug
-from ..bundle import support_names
+from ..bundle import check_network, support_names
 from ..evaluate import measure_title, read_answers, read_results, span
 from smlxray.look import (
     PALETTE, Html, curve_svg, escape, figure_url, new_axes, plot_band, plot_intervals,

@@ -8,15 +8,14 @@ __all__ = ['open_session', 'serve', 'served_app']
 # %% ../../nbs/84_serve.ipynb #84000004
 import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 from collections.abc import Callable, Iterable
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
 from .pages import App
 from .session import MAX_UPLOAD, Session, make_library
 from .widgets import STATIC
-from ..base import SmlxrayError, repo_root, resolve_path
-from ..bundle import Bundle, TaughtFinding, bundle_of_run
+from ..base import SmlxrayError, resolve_path, shipped_notebook
+from ..bundle import Bundle, TaughtFinding, bundle_of_run, is_fresh, networks_of
 from ..config import load_settings
 from ..evaluate import evaluate, save_results
 from ..lab import Lab, open_lab
@@ -36,11 +35,6 @@ def run_folder_of(
         f'`ls {runs}` lists them.'
     )
 
-def networks_of(folder: Path) -> list[Path]:
-    "List the networks that a run has trained, without states and without its bundle."
-    found = folder.glob('*/*.safetensors')
-    return [p for p in found if p.parent.name != 'bundle' and '.state.' not in p.name]
-
 def lab_of_run(folder: Path) -> Lab:
     "Open the lab of a run."
     return open_lab(load_settings(
@@ -56,16 +50,13 @@ def bundle_folder(
     folder: Path,  # of a run
 ) -> Path:
     "Find the bundle of a run; make it if there is none, or if there is something newer."
-    networks, made = networks_of(folder), folder / 'bundle' / 'manifest.json'
-    if not networks:
+    if not networks_of(folder):
         raise SmlxrayError(
             f'The run {folder.name} has no trained network yet; '
             f'`smlxray train siamese -p run {folder.name}` trains one.'
         )
-    parts = [*networks, *folder.glob('results.json')]
-    newest = max(part.stat().st_mtime for part in parts)
-    if made.exists() and newest <= made.stat().st_mtime: return made.parent
-    return bundle_of_run(lab_of_run(folder)).save(made.parent)
+    if is_fresh(folder): return folder / 'bundle'
+    return bundle_of_run(lab_of_run(folder)).save(folder / 'bundle')
 
 # %% ../../nbs/84_serve.ipynb #8400000d
 DEMO = dict(
@@ -182,13 +173,8 @@ def write_template(
 
 # %% ../../nbs/84_serve.ipynb #84000017
 def notebook_file() -> Path:
-    "Find the notebook that is served: in the checkout, or in the installed package."
-    package = Path(str(files('smlxray')))
-    root = repo_root(package)
-    folders = [root / 'nbs'] if root else []
-    for folder in [*folders, package / '_notebooks']:
-        if (folder / 'compare.ipynb').is_file(): return folder / 'compare.ipynb'
-    raise SmlxrayError('The notebook compare.ipynb is missing; please reinstall smlxray.')
+    "Find the notebook that is served."
+    return shipped_notebook('compare')
 
 def voila_command(port: int, config: Path) -> list[str]:
     "Write the command that serves the pages."

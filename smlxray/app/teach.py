@@ -18,7 +18,7 @@ from torch import Tensor
 from .session import MARKS, NETWORK, Session, Xray
 from ..base import ALGORITHMS, SmlxrayError, resolve_path
 from ..bundle import Bundle, BundleError, Look, TaughtFinding, embed_at, finding_slug
-from ..bundle import support_rows
+from ..bundle import check_network, support_rows
 from ..losses import query_scores
 from ..metrics import probability
 from ..siamese import cosine_similarity
@@ -168,15 +168,6 @@ def answer_queries(
     low, high = np.quantile(probability(draws, *curve, prevalence), (0.025, 0.975), axis=1)
     influence = example_influence(similarity, y.numpy(), finding.scale)
     return [Answer(*parts) for parts in zip(xrays, score.tolist(), p, low, high, influence)]
-
-# %% ../../nbs/81_teach.ipynb #70c949a7
-def check_network(bundle: Bundle, finding: TaughtFinding) -> None:
-    "Raise `BundleError` if a finding belongs to another network."
-    if finding.network == bundle.network: return
-    own, other = bundle.network[:8], finding.network[:8]
-    raise BundleError(
-        f'{finding.name!r} was taught to another network ({other}, not {own}); teach it again.'
-    )
 
 # %% ../../nbs/81_teach.ipynb #ce768f2a
 def adapted_findings(
