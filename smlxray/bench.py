@@ -426,6 +426,7 @@ def _two_towers(net, *parts):
     halves = [half for part in parts for half in part.chunk(2)]
     return torch.cat([net(half) for half in halves])
 
+# %% ../nbs/75_bench.ipynb #807471fe
 class EngineTask:
     "One network and one made-up task, on which engines and algorithms are measured."
 

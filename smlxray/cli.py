@@ -671,6 +671,7 @@ def _read_pairs(file: Path):
     found = ', '.join(pairs) or 'none'
     raise SmlxrayError(f'{file.name} needs the columns a and b, two paths a line; it has {found}.')
 
+# %% ../nbs/90_cli.ipynb #d7300e9e
 def _embed_each(bundle, folder: Path, names) -> tuple[dict, dict]:
     "Embed images by name; return the embeddings, and what is wrong with the others."
     import torch
@@ -730,6 +731,7 @@ def compare(
     _hand_over(table, output, as_json)
     raise typer.Exit(bool(len(table)) and bool((table['error'] != '').all()))
 
+# %% ../nbs/90_cli.ipynb #601f3cc2
 def _check_format(picture: Path) -> None:
     "Raise `SmlxrayError` if no picture can be written under this name."
     from matplotlib.backend_bases import FigureCanvasBase
@@ -975,6 +977,7 @@ def teach(
     taught.save(_here(place))
     _tell(_facts(taught, output=str(place)), f'{taught}\n{place}', as_json)
 
+# %% ../nbs/90_cli.ipynb #ef4d87fa
 def _example_files(positive: list[Path], negative: list[Path]) -> list[list[Path]]:
     "List the X-rays of both kinds; raise `SmlxrayError` if one is in both."
     from smlxray.bundle import image_files

@@ -157,6 +157,7 @@ def _allocated(ds, remarks: list[str]) -> int:
     if bits: _say(remarks, f'BitsAllocated: missing; the pixel data have room for {bits}')
     return bits
 
+# %% ../nbs/14_dicom.ipynb #ff0e6635
 def layout_of(ds, remarks: list[str]) -> Layout:
     "Gather what a record says about its pixels; raises `ValueError` for what must not be guessed."
     height, width = (_whole(ds, key, remarks) for key in ('Rows', 'Columns'))
@@ -265,6 +266,7 @@ def claims_of(frame: bytes) -> Claims:
         else Claims('')
     )
 
+# %% ../nbs/14_dicom.ipynb #a3c47546
 def _jpeg_claims(frame: bytes) -> Claims:
     "Walk through the segments of a JPEG or JPEG-LS to the one that holds the size."
     at = 2
@@ -374,6 +376,7 @@ def _folded(taken: np.ndarray, whole: np.ndarray) -> bool:
     )
     return near < near_before or alike < 0.8 * alike_before
 
+# %% ../nbs/14_dicom.ipynb #f3ddfbe4
 def stored_values(
     raw: np.ndarray,     # (H, W) or (H, W, 3), containers of 8 or 16 bits, unsigned
     layout: Layout,
@@ -501,6 +504,7 @@ def _entries(item, count: int) -> np.ndarray:
         return np.frombuffer(data, 'u1')[:count]
     return np.frombuffer(data[: len(data) // 2 * 2], '<u2')[:count]
 
+# %% ../nbs/14_dicom.ipynb #81de2c5e
 def table_of(
     item,                # of a ModalityLUTSequence or VOILUTSequence
     span: tuple,         # the lowest and the highest value that it is for
@@ -618,6 +622,7 @@ def _greys(unit: np.ndarray) -> np.ndarray:
         np.uint8
     )
 
+# %% ../nbs/14_dicom.ipynb #31647374
 def unit_levels(
     ds,
     x: np.ndarray,       # (n,) detector units, of all stored values from the lowest to the highest
@@ -687,6 +692,7 @@ def _inverted(ds, kind: str, remarks: list[str]) -> bool:
         _say(remarks, f'polarity: {kind} contradicts PresentationLUTShape {shape}; {what}')
     return inverted
 
+# %% ../nbs/14_dicom.ipynb #ec63981d
 def to_grey(
     ds,
     values: np.ndarray,          # (H, W) stored values
@@ -877,6 +883,7 @@ def _known_layout(ds, name: str, max_pixels: int, remarks: list[str]) -> Layout:
     told = f'{layout.samples} samples per pixel and is {layout.kind}'
     raise ImageError(f'{name} is a DICOM file that contradicts itself: it has {told}.')
 
+# %% ../nbs/14_dicom.ipynb #84c5fda1
 def _check_length(ds, layout: Layout, remarks: list[str]):
     "Say where there are more pixel data than the image needs."
     per_pixel = 2 if layout.kind == 'YBR_FULL_422' else layout.samples

@@ -465,6 +465,7 @@ def combine_cells(
         return {fold: interval(fold) for fold in [*folds, 'all']}
     return [_grid_row(mean) for mean in grid_means(_shared_methods(cells), means, reference)]
 
+# %% ../nbs/70_evaluate.ipynb #41e95411
 def _replicates(cells: dict[Place, dict], method: str | None, fold: str) -> dict | None:
     "The answers of a method by (split, seed), those of all folds together for the fold 'all'."
     if method is None: return None

@@ -128,6 +128,7 @@ class Stroke(NamedTuple):
     mass: np.ndarray   # attenuation times area, per point
     blur: float        # standard deviation of the shadow, in the units of x and y
 
+# %% ../nbs/05_phantom.ipynb #f83dff26
 class Film:
     "The pixels of one film in body coordinates; draws curves by their mass."
 
@@ -588,6 +589,7 @@ def inner_edge(b):
         (b.edge + 0.05, b.tip),
     ]
 
+# %% ../nbs/05_phantom.ipynb #85d751d2
 def scapula_edges(f, side):
     "Return the edges of one shoulder blade and the shaft of the arm."
     c, b = f.chest, blade_of(f)
@@ -663,6 +665,7 @@ def trunks(rng, side) -> Branches:
     )
     return Branches(x, y, angle, rng.uniform(0.30, 0.48, 6), rng.uniform(0.030, 0.042, 6))
 
+# %% ../nbs/05_phantom.ipynb #93070886
 def grow(rng, side, b: Branches) -> tuple:  # x and y (n, 6), and the angles (n, 5) between them
     "Let branches grow from their starts, slightly bent."
     bend = rng.normal(0, 0.25, b.angle.shape)[:, None] * (
@@ -1421,6 +1424,7 @@ def pacemaker(f, rng, tau):
         f.curve(vein + heart, 0.014, 1.1 * tau)
     ]
 
+# %% ../nbs/05_phantom.ipynb #462816dd
 def central_line(f, rng, tau):
     "A thin tube through a vein of the neck."
     side = a_side(rng)
@@ -1547,6 +1551,7 @@ def side_rib(f, k):
         f.curve(lower, 0.014, c.bone * 0.5),
     ]
 
+# %% ../nbs/05_phantom.ipynb #14d65c2f
 def side_bones(f):
     "Attenuation of spine, ribs and breastbone."
     c, half, ink = f.chest, 0.085, []

@@ -882,6 +882,7 @@ def _results_wanted(cells: list[Cell]) -> list[bool]:
         if plan.jackknife: out.append((cell.folder / 'scores' / 'jackknife.safetensors').exists())
     return out + [is_answered(cells[0], name) for name in plan.slow]
 
+# %% ../nbs/73_study.ipynb #c0fbf58d
 def _run_missing(cells: list[Cell], folds: list[str] | None, workers: int) -> None:
     "Run cells in workers, and last the slow methods of the first cell."
     plan, first = cells[0].plan, cells[0]

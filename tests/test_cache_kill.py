@@ -24,14 +24,14 @@ ImageCache.build(table, (96, 96), folder + '/cache', workers=2, progress=False)
 """
 
 
-def test_kill_nine_at_ten_random_moments(tmp_path):
-    rng, count = np.random.default_rng(0), 3000
-    (tmp_path / 'images').mkdir()
+def noise_table(folder, count):
+    "Write X-rays of noise, one of them broken, and their table."
+    rng = np.random.default_rng(0)
+    (folder / 'images').mkdir()
     for row in range(count):
-        Image.fromarray(rng.integers(0, 256, (320, 390), dtype=np.uint8)).save(
-            tmp_path / f'images/{row}.jpg', quality=90
-        )
-    (tmp_path / 'images/77.jpg').write_bytes(b'broken')
+        noise = rng.integers(0, 256, (320, 390), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f'images/{row}.jpg', quality=90)
+    (folder / 'images/77.jpg').write_bytes(b'broken')
     frame = pd.DataFrame(
         {
             'path': [f'{row}.jpg' for row in range(count)],
@@ -39,8 +39,12 @@ def test_kill_nine_at_ten_random_moments(tmp_path):
             'Edema': 1.0,
         }
     )
-    frame.to_csv(tmp_path / 'table.csv', index=False)
-    table = XrayTable(frame, ['Edema'], tmp_path / 'images', 'test')
+    frame.to_csv(folder / 'table.csv', index=False)
+    return XrayTable(frame, ['Edema'], folder / 'images', 'test')
+
+
+def test_kill_nine_at_ten_random_moments(tmp_path):
+    table = noise_table(tmp_path, 3000)
     began = time.monotonic()
     calm = ImageCache.build(table, (96, 96), tmp_path / 'calm', workers=2, progress=False)
     length, moments = time.monotonic() - began, random.Random(0)
@@ -62,9 +66,8 @@ def test_kill_nine_at_ten_random_moments(tmp_path):
             continue  # sometimes the next attempt is killed too
         final = ImageCache.build(table, (96, 96), tmp_path / 'cache', workers=2, progress=False)
         final.verify()
-        assert (
-            final.path / 'pixels.npy'
-        ).read_bytes() == expected and final.quarantined.keys() == {77}
+        assert (final.path / 'pixels.npy').read_bytes() == expected
+        assert final.quarantined.keys() == {77}
         assert final.manifest['sha256'] == calm.manifest['sha256']
         for file in final.path.iterdir():
             file.unlink()

@@ -204,40 +204,31 @@ def test_ways_are_sound_on_random_tables(seed, match_on, negatives):
     except DataError as e:
         assert '10 patients each' in str(e)
         return
+    groups = 3 + (negatives == 'normals')
     for i in range(8):
         e = sampler.episode(i)
         every = np.r_[e.support, e.query]
-        groups = 3 + (negatives == 'normals')
-        assert (
-            set(every) <= set(rows)
-            and f['patient'].iloc[every].is_unique
-            and (len(e.support), len(e.query)) == (groups * 2, groups * 8)
-        )
-        assert e.unseen.sum() == 1 and {x for x, u in zip(e.findings, e.unseen) if u} <= {
-            'Mass',
-            'Hernia',
-        }
+        assert set(every) <= set(rows) and f['patient'].iloc[every].is_unique
+        assert (len(e.support), len(e.query)) == (groups * 2, groups * 8)
+        unseen = {x for x, u in zip(e.findings, e.unseen) if u}
+        assert e.unseen.sum() == 1 and unseen <= {'Mass', 'Hernia'}
         for part, y, n in ((e.support, e.support_labels, 2), (e.query, e.query_labels, 8)):
-            own = (
-                f[match_on]
-                .iloc[part]
-                .astype(str)
-                .agg('|'.join, axis=1)
-                .to_numpy()
-                .reshape(groups, n)
-                if match_on
-                else np.zeros((groups, n))
-            )
-            assert (own == own[0]).all()  # every place is in one stratum
-            for j, x in enumerate(e.findings):
-                raw = f[x].iloc[part].to_numpy()
-                assert (
-                    ((y[:, j] == 1) == (raw == 1)).all()
-                    and (y[j * n : (j + 1) * n, j] == 1).all()
-                    and (y[:, j] == 0).any()
-                )
-                free = f['patient'].iloc[part[y[:, j] == 0]]
-                assert not f.loc[f['patient'].isin(free), x].isin([1, -1]).any()
+            assert_one_stratum_per_place(f.iloc[part], groups, match_on)
+            assert_labels_are_the_tables(f, part, y, e.findings, n)
+
+
+def assert_one_stratum_per_place(drawn, groups, match_on):
+    if not match_on: return
+    strata = drawn[match_on].astype(str).agg('|'.join, axis=1).to_numpy().reshape(groups, -1)
+    assert (strata == strata[0]).all()
+
+
+def assert_labels_are_the_tables(f, part, y, findings, n):
+    for j, x in enumerate(findings):
+        assert ((y[:, j] == 1) == (f[x].iloc[part].to_numpy() == 1)).all()
+        assert (y[j * n : (j + 1) * n, j] == 1).all() and (y[:, j] == 0).any()
+        free = f['patient'].iloc[part[y[:, j] == 0]]
+        assert not f.loc[f['patient'].isin(free), x].isin([1, -1]).any()
 
 
 def test_many_shots_are_refused_where_patients_do_not_suffice():

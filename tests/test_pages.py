@@ -13,6 +13,27 @@ def served(tmp_path_factory):
     server.stop()
 
 
+def teach_fluid(v):
+    p = v.page
+    v.open('Teach')
+    p.get_by_role('button', name='Teach', exact=True).click()
+    v.says('Name the finding first')
+    v.field('Name of the finding').fill('Fluid')
+    v.field('Adapt').select_option(label='the last layer (anil)')
+    v.field('Inner steps').fill('1')
+    marks = {'with the finding': 0, 'without the finding': 3, 'a query': 6}
+    for mark, first in marks.items():
+        v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
+        for k in range(first, first + 2):
+            v.thumbs('X-rays to choose from').nth(k).click()
+    both = p.locator('.sx-table:visible, p:visible').filter(has_text='2 with, 2 without')
+    both.first.wait_for()
+    p.get_by_role('button', name='Teach', exact=True).click()
+    v.says('Done: taught')
+    p.locator('.sx-curve:visible').wait_for()
+    assert p.locator('.sx-table:visible tbody tr').count() == 2
+
+
 def test_a_visitor_compares_teaches_and_looks_around(served):
     with browsing() as browser:
         v = Visitor(browser, served)
@@ -29,33 +50,9 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
         p.locator('.sx-figure:visible').first.filter(has_text='one.png').wait_for()
         v.changes('.sx-big', before)
 
-        v.open('Teach')
-        p.get_by_role('button', name='Teach', exact=True).click()
-        v.says('Name the finding first')
-        v.field('Name of the finding').fill('Fluid')
-        v.field('Adapt').select_option(label='the last layer (anil)')
-        v.field('Inner steps').fill('1')
-        for mark, first in (
-            ('with the finding', 0),
-            ('without the finding', 3),
-            ('a query', 6),
-        ):
-            v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
-            for k in range(first, first + 2):
-                v.thumbs('X-rays to choose from').nth(k).click()
-        p.locator('.sx-table:visible, p:visible').filter(
-            has_text='2 with, 2 without'
-        ).first.wait_for()
-        p.get_by_role('button', name='Teach', exact=True).click()
-        v.says('Done: taught')
-        p.locator('.sx-curve:visible').wait_for()
-        assert p.locator('.sx-table:visible tbody tr').count() == 2
-
-        for page, sight in (
-            ('Explore', '.sx-dot'),
-            ('Findings', '.sx-bar'),
-            ('Results', '.sx-chart'),
-        ):
+        teach_fluid(v)
+        sights = dict(Explore='.sx-dot', Findings='.sx-bar', Results='.sx-chart')
+        for page, sight in sights.items():
             v.open(page)
             p.locator(f'{sight}:visible').first.wait_for()
         assert v.outside() == [] and v.errors == []

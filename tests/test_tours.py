@@ -125,6 +125,58 @@ def teach(v, name, method='all weights (maml)', steps=5, shots=7):
     p.get_by_role('button', name='Teach', exact=True).click()
 
 
+def save_export_and_import(v, file):
+    p = v.page
+    p.get_by_role('button', name='Save', exact=True).click()
+    v.says('Saved as fluid')
+    with p.expect_download() as got:
+        p.get_by_role('button', name='Export', exact=True).click()
+    got.value.save_as(file)
+    assert got.value.suggested_filename == 'fluid.zip'
+    upload = p.locator('.sx-upload:visible').filter(has_text='Import a finding')
+    upload.locator('input').set_input_files(file)
+    v.says('Imported: Fluid')
+    v.upload('Import a finding', ('no.zip', b'PK no'))
+    v.says('no.zip is not a finding')
+    p.get_by_role('button', name='Load', exact=True).click()
+    v.says('Loaded: Fluid')
+
+
+def load_after_a_new_start(v):
+    v.page.reload()
+    v.page.wait_for_selector('.sx-thumb', timeout=120_000)
+    v.open('Teach')
+    v.field('Saved findings').locator('option', has_text='fluid').wait_for(state='attached')
+    v.page.get_by_role('button', name='Load', exact=True).click()
+    v.says('Loaded: Fluid')
+
+
+def ask_it_about_an_xray(v):
+    v.open('Findings')
+    v.page.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
+    before = v.page.locator('.sx-table:visible').inner_text()
+    v.field('Temperature').fill('8')
+    changed = '''old => {
+        const all = [...document.querySelectorAll(".sx-table")];
+        const t = all.filter(e => e.offsetParent);
+        return t.length && t.every(e => e.innerText !== old);
+    }'''
+    v.page.wait_for_function(changed, arg=before)
+    v.field('Inner steps').fill('1')
+    v.says('Adapted with 1 steps', 240_000)
+
+
+def explore_with_its_weights(v):
+    v.open('Explore')
+    v.page.locator('.sx-dot:visible').first.wait_for()
+    places = (
+        '() => [...document.querySelectorAll(".sx-scatter .sx-dot")].map(e => e.outerHTML).join()'
+    )
+    before = v.page.evaluate(places)
+    v.field('Weights').select_option(label='adapted to Fluid')
+    v.page.wait_for_function(f'old => ({places})() !== old', arg=before, timeout=60_000)
+
+
 def test_teach_save_load_export_import(visitor, served, tmp_path):
     v, p = visitor, visitor.page
     teach(v, 'Fluid')
@@ -135,49 +187,11 @@ def test_teach_save_load_export_import(visitor, served, tmp_path):
     at_ten = p.locator('.sx-table:visible tbody tr b').first.inner_text()
     v.field('Assumed prevalence').fill('9')
     v.changes('.sx-table tbody tr b', at_ten)
-    p.get_by_role('button', name='Save', exact=True).click()
-    v.says('Saved as fluid')
-    with p.expect_download() as got:
-        p.get_by_role('button', name='Export', exact=True).click()
-    got.value.save_as(tmp_path / 'fluid.zip')
-    assert got.value.suggested_filename == 'fluid.zip'
-    p.locator('.sx-upload:visible').filter(has_text='Import a finding').locator(
-        'input'
-    ).set_input_files(tmp_path / 'fluid.zip')
-    v.says('Imported: Fluid')
-    v.upload('Import a finding', ('no.zip', b'PK no'))
-    v.says('no.zip is not a finding')
-    p.get_by_role('button', name='Load', exact=True).click()
-    v.says('Loaded: Fluid')
+    save_export_and_import(v, tmp_path / 'fluid.zip')
     assert list((served.home / 'store').glob('*/fluid/manifest.json'))
-    p.reload()
-    p.wait_for_selector('.sx-thumb', timeout=120_000)
-    v.open('Teach')
-    v.field('Saved findings').locator('option', has_text='fluid').wait_for(state='attached')
-    p.get_by_role('button', name='Load', exact=True).click()
-    v.says('Loaded: Fluid')
-    v.open('Findings')
-    p.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
-    before = p.locator('.sx-table:visible').inner_text()
-    v.field('Temperature').fill('8')
-    p.wait_for_function(
-        '''old => {
-            const all = [...document.querySelectorAll(".sx-table")];
-            const t = all.filter(e => e.offsetParent);
-            return t.length && t.every(e => e.innerText !== old);
-        }''',
-        arg=before,
-    )
-    v.field('Inner steps').fill('1')
-    v.says('Adapted with 1 steps', 240_000)
-    v.open('Explore')
-    p.locator('.sx-dot:visible').first.wait_for()
-    places = (
-        '() => [...document.querySelectorAll(".sx-scatter .sx-dot")].map(e => e.outerHTML).join()'
-    )
-    before = p.evaluate(places)
-    v.field('Weights').select_option(label='adapted to Fluid')
-    p.wait_for_function(f'old => ({places})() !== old', arg=before, timeout=60_000)
+    load_after_a_new_start(v)
+    ask_it_about_an_xray(v)
+    explore_with_its_weights(v)
 
 
 def test_too_few_and_several_files(visitor):
@@ -235,46 +249,35 @@ def test_explore_by_mouse_and_keyboard(visitor):
     p.locator('p:visible').filter(has_text='1 with, 0 without').wait_for()
 
 
+NAMELESS = '''() => {
+    const kinds = ".sx-app button, .sx-app input, .sx-app select";
+    const shown = [...document.querySelectorAll(kinds)].filter(e => e.offsetParent);
+    const label = e => e.labels?.length && e.labels[0].innerText;
+    const named = e => e.getAttribute("aria-label") || e.innerText || label(e);
+    return shown.filter(e => !named(e)).map(e => e.outerHTML);
+}'''
+TOO_WIDE = '''() => {
+    const page = document.documentElement;
+    return page.scrollWidth - page.clientWidth;
+}'''
+
+
 def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor):
     v, p = visitor, visitor.page
     p.get_by_role('tab', name='Compare').focus()
     for name in ('Teach', 'Explore', 'Findings', 'Results', 'Compare'):
         p.keyboard.press('ArrowRight')
         p.wait_for_timeout(300)
-        assert (
-            p.locator('[role=tab][aria-selected=true]').inner_text() == name
-            and p.evaluate('document.activeElement.innerText') == name
-        )
+        assert p.locator('[role=tab][aria-selected=true]').inner_text() == name
+        assert p.evaluate('document.activeElement.innerText') == name
     for name in ('Compare', 'Teach', 'Explore', 'Findings', 'Results'):
         v.open(name)
-        nameless = p.evaluate(
-            '''() => {
-                const kinds = ".sx-app button, .sx-app input, .sx-app select";
-                const shown = [...document.querySelectorAll(kinds)].filter(e => e.offsetParent);
-                const label = e => e.labels?.length && e.labels[0].innerText;
-                const named = e => e.getAttribute("aria-label") || e.innerText || label(e);
-                return shown.filter(e => !named(e)).map(e => e.outerHTML);
-            }'''
-        )
-        assert (
-            nameless == []
-            and p.evaluate(
-                '() => document.querySelectorAll(".sx-app img:not([alt])").length'
-            )
-            == 0
-        )
+        assert p.evaluate(NAMELESS) == []
+        assert p.evaluate('() => document.querySelectorAll(".sx-app img:not([alt])").length') == 0
         for width in (1280, 768):
             p.set_viewport_size(dict(width=width, height=900))
             p.wait_for_timeout(200)
-            assert (
-                p.evaluate(
-                    '''() => {
-                        const page = document.documentElement;
-                        return page.scrollWidth - page.clientWidth;
-                    }'''
-                )
-                <= 1
-            ), (name, width)
+            assert p.evaluate(TOO_WIDE) <= 1, (name, width)
         p.set_viewport_size(dict(width=1280, height=1000))
     v.open('Compare')
     p.keyboard.press('Tab')
@@ -314,14 +317,21 @@ def test_no_message_runs_code(visitor, served):
     kernel = json.loads(p.locator('#jupyter-config-data').text_content())['kernelId']
     mark = served.home / 'ran'
     p.evaluate(
-        '''([kernel, code]) => new Promise(done => { const w = new WebSocket(`ws://${location.host}/api/kernels/${kernel}/channels?session_id=evil`);
-        const header = { msg_id: "1", msg_type: "execute_request", session: "evil", username: "",
-                         version: "5.3", date: new Date().toISOString() };
-        const content = { code, silent: false, store_history: false, user_expressions: {},
-                          allow_stdin: false };
-        const message = { header, parent_header: {}, metadata: {}, channel: "shell", content };
-        w.onopen = () => { w.send(JSON.stringify(message)); setTimeout(done, 3000); };
-        w.onerror = () => done(); })''',
+        '''([kernel, code]) => new Promise(done => {
+            const path = `/api/kernels/${kernel}/channels?session_id=evil`;
+            const w = new WebSocket(`ws://${location.host}${path}`);
+            const header = {
+                msg_id: "1", msg_type: "execute_request", session: "evil", username: "",
+                version: "5.3", date: new Date().toISOString(),
+            };
+            const content = {
+                code, silent: false, store_history: false, user_expressions: {},
+                allow_stdin: false,
+            };
+            const message = { header, parent_header: {}, metadata: {}, channel: "shell", content };
+            w.onopen = () => { w.send(JSON.stringify(message)); setTimeout(done, 3000); };
+            w.onerror = () => done();
+        })''',
         [kernel, f'open({str(mark)!r}, "w")'],
     )
     assert not mark.exists()

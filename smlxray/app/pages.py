@@ -934,6 +934,7 @@ class FindingTable:
         table = table_html(self.HEAD, rows) + f'<p class="sx-small">{self.NOTE}</p>'
         self.table.value = table if rows else '<p>Being adapted ...</p>'
 
+# %% ../../nbs/83_pages.ipynb #78518a43
 def steps_field(session: Session) -> Field:
     "Make the control of inner steps; without a run there is nothing to adapt to."
     field = Field(
