@@ -8,7 +8,8 @@ __all__ = ['logger', 'BACKBONES', 'LOSSES', 'READERS', 'ALGORITHMS', 'SmlxrayErr
            'choose', 'write_atomic', 'resolve_path', 'set_seed', 'Registry']
 
 # %% ../nbs/00_base.ipynb #21274ab1
-import difflib, logging, os, random, sys, uuid, warnings
+import difflib, logging, os, platform, random, select, shutil, sys, threading, time, uuid
+import warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -96,20 +97,57 @@ def choose(
 
 # %% ../nbs/00_base.ipynb #3784322b
 @contextmanager
+def draft_folder(
+    place: str | os.PathLike,  # folder in which it is made; missing ones are made
+) -> Iterator[Path]:           # an empty hidden folder there
+    "Lend a folder for what is not whole yet; it goes, and so do those of processes that died."
+    place = Path(place)
+    place.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(place.resolve())
+    draft = place / f'{_drafts_here()}-{os.getpid()}-{uuid.uuid4().hex[:8]}'
+    draft.mkdir()
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+def _drafts_here() -> str:
+    "How the drafts of this machine begin; another machine may share the disk."
+    return f'.draft-{zlib.crc32(platform.node().encode()):08x}'
+
+_swept: set[tuple[int, Path]] = set()  # process and folder
+
+def _remove_orphans(place: Path) -> None:
+    "Remove drafts whose process has ended; once per process and folder, for looking takes time."
+    if (os.getpid(), place) in _swept: return
+    _swept.add((os.getpid(), place))
+    for draft in place.glob(f'{_drafts_here()}-*-*'):
+        pid = draft.name.split('-')[2]
+        if pid.isdigit() and not is_alive(int(pid)): shutil.rmtree(draft, ignore_errors=True)
+
+def is_alive(pid: int) -> bool:
+    "Tell whether a process of this machine still runs."
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # it belongs to another user
+    return True
+
+# %% ../nbs/00_base.ipynb #1576e01e
+@contextmanager
 def atomic_path(
     path: str | os.PathLike,  # file to write; missing folders above it are made
-) -> Iterator[Path]:          # a neighbour of it, with the same ending, to write instead
+) -> Iterator[Path]:          # where to write instead; the name is the same
     "Lend the path of a draft that replaces `path` if all goes well and leaves no trace otherwise."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f'.{uuid.uuid4().hex[:8]}.{path.name}')
-    try:
+    with draft_folder(path.parent) as folder:
+        draft = folder / path.name
         yield draft
         with open(draft, 'rb+') as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 # %% ../nbs/00_base.ipynb #9027fc75
 def write_atomic(
@@ -121,6 +159,30 @@ def write_atomic(
     with atomic_path(path) as draft:
         draft.write_bytes(content)
     return Path(path)
+
+# %% ../nbs/00_base.ipynb #b3cb11c9
+_followed: set[tuple[int, int]] = set()  # who follows whom
+
+def follow(
+    pid: int,  # of the process to follow; nothing happens if it is this one
+) -> None:
+    "End this process soon after another one has ended; call it as often as you like."
+    pair = os.getpid(), pid
+    if pid == os.getpid() or pair in _followed or os.name != 'posix': return
+    _followed.add(pair)
+    threading.Thread(target=_end_with, args=(pid,), daemon=True).start()
+
+def _end_with(pid: int) -> None:
+    "Wait for the end of a process, then end this one."
+    try:
+        waiting = select.poll()
+        waiting.register(os.pidfd_open(pid), select.POLLIN)
+        waiting.poll()
+    except ProcessLookupError:
+        pass  # it has ended already
+    except (AttributeError, OSError):  # no such call on this system
+        while is_alive(pid): time.sleep(0.5)
+    os._exit(1)
 
 # %% ../nbs/00_base.ipynb #e5cc5995
 def repo_root(

@@ -7,7 +7,7 @@ __all__ = ['DISEASES', 'Disease', 'Phantom', 'draw_phantom', 'phantom_population
            'write_phantoms', 'ensure_phantoms', 'phantom_masks']
 
 # %% ../nbs/05_phantom.ipynb #f28565b4
-import json, os, shutil, uuid, zlib
+import json, os, shutil, zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from tqdm.auto import tqdm
-from .base import DataError, moved
+from .base import DataError, draft_folder, follow, moved
 
 # %% ../nbs/05_phantom.ipynb #acc4a2f9
 def _rng(*keys) -> np.random.Generator:
@@ -1863,25 +1863,26 @@ def write_phantoms(
         raise DataError(f'{folder} is not empty; {advice}.')
     table = phantom_population(patients, seed)
     manifest = json.dumps(_manifest(patients, size, seed), indent=1)
-    draft = folder.with_name(
-        f'.{folder.name}.{uuid.uuid4().hex[:8]}'
-    )
-    try:
-        draft.mkdir(parents=True)
-        save = partial(_save_rows, folder=draft, size=size, seed=seed)
+    with draft_folder(folder.parent) as draft:
+        whole = draft / folder.name
+        whole.mkdir()
+        save = partial(_save_rows, folder=whole, size=size, seed=seed)
         _in_processes(save, table.to_dict('records'), workers, progress)
-        _save_tables(table, draft)
-        (draft / 'manifest.json').write_text(manifest + '\n')
-        if folder.exists(): folder.rmdir()
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _save_tables(table, whole)
+        (whole / 'manifest.json').write_text(manifest + '\n')
+        _move(whole, folder)
     return folder
+
+def _move(whole: Path, folder: Path):
+    "Put a folder that is whole in its place, which is absent or empty."
+    if folder.exists(): folder.rmdir()
+    os.replace(whole, folder)
 
 def _in_processes(save: Callable, rows: list, workers: int, progress: bool):
     "Save rows, forty at a time; the pool is closed, or a forked parent could never end."
     chunks = [rows[i : i + 40] for i in range(0, len(rows), 40)]
-    with ProcessPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    us = dict(initializer=follow, initargs=(os.getpid(),))
+    with ProcessPoolExecutor(workers or os.cpu_count() or 1, **us) as pool:
         done = pool.map(save, chunks)
         bar = tqdm(
             done,
@@ -1906,15 +1907,9 @@ def _copy_phantoms(kept: Path, folder: Path, *drawn) -> Path:
     source.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f'{source}.lock'):
         if _is_empty(source): write_phantoms(source, *drawn)
-    draft = folder.with_name(
-        f'.{folder.name}.{uuid.uuid4().hex[:8]}'
-    )
-    try:
-        shutil.copytree(source, draft)
-        if folder.exists(): folder.rmdir()
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with draft_folder(folder.parent) as draft:
+        shutil.copytree(source, draft / folder.name)
+        _move(draft / folder.name, folder)
     return folder
 
 # %% ../nbs/05_phantom.ipynb #1af00484

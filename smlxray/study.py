@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from smlxray.base import (
-    ALGORITHMS, ConfigError, DataError, SmlxrayError, atomic_path, choose, logger, moved,
+    ALGORITHMS, ConfigError, DataError, SmlxrayError, atomic_path, choose, follow, logger, moved,
     resolve_path, set_seed, shipped_file, show_remarks, write_atomic,
 )
 from .cache import to_float
@@ -891,7 +891,8 @@ def _run_missing(cells: list[Cell], folds: list[str] | None, workers: int) -> No
     jobs = [(cell, None) for cell in mine]
     if first in mine: jobs += [(first, family) for family in _families(plan.slow)]
     places = [(cell.fold, cell.split, cell.seed, methods) for cell, methods in jobs]
-    Parallel(n_jobs=workers)(delayed(_job)(plan, *place) for place in places)
+    boss = os.getpid()
+    Parallel(n_jobs=workers)(delayed(_job)(boss, plan, *place) for place in places)
 
 def _families(slow: dict[str, dict]) -> list[list[str]]:
     "Methods that share a training run in one worker: those whose names begin alike."
@@ -899,8 +900,16 @@ def _families(slow: dict[str, dict]) -> list[list[str]]:
     for name in slow: families.setdefault(name.split(',')[0], []).append(name)
     return list(families.values())
 
-def _job(plan: StudySettings, fold: str, split: int, seed: int, methods: list | None) -> None:
+def _job(
+    boss: int,            # process whose end ends the worker, if it is another one
+    plan: StudySettings,
+    fold: str,
+    split: int,
+    seed: int,
+    methods: list | None,
+) -> None:
     "Run a cell in a worker and say how long it took; its files are the result."
+    follow(boss)
     show_remarks()
     cell = Cell(plan, fold, split, seed)
     start = time.perf_counter()
