@@ -8,8 +8,8 @@ __all__ = ['logger', 'BACKBONES', 'LOSSES', 'READERS', 'ALGORITHMS', 'SmlxrayErr
            'choose', 'write_atomic', 'resolve_path', 'set_seed', 'Registry']
 
 # %% ../nbs/00_base.ipynb #21274ab1
-import difflib, logging, os, platform, random, select, shutil, sys, threading, time, uuid
-import warnings, zlib
+import ctypes, difflib, hashlib, json, logging, math, os, platform, random, select, shutil
+import sys, threading, time, uuid, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 # %% ../nbs/00_base.ipynb #33b5d964
 class SmlxrayError(ValueError):
@@ -159,6 +160,128 @@ def write_atomic(
     with atomic_path(path) as draft:
         draft.write_bytes(content)
     return Path(path)
+
+# %% ../nbs/00_base.ipynb #f2567cf3
+@contextmanager
+def own_file(
+    path: str | os.PathLike,  # a file that smlxray wrote
+    cure: str,                # what to do if it is damaged, as in 'evaluate again'
+    error: type[SmlxrayError] = SmlxrayError,
+) -> Iterator[None]:
+    "Say in one sentence that a file is missing or damaged, whatever goes wrong in the block."
+    name = '/'.join(Path(path).parts[-2:])
+    try:
+        yield
+    except SmlxrayError:
+        raise
+    except FileNotFoundError:
+        raise error(f'There is no file {name}; {cure}.') from None
+    except Exception as problem:
+        first, *_ = str(problem).strip().splitlines() or [type(problem).__name__]
+        raise error(f'{name} is damaged ({first[:120]}); {cure}.') from None
+
+# %% ../nbs/00_base.ipynb #26371d02
+def parse_json(
+    text: str | bytes,  # UTF-8
+    kind: type = dict,  # what it must hold
+) -> Any:
+    "Read JSON strictly; raise `ValueError` for NaN, infinity, bytes that are no text, or depth."
+    try:
+        text = text.decode('utf-8') if isinstance(text, bytes) else text
+        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except RecursionError:
+        raise ValueError('it is nested too deeply') from None
+    if isinstance(value, kind): return value
+    raise ValueError(f'it holds a {type(value).__name__}, not a {kind.__name__}')
+
+def _no_number(word: str):
+    raise ValueError(f'{word} is no number')
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _no_number(digits)
+
+def read_json(
+    path: str | os.PathLike,
+    cure: str,                # what to do if it is damaged
+    error: type[SmlxrayError] = SmlxrayError,
+    kind: type = dict,        # what it must hold
+) -> Any:
+    "Read an own JSON file, as `own_file` and `parse_json` say."
+    with own_file(path, cure, error):
+        return parse_json(Path(path).read_bytes(), kind)
+
+# %% ../nbs/00_base.ipynb #8610aafa
+def json_digest(
+    value: Any,  # plain data
+) -> str:        # 16 hex digits
+    "Fingerprint plain data, whatever the order of its keys."
+    text = json.dumps(value, sort_keys=True, separators=(',', ':'))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+def sealed(
+    value: dict,  # plain data
+) -> dict:
+    "Add the digest of a dict to it, as its key `digest`."
+    body = {key: part for key, part in value.items() if key != 'digest'}
+    return body | dict(digest=json_digest(body))
+
+def check_seal(
+    value: dict,  # perhaps with the key `digest`; files of older versions have none
+) -> dict:        # the same
+    "Raise `ValueError` if a dict is not what it was when it was sealed."
+    if 'digest' not in value or sealed(value)['digest'] == value['digest']: return value
+    raise ValueError('its content was changed')
+
+# %% ../nbs/00_base.ipynb #ce7f26c9
+@contextmanager
+def only_one(
+    place: str | os.PathLike,  # what is to be written by one process at a time
+    work: str,                 # what it does, as in 'training the run tiny'
+) -> Iterator[None]:
+    "Hold the lock of a place; raise `SmlxrayError` at once if another process holds it."
+    place = Path(place)
+    lock = place / '.lock' if place.is_dir() else place.with_name(f'.{place.name}.lock')
+    lock = FileLock(lock, is_singleton=True, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise SmlxrayError(f'Another process is {work}; wait until it has ended.') from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+# %% ../nbs/00_base.ipynb #a5a312ec
+def replace_folder(
+    draft: Path,   # a folder on the same disk; afterwards gone, or the old one
+    folder: Path,  # where it goes
+) -> None:
+    "Put a folder in the place of another one, in one step if the system can do that."
+    if not folder.exists() or _exchange(draft, folder):
+        if not folder.exists(): os.rename(draft, folder)
+        return
+    old = _old_name(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(folder, old)
+    os.rename(draft, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+def recover_folder(folder: Path) -> None:
+    "Bring back a folder whose replacement was cut short between two renames."
+    old = _old_name(folder)
+    if old.is_dir() and not folder.exists(): os.rename(old, folder)
+
+def _old_name(folder: Path) -> Path:
+    return folder.with_name(f'.{folder.name}.old')
+
+_HERE, _SWAP = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+
+def _exchange(a: Path, b: Path) -> bool:
+    "Exchange two names in one step; False where the system cannot."
+    if not sys.platform.startswith('linux'): return False
+    swap = getattr(ctypes.CDLL(None), 'renameat2', None)
+    return bool(swap) and swap(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _SWAP) == 0
 
 # %% ../nbs/00_base.ipynb #b3cb11c9
 _followed: set[tuple[int, int]] = set()  # who follows whom
