@@ -241,16 +241,24 @@ def only_one(
 ) -> Iterator[None]:
     "Hold the lock of a place; raise `SmlxrayError` at once if another process holds it."
     place = Path(place)
-    lock = place / '.lock' if place.is_dir() else place.with_name(f'.{place.name}.lock')
-    lock = FileLock(lock, is_singleton=True, thread_local=False)
+    file = place / '.lock' if place.is_dir() else place.with_name(f'.{place.name}.lock')
+    lock = _lock_of(file, work)
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1: file.unlink(missing_ok=True)
+        lock.release()
+
+def _lock_of(file: Path, work: str) -> FileLock:
+    "Take a lock; again, if its file was being removed meanwhile."
+    lock = FileLock(file, is_singleton=True, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise SmlxrayError(f'Another process is {work}; wait until it has ended.') from None
-    try:
-        yield
-    finally:
-        lock.release()
+    if file.exists(): return lock
+    lock.release()
+    return _lock_of(file, work)
 
 # %% ../nbs/00_base.ipynb #a5a312ec
 def replace_folder(
