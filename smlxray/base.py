@@ -289,7 +289,8 @@ def _exchange(a: Path, b: Path) -> bool:
     "Exchange two names in one step; False where the system cannot."
     if not sys.platform.startswith('linux'): return False
     swap = getattr(ctypes.CDLL(None), 'renameat2', None)
-    return bool(swap) and swap(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _SWAP) == 0
+    if swap is None: return False
+    return swap(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _SWAP) == 0
 
 # %% ../nbs/00_base.ipynb #b3cb11c9
 _followed: set[tuple[int, int]] = set()  # who follows whom

@@ -8,9 +8,15 @@ __all__ = ['fit', 'read_metrics', 'load_checkpoint', 'SiameseObjective', 'train_
            'ensure_meta']
 
 # %% ../nbs/65_train.ipynb #226adeb8
+import hashlib
 import json
+import math
+import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +30,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
 
-from .base import LOSSES, SmlxrayError, atomic_path, logger, moved, set_seed, write_atomic
+from smlxray.base import (
+    LOSSES, SmlxrayError, atomic_path, json_digest, logger, moved, only_one, own_file, parse_json,
+    set_seed, write_atomic,
+)
 from .config import Settings
 from .data import apply_policy
 from .engines import checkpointed
@@ -223,6 +232,7 @@ class Loop:
     ):
         self.acc, self.model, self.objective = acc, model, objective
         self.clip, self.given = course.clip, generator
+        self.watch = Watch()
         self.process = (acc.process_index, acc.num_processes)
         model.train().to(acc.device, memory_format=objective.memory_format)
         decay = course.weight_decay
@@ -247,6 +257,25 @@ class Loop:
             g.copy_(new.view_as(g))
         return mean[-1].item()
 
+# %% ../nbs/65_train.ipynb #16275725
+class Watch:
+    "Stop a training whose loss is no number, or grows far beyond where it began."
+
+    def __init__(self, most: float = 10.0, over: int = 10):
+        self.most, self.first, self.last = most, 0.0, deque(maxlen=over)
+
+    def see(self, loss: float, where: str) -> None:
+        "Look at the loss of a step; raise `SmlxrayError` if the training is lost."
+        self.first = self.first or max(loss, 1.0)
+        self.last.append(loss)
+        if not math.isfinite(loss):
+            raise SmlxrayError(f'The loss became {loss} {where}; {_LOWER}.')
+        mean = sum(self.last) / len(self.last)
+        if len(self.last) < self.last.maxlen or mean <= self.most * self.first: return
+        raise SmlxrayError(f'The loss grew from {self.first:.3g} to {mean:.3g} {where}; {_LOWER}.')
+
+_LOWER = 'nothing was saved of it: begin again with a lower learning rate'
+
 # %% ../nbs/65_train.ipynb #17c8d996
 def one_batch(loop: Loop, batch, generator: torch.Generator | None) -> float:
     "Take one step; return the loss."
@@ -265,7 +294,14 @@ def one_round(loop: Loop, number: int) -> float:
     losses = []
     for k, batch in enumerate(loop.objective.batches(number, loop.process)):
         generator = loop.given or loop.objective.generator(number, k)
-        losses.append(one_batch(loop, batch, generator))
+        where, rate = f'in {loop.objective.unit} {number + 1}', loop.schedule.get_last_lr()[0]
+        if loop.objective.unit != 'step': where += f', step {k + 1},'
+        where = f'{where} at the learning rate {rate:.3g}'
+        try:
+            losses.append(one_batch(loop, batch, generator))
+        except AdaptationError as error:
+            raise SmlxrayError(f'{error} It happened {where}.') from error
+        loop.watch.see(losses[-1], where)
     return float(np.mean(losses))
 
 # %% ../nbs/65_train.ipynb #b10156e0
@@ -298,11 +334,27 @@ def read_metrics(
     folder: Path,               # of a run
     phase: str | None = None,   # such as 'siamese'; None: all
 ) -> list[dict]:                # no file is no rows
-    "Read the rows of a run's `metrics.jsonl`."
+    "Read the rows of a run's `metrics.jsonl`; a damaged line is left out with a warning."
     path = Path(folder)/'metrics.jsonl'
     if not path.exists(): return []
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows, damaged = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            rows.append(_metrics_row(line))
+        except (ValueError, KeyError, TypeError):
+            damaged.append(str(number))
+    if damaged:
+        lines = ', '.join(damaged[:5])
+        logger.warning(f'{path.parent.name}/{path.name} is damaged in line {lines}; left out.')
     return [r for r in rows if phase in (None, r['phase'])]
+
+def _metrics_row(line: bytes) -> dict:
+    "Read a line: a phase, and numbers that may be missing."
+    row = parse_json(line)
+    numbers = [value for key, value in row.items() if key != 'phase']
+    plain = all(value is None or type(value) in (int, float) for value in numbers)
+    if plain and isinstance(row['phase'], str) and row['seconds'] is not None: return row
+    raise ValueError('this is no row of metrics')
 
 # %% ../nbs/65_train.ipynb #ce8acf34
 class MetricsLog:
@@ -310,14 +362,15 @@ class MetricsLog:
 
     def __init__(self, folder: Path, phase: str, keep: int = 0):
         self.path, self.phase = Path(folder) / 'metrics.jsonl', phase
-        mine = read_metrics(folder, phase)[:keep]
-        others = [r for r in read_metrics(folder) if r['phase'] != phase]
-        self.start = time.time() - (mine[-1]['seconds'] if mine else 0)
+        rows = read_metrics(folder)
+        mine = [r for r in rows if r['phase'] == phase][:keep]
+        others = [r for r in rows if r['phase'] != phase]
+        self.start = time.monotonic() - (mine[-1]['seconds'] if mine else 0)
         write_atomic(self.path, ''.join(json.dumps(r) + '\n' for r in others + mine))
 
     def add(self, **values):
         "Write one row at once, so that a killed run keeps what it had."
-        row = dict(phase=self.phase, **values, seconds=round(time.time() - self.start, 2))
+        row = dict(phase=self.phase, **values, seconds=round(time.monotonic() - self.start, 2))
         with self.path.open('a') as f:
             f.write(json.dumps(row) + '\n')
 
@@ -364,22 +417,71 @@ def recipe_changes(old: dict, new: dict) -> list[str]:
     before = {key: old.get(key, usual.get(key)) for key in new}
     return [f'{key}: {before[key]} -> {new[key]}' for key in new if before[key] != new[key]]
 
+# %% ../nbs/65_train.ipynb #04bd279c
+def network_digest(net: nn.Module | dict[str, Tensor]) -> str:  # 16 hex digits
+    "Fingerprint the weights of a network."
+    tensors = net.state_dict() if isinstance(net, nn.Module) else net
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f'{name}{tuple(tensor.shape)}'.encode())
+        plain = tensor.detach().cpu().contiguous().reshape(-1)
+        sha.update(plain.view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+def check_finite(tensors: dict[str, Tensor], place: str) -> None:
+    "Raise `SmlxrayError` if a tensor holds NaN or infinity."
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or torch.isfinite(tensor).all(): continue
+        raise SmlxrayError(
+            f'{place} holds values that are no numbers ({name}), as a training leaves that '
+            'diverged; train again with a lower learning rate.'
+        )
+
+# %% ../nbs/65_train.ipynb #f30e633c
+def write_tensors(path: Path, tensors: dict[str, Tensor], told: dict) -> None:
+    "Write tensors and plain data as one sealed safetensors file, whole or not at all."
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    header = {k: json.dumps(v) for k, v in told.items()}
+    header['digest'] = _content_digest(header, tensors)
+    with atomic_path(path) as draft:
+        save_file(tensors, draft, metadata=header)
+
+def read_tensors(path: Path) -> tuple[dict, dict[str, Tensor]]:  # plain data, and tensors
+    "Read what `write_tensors` wrote; raise `ValueError` if it was changed."
+    with safe_open(path, 'pt') as file:
+        header = dict(file.metadata() or {})
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    digest = header.pop('digest', None)  # files of 0.1 have none
+    if digest not in (None, _content_digest(header, tensors)):
+        raise ValueError('its content was changed')
+    return {key: parse_json(text, object) for key, text in header.items()}, tensors
+
+def _content_digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    return json_digest([header, network_digest(tensors)])
+
 # %% ../nbs/65_train.ipynb #6c96e3be
-FORMAT = 2  # of checkpoints and states; 1 did not say so and is still read
+FORMAT = 3  # of checkpoints and states; 2 had no digest, 1 no number; both are still read
 
 def save_checkpoint(
     net: SiameseNet,
     path: Path,     # ends with .safetensors
     made_by: dict,  # its recipe
 ) -> None:
-    "Write weights, network shape and recipe as one safetensors file, whole or not at all."
+    "Write weights, network shape and recipe; raise `SmlxrayError` if a weight is no number."
+    check_finite(net.state_dict(), 'The trained network')
     told = dict(format=FORMAT, net=net.to_config(), recipe=made_by)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
-    _write_tensors(path, tensors, {k: json.dumps(v) for k, v in told.items()})
+    write_tensors(path, net.state_dict(), told)
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor], told: dict[str, str]) -> None:
-    with atomic_path(path) as draft:
-        save_file(tensors, draft, metadata=told)
+def network_of(config: dict, tensors: dict[str, Tensor]) -> SiameseNet:
+    "Build a network around its weights; raise `ValueError` before one of another shape is made."
+    with torch.device('meta'):
+        shapes = {k: v.shape for k, v in SiameseNet.from_config(config).state_dict().items()}
+    found = {k: v.shape for k, v in tensors.items()}
+    differ = [k for k in {*shapes, *found} if found.get(k) != shapes.get(k)]
+    if differ: raise ValueError(f'the shape of {min(differ)} is not that of its network')
+    net = SiameseNet.from_config(config)
+    net.load_state_dict(tensors)
+    return net
 
 # %% ../nbs/65_train.ipynb #56096ab9
 def load_checkpoint(
@@ -393,26 +495,19 @@ def load_checkpoint(
             f'There is no checkpoint {path.name} in {path.parent.name}/; '
             'train it first, or name another run.'
         )
-    try:
-        told, tensors = _read_tensors(path)
-        if (version := json.loads(told.get('format', '1'))) <= FORMAT:
-            net = SiameseNet.from_config(json.loads(told['net']))
-            net.load_state_dict(tensors)
-    except Exception as error:
-        raise SmlxrayError(
-            f'{path.name} is not a readable smlxray checkpoint ({type(error).__name__}); '
-            'delete it and train again.'
-        ) from error
-    if version > FORMAT:
-        raise SmlxrayError(
-            f'{path.name} has format {version}, and this smlxray reads up to {FORMAT}: '
-            'update smlxray, or delete the file and train again.'
-        )
-    return net.to(device).eval(), json.loads(told['recipe'])
+    with own_file(path, 'delete it and train again'):
+        told, tensors = read_tensors(path)
+        version = told.get('format', 1)
+        if version > FORMAT: raise SmlxrayError(_too_new(path, version))
+        check_finite(tensors, path.name)
+        net, made_by = network_of(told['net'], tensors), dict(told['recipe'])
+    return net.to(device).eval(), made_by
 
-def _read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    with safe_open(path, 'pt') as file:
-        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+def _too_new(path: Path, version: int) -> str:
+    return (
+        f'{path.name} has format {version}, and this smlxray reads up to {FORMAT}: '
+        'update smlxray, or delete the file and train again.'
+    )
 
 # %% ../nbs/65_train.ipynb #fdab2653
 def save_state(
@@ -429,13 +524,13 @@ def save_state(
     told = dict(
         format=FORMAT,
         done=done,
+        first=loop.watch.first,
         groups=opt['param_groups'],
         schedule=loop.schedule.state_dict(),
         scaler=loop.scaler.state_dict() if loop.scaler else None,
         recipe=made_by,
     )
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    _write_tensors(path, tensors, dict(state=json.dumps(told)))
+    write_tensors(path, tensors, dict(state=told))
 
 def _chance(loop: Loop) -> dict[str, Tensor]:
     "Give the states of the generators that a loop draws from."
@@ -450,24 +545,33 @@ def _chance(loop: Loop) -> dict[str, Tensor]:
 def load_state(path: Path, loop: Loop, made_by: dict) -> int:  # rounds that are done
     "Put a loop back where it stood; leave a broken or different state alone, with a remark."
     if not path.exists(): return 0
+    before = [loop.model.state_dict(), loop.opt.state_dict(), loop.schedule.state_dict()]
+    before, chance = deepcopy(before), torch.get_rng_state()
     try:
-        told, tensors = _read_tensors(path)
-        told = json.loads(told['state'])
-        assert told.get('format', 1) <= FORMAT
-    except Exception:
-        logger.warning(f'{path.name} cannot be read; starting from the beginning.')
+        told, tensors = read_tensors(path)
+        told = told['state']
+        done, format = int(told['done']), told.get('format', 1)
+        if format > FORMAT: raise ValueError(f'it has format {format}')
+        changes = recipe_changes(told['recipe'], made_by)
+        if not changes: _restore(loop, told, tensors)
+    except Exception as error:
+        for part, state in zip((loop.model, loop.opt, loop.schedule), before):
+            part.load_state_dict(state)
+        torch.set_rng_state(chance)
+        why = str(error).partition('\n')[0][:120]
+        logger.warning(f'{path.name} cannot be read ({why}); starting from the beginning.')
         return 0
-    if changes := recipe_changes(told['recipe'], made_by):
+    if changes:
         text = f"{path.name} was made differently ({'; '.join(changes)})"
         logger.warning(f'{text}; starting from the beginning.')
         return 0
-    _restore(loop, told, tensors)
-    logger.info(f'{path.name}: resuming after {told["done"]}.')
-    return told['done']
+    logger.info(f'{path.name}: resuming after {done}.')
+    return done
 
 def _restore(loop: Loop, told: dict, tensors: dict[str, Tensor]) -> None:
     "Give a loop the weights, moments, rates and random numbers of a state."
     weights = {k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')}
+    check_finite(weights, 'the state')
     loop.model.load_state_dict(weights)
     moments = {}
     for key in tensors:
@@ -481,6 +585,7 @@ def _restore(loop: Loop, told: dict, tensors: dict[str, Tensor]) -> None:
     torch.set_rng_state(tensors['random'])
     if 'random_cuda' in tensors: torch.cuda.set_rng_state(tensors['random_cuda'])
     if 'random_given' in tensors: loop.given.set_state(tensors['random_given'])
+    loop.watch.first = float(told.get('first', 0.0))
 
 # %% ../nbs/65_train.ipynb #00d92142
 def checkpoint_path(
@@ -505,7 +610,7 @@ class Record:
         every: float = 0.0, # seconds between two states, at least
     ):
         self.lab, self.phase, self.every = lab, phase, every
-        self.made_by, self.saved = recipe(lab, phase), time.time()
+        self.made_by, self.saved = recipe(lab, phase), time.monotonic()
         self.state, self.main = state_path(lab, phase), True
 
     def begin(self, loop: Loop) -> int:
@@ -513,9 +618,7 @@ class Record:
         self.main = loop.acc.is_main_process
         resume = self.lab.settings.training.resume
         done = load_state(self.state, loop, self.made_by) if resume else 0
-        if self.main:
-            self.lab.settings.to_yaml(self.lab.folder / 'config.yaml')
-            self.log = MetricsLog(self.lab.folder, self.phase, done)
+        if self.main: self.log = MetricsLog(self.lab.folder, self.phase, done)
         return done
 
     def add(self, loop: Loop, number: int, loss: float) -> None:
@@ -523,15 +626,22 @@ class Record:
         row = loop.objective.row(loop.model, number, loss)
         if not self.main: return
         self.log.add(**row)
-        if time.time() - self.saved < self.every: return
+        if time.monotonic() - self.saved < self.every: return
         save_state(self.state, loop, number + 1, self.made_by)
-        self.saved = time.time()
+        self.saved = time.monotonic()
 
     def end(self, net: SiameseNet) -> None:
-        "Save the weights."
+        "Save the weights, and the settings that made them."
         if not self.main: return
         save_checkpoint(net, checkpoint_path(self.lab, self.phase), self.made_by)
+        self.lab.settings.to_yaml(self.lab.folder / 'config.yaml')
         self.state.unlink(missing_ok=True)
+
+# %% ../nbs/65_train.ipynb #bc1720e2
+def run_lock(lab: Lab):
+    "Hold the lock of a run while it is written; of several processes that train, one holds it."
+    if int(os.environ.get('RANK', '0')): return nullcontext()
+    return only_one(lab.folder, f'at work on the run {lab.folder.name}')
 
 # %% ../nbs/65_train.ipynb #fe9033b4
 def finished(lab: Lab, phase: str) -> SiameseNet | None:
@@ -607,7 +717,9 @@ def similarity_report(
     findings: Sequence[str] | None = None,  # None: the base findings
 ) -> dict:                                  # pairs, auc, accuracy, threshold
     "Say how well similarity tells the same from the different."
-    s, same = pair_similarities(lab, net, rows[:2000], findings or lab.findings.base)
+    s, same = np.zeros(0), np.zeros(0, bool)
+    if len(rows) > 1:
+        s, same = pair_similarities(lab, net, rows[:2000], findings or lab.findings.base)
     out = dict(pairs=len(same), auc=None, accuracy=None, threshold=threshold)
     if same.all() or not same.any(): return out
     threshold = choose_threshold(s, same) if threshold is None else threshold
@@ -629,6 +741,24 @@ def fit_pair_logits(
     net.scale.fill_(scale)
     net.bias.fill_(-scale * (s[same].mean() + s[~same].mean()) / 2)
 
+# %% ../nbs/65_train.ipynb #db646509
+@torch.no_grad()
+def new_network(settings: Settings) -> SiameseNet:
+    "Make the network of the settings; raise `SmlxrayError` if it cannot take their images."
+    s, (height, width) = settings.siamese, settings.data.image_size
+    try:
+        net = SiameseNet(s.backbone, s.embedding_dim, pretrained=s.pretrained)
+        net.eval()(torch.zeros(2, 1, height, width))
+    except SmlxrayError:
+        raise
+    except Exception as error:
+        why = str(error).partition('\n')[0] or type(error).__name__
+        raise SmlxrayError(
+            f'siamese.backbone is {s.backbone!r}, which cannot embed images of data.image_size '
+            f'{height} x {width} ({why}); choose another backbone or another image_size.'
+        ) from None
+    return net
+
 # %% ../nbs/65_train.ipynb #d3d7a630
 def train_siamese(
     lab: Lab,
@@ -636,15 +766,16 @@ def train_siamese(
 ) -> SiameseNet:                    # in eval mode
     "Teach a network to compare X-rays of base findings, and save it in the run folder."
     if done := finished(lab, 'siamese'): return done
-    s, t = lab.settings.siamese, lab.settings.training
+    t = lab.settings.training
     set_seed(t.seed)
-    net = net or SiameseNet(s.backbone, s.embedding_dim, pretrained=s.pretrained)
+    net = net or new_network(lab.settings)
     objective = SiameseObjective(lab, vary={} if t.augment else None)
     course = Course(t.siamese_lr, t.weight_decay, 'one_cycle')
     record = Record(lab, 'siamese')
-    fit(NamingSiamese(net, len(lab.findings.base)), objective, course, record)
-    fit_pair_logits(lab, net.eval())
-    record.end(net)
+    with run_lock(lab):
+        fit(NamingSiamese(net, len(lab.findings.base)), objective, course, record)
+        fit_pair_logits(lab, net.eval())
+        record.end(net)
     return net
 
 # %% ../nbs/65_train.ipynb #72b838c8
@@ -738,7 +869,7 @@ class MetaObjective(Objective):
                 return _gradient_of(task, model, self.inner, m.engine, m.memory_gb)
             except AdaptationError as error:
                 where = f'Task {episode.finding!r} (episode seed {episode.seed})'
-                raise SmlxrayError(f'{where}: {error}') from error
+                raise AdaptationError(f'{where}: {error}') from error
 
     def row(self, model, number, loss):
         return dict(step=number + 1, episodes=(number + 1) * self.size, query_loss=loss)
@@ -785,35 +916,39 @@ def train_meta(
     model.net.load_state_dict(net.state_dict())
     course = Course(lab.settings.meta.meta_lr, schedule='cosine', clip=10.0)
     record = Record(lab, algorithm, STATE_EVERY)
-    fit(model, MetaObjective(lab, algorithm), course, record)
-    record.end(model.net)
+    with run_lock(lab):
+        fit(model, MetaObjective(lab, algorithm), course, record)
+        record.end(model.net)
     return model.net
 
 # %% ../nbs/65_train.ipynb #11ac4941
 def _ensure(lab: Lab, phase: str, train: Callable[[], SiameseNet]) -> SiameseNet:
-    "Return a phase's checkpoint if the same recipe made it; train it otherwise."
+    "Return a phase's checkpoint, trained now if there is none; refuse one of another recipe."
     path = checkpoint_path(lab, phase)
     if not path.exists():
         logger.info(f'{phase}: no checkpoint yet; training one.')
         return train()
     net, made_by = load_checkpoint(path, lab.device)
     if changes := recipe_changes(made_by, recipe(lab, phase)):
-        why = '; '.join(changes)
-        logger.info(f'{phase}: {path.name} was made differently ({why}); training again.')
-        return train()
+        which = 'siamese' if phase == 'siamese' else f'meta -p algorithm {phase}'
+        raise SmlxrayError(
+            f'{path.name} of the run {lab.folder.name!r} was made differently '
+            f'({"; ".join(changes)}): give this run another name with -p run NAME, or replace '
+            f'those weights with `smlxray train {which}` and the same settings.'
+        )
     logger.info(f'{phase}: using {path.name}.')
     return net
 
 # %% ../nbs/65_train.ipynb #b7f8f48d
 def ensure_siamese(lab: Lab) -> SiameseNet:  # in eval mode
-    "Load the run's Siamese checkpoint, or train it if it is missing or was made differently."
+    "Load the run's Siamese checkpoint, trained if it is missing; refuse another recipe's."
     return _ensure(lab, 'siamese', lambda: train_siamese(lab))
 
 def ensure_meta(
     lab: Lab,
     algorithm: str | None = None,  # a name of `base.ALGORITHMS`; None: as the settings say
 ) -> SiameseNet:                   # in eval mode
-    "Load the run's meta-learned checkpoint; train it, and the Siamese one, if need be."
+    "Load the run's meta-learned checkpoint; train it, and the Siamese one, if missing."
     algorithm = algorithm or lab.settings.meta.algorithm
     return _ensure(lab, algorithm, lambda: train_meta(lab, ensure_siamese(lab), algorithm))
 
