@@ -262,7 +262,8 @@ class Watch:
     "Stop a training whose loss is no number, or grows far beyond where it began."
 
     def __init__(self, most: float = 10.0, over: int = 10):
-        self.most, self.first, self.last = most, 0.0, deque(maxlen=over)
+        self.most, self.over, self.first = most, over, 0.0
+        self.last: deque = deque(maxlen=over)
 
     def see(self, loss: float, where: str) -> None:
         "Look at the loss of a step; raise `SmlxrayError` if the training is lost."
@@ -271,7 +272,7 @@ class Watch:
         if not math.isfinite(loss):
             raise SmlxrayError(f'The loss became {loss} {where}; {_LOWER}.')
         mean = sum(self.last) / len(self.last)
-        if len(self.last) < self.last.maxlen or mean <= self.most * self.first: return
+        if len(self.last) < self.over or mean <= self.most * self.first: return
         raise SmlxrayError(f'The loss grew from {self.first:.3g} to {mean:.3g} {where}; {_LOWER}.')
 
 _LOWER = 'nothing was saved of it: begin again with a lower learning rate'
@@ -438,10 +439,12 @@ def check_finite(tensors: dict[str, Tensor], place: str) -> None:
         )
 
 # %% ../nbs/65_train.ipynb #f30e633c
+FORMAT = 3  # of these files; 2 had no digest, 1 no number; both are still read
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], told: dict) -> None:
     "Write tensors and plain data as one sealed safetensors file, whole or not at all."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = {k: json.dumps(v) for k, v in told.items()}
+    header = {k: json.dumps(v) for k, v in dict(told, format=FORMAT).items()}
     header['digest'] = _content_digest(header, tensors)
     with atomic_path(path) as draft:
         save_file(tensors, draft, metadata=header)
@@ -450,18 +453,25 @@ def read_tensors(path: Path) -> tuple[dict, dict[str, Tensor]]:  # plain data, a
     "Read what `write_tensors` wrote; raise `ValueError` if it was changed."
     with safe_open(path, 'pt') as file:
         header = dict(file.metadata() or {})
+        check_version(path, parse_json(header.get('format', '1'), int))
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     digest = header.pop('digest', None)  # files of 0.1 have none
     if digest not in (None, _content_digest(header, tensors)):
         raise ValueError('its content was changed')
     return {key: parse_json(text, object) for key, text in header.items()}, tensors
 
+def check_version(path: Path, version: int) -> None:
+    "Raise `SmlxrayError` for a file of a later smlxray."
+    if version <= FORMAT: return
+    raise SmlxrayError(
+        f'{path.name} has format {version}, and this smlxray reads up to {FORMAT}: '
+        'update smlxray, or delete the file and train again.'
+    )
+
 def _content_digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
     return json_digest([header, network_digest(tensors)])
 
 # %% ../nbs/65_train.ipynb #6c96e3be
-FORMAT = 3  # of checkpoints and states; 2 had no digest, 1 no number; both are still read
-
 def save_checkpoint(
     net: SiameseNet,
     path: Path,     # ends with .safetensors
@@ -469,7 +479,7 @@ def save_checkpoint(
 ) -> None:
     "Write weights, network shape and recipe; raise `SmlxrayError` if a weight is no number."
     check_finite(net.state_dict(), 'The trained network')
-    told = dict(format=FORMAT, net=net.to_config(), recipe=made_by)
+    told = dict(net=net.to_config(), recipe=made_by)
     write_tensors(path, net.state_dict(), told)
 
 def network_of(config: dict, tensors: dict[str, Tensor]) -> SiameseNet:
@@ -497,17 +507,9 @@ def load_checkpoint(
         )
     with own_file(path, 'delete it and train again'):
         told, tensors = read_tensors(path)
-        version = told.get('format', 1)
-        if version > FORMAT: raise SmlxrayError(_too_new(path, version))
         check_finite(tensors, path.name)
         net, made_by = network_of(told['net'], tensors), dict(told['recipe'])
     return net.to(device).eval(), made_by
-
-def _too_new(path: Path, version: int) -> str:
-    return (
-        f'{path.name} has format {version}, and this smlxray reads up to {FORMAT}: '
-        'update smlxray, or delete the file and train again.'
-    )
 
 # %% ../nbs/65_train.ipynb #fdab2653
 def save_state(
@@ -522,7 +524,6 @@ def save_state(
     for number, values in opt['state'].items():
         tensors |= {f'opt.{number}.{k}': torch.as_tensor(v) for k, v in values.items()}
     told = dict(
-        format=FORMAT,
         done=done,
         first=loop.watch.first,
         groups=opt['param_groups'],
@@ -550,8 +551,7 @@ def load_state(path: Path, loop: Loop, made_by: dict) -> int:  # rounds that are
     try:
         told, tensors = read_tensors(path)
         told = told['state']
-        done, format = int(told['done']), told.get('format', 1)
-        if format > FORMAT: raise ValueError(f'it has format {format}')
+        done = int(told['done'])
         changes = recipe_changes(told['recipe'], made_by)
         if not changes: _restore(loop, told, tensors)
     except Exception as error:
