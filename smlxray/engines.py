@@ -161,6 +161,7 @@ class _WayBack:
         arriving = _pairs(new, down) + _pairs(new.velocity, self.velocity)
         inputs = [*leaf.values(), *leaf.velocity.values(), *self.ends]
         tensors, theirs = [t for t, _ in arriving], [g for _, g in arriving]
+        if not tensors: return  # no query was asked later than this
         walk = iter(torch.autograd.grad(tensors, inputs, theirs, allow_unused=True))
         self.weights = {n: next(walk) for n in leaf}
         self.velocity = {n: next(walk) for n in leaf.velocity}
@@ -184,8 +185,8 @@ def reverse_engine(model: nn.Module, plan: Plan) -> Outcome:
         if k:
             begin, rates = moments[-1].again(), plan.rates[k - 1]
             fast = inner_step(model, plan.support, begin, rates, plan.momentum, graph=False)
-        if k < len(plan.rates): moments.append(Moment(fast))
         if weight: back.ask(k, weight, fast)
+        if k < len(plan.rates): moments.append(Moment(fast))
     state = _random_state(*fast.values())
     for k in range(len(plan.rates), 0, -1): back.step(k, moments.pop())
     _put_back(state)
@@ -196,11 +197,13 @@ def reverse_engine(model: nn.Module, plan: Plan) -> Outcome:
 def checkpoint_engine(model: nn.Module, plan: Plan) -> Outcome:
     "Wrap each inner step in `torch.utils.checkpoint`: autograd runs it again on the way back."
     if plan.first_order: return loop_engine(model, plan)
-    fast, total = _start(model, plan.names), 0.0
+    fast, total, asked = _start(model, plan.names), 0.0, []
     for k, weight in enumerate(plan.weights):
         if k: fast = _checkpointed_step(model, plan, fast, plan.rates[k - 1])
-        if weight: total = total + weight * plan.query(use(model, fast))
-    return _walk_back(model, plan, total, fast)
+        if not weight: continue
+        total = total + weight * plan.query(use(model, fast))
+        asked += fast.values()
+    return _walk_back(model, plan, total, fast, asked)
 
 def _checkpointed_step(model: nn.Module, plan: Plan, fast: FastWeights, rates: dict) -> FastWeights:
     "Take one inner step that keeps its ends only."

@@ -338,19 +338,29 @@ def loop_engine(
 ) -> Outcome:
     "Write the inner loop out over `torch.func.functional_call`; let autograd walk back through it."
     fast, total, graph = _start(model, plan.names), 0.0, not plan.first_order
+    asked = []
     for k, weight in enumerate(plan.weights):
         if k:
             fast = inner_step(model, plan.support, fast, plan.rates[k - 1], plan.momentum, graph)
         if k == 1 and watch: watch()
-        if weight: total = total + weight * plan.query(use(model, fast))
-    return _walk_back(model, plan, total, fast)
+        if not weight: continue
+        total = total + weight * plan.query(use(model, fast))
+        asked += fast.values()
+    return _walk_back(model, plan, total, fast, asked)
 
-def _walk_back(model: nn.Module, plan: Plan, total: Tensor, fast: FastWeights) -> Outcome:
+def _walk_back(
+    model: nn.Module,
+    plan: Plan,
+    total: Tensor,        # the outer objective
+    fast: FastWeights,    # after the last step
+    asked: list[Tensor],  # the fast weights at which the query was asked
+) -> Outcome:
     "Let autograd walk from the outer objective to every trainable parameter and every input."
-    own, ends = _trainable(model), list(fast.values())
-    grads = torch.autograd.grad(total, [*own.values(), *plan.inputs, *ends], allow_unused=True)
-    _reached(grads[-len(ends) :])
-    return Outcome(total.detach(), dict(zip(own, grads)), list(grads[len(own) : -len(ends)]), fast)
+    own = _trainable(model)
+    grads = torch.autograd.grad(total, [*own.values(), *plan.inputs, *asked], allow_unused=True)
+    _reached(grads[-len(asked) :])
+    inputs = list(grads[len(own) : -len(asked)])
+    return Outcome(total.detach(), dict(zip(own, grads)), inputs, fast)
 
 def _reached(grads: Sequence) -> None:
     "Refuse a query loss that the fast weights cannot reach."
@@ -370,21 +380,32 @@ def higher_engine(model: nn.Module, plan: Plan) -> Outcome:
     sgd = torch.optim.SGD(groups, lr=1.0, momentum=plan.momentum)
     options = dict(copy_initial_weights=False, track_higher_grads=not plan.first_order)
     with higher.innerloop_ctx(door, sgd, **options) as (fast_door, fast_sgd):
-        total, losses = _higher_loop(fast_sgd, fast_door, plan)
-        now = dict(zip(own, fast_door.fast_params))
-        at = {n: now[n] if plan.first_order else p for n, p in _trainable(model).items()}
-        ends = [now[n] for n in plan.names]
-        grads = torch.autograd.grad(total, [*at.values(), *plan.inputs, *ends], allow_unused=True)
+        total, losses, asked = _higher_loop(fast_sgd, fast_door, plan)
+        moments = [dict(zip(own, weights)) for weights in asked]
+        grads, inputs = _higher_grads(model, plan, total, moments)
         buffers = {n.removeprefix('model.'): b for n, b in fast_door.named_buffers()}
-    _reached(grads[-len(ends) :])
-    fast = FastWeights(dict(zip(plan.names, ends)), buffers, losses)
-    own_grads = dict(zip(at, grads))
-    return Outcome(total.detach(), own_grads, list(grads[len(at) : -len(ends)]), fast)
+        last = dict(zip(own, fast_door.fast_params))
+    fast = FastWeights({n: last[n] for n in plan.names}, buffers, losses)
+    return Outcome(total.detach(), grads, inputs, fast)
+
+def _higher_grads(model: nn.Module, plan: Plan, total: Tensor, moments: list[dict]) -> tuple:
+    "Walk back through the loop or, in first order, to the weights of each query, and add up."
+    own, asked = _trainable(model), [now[n] for now in moments for n in plan.names]
+    at = list(own.items())
+    if plan.first_order: at = [(n, now[n]) for now in moments for n in own]
+    at = {(n, id(weight)): weight for n, weight in at}  # what does not adapt is always the same
+    grads = torch.autograd.grad(total, [*at.values(), *plan.inputs, *asked], allow_unused=True)
+    _reached(grads[-len(asked) :])
+    sums = {}
+    for (n, _), g in zip(at, grads):
+        sums[n] = g if sums.get(n) is None else sums[n] + (0 if g is None else g)
+    return sums, list(grads[len(at) : -len(asked)])
 
 # %% ../nbs/60_maml.ipynb #0240a0ea
-def _higher_loop(sgd, fast_door, plan: Plan) -> tuple[Tensor, list]:
-    "Run the inner loop inside `higher`; return the outer objective and the support losses."
+def _higher_loop(sgd, fast_door, plan: Plan) -> tuple[Tensor, list, list]:
+    "Run the inner loop inside `higher`; return outer objective, support losses, weights asked."
     call, total, losses = Call(fast_door), 0.0, []
+    asked = []
     for k, weight in enumerate(plan.weights):
         if k:
             loss, before = _scalar(plan.support(call), 'support'), list(fast_door.fast_params)
@@ -393,8 +414,10 @@ def _higher_loop(sgd, fast_door, plan: Plan) -> tuple[Tensor, list]:
             still = [a is b for a, b in zip(before, fast_door.fast_params)]
             if all(still): raise AdaptationError(_ROUND_THE_CALL)
             losses.append(loss.detach())
-        if weight: total = total + weight * plan.query(call)
-    return total, losses
+        if not weight: continue
+        total = total + weight * plan.query(call)
+        asked.append(list(fast_door.fast_params))
+    return total, losses, asked
 
 def _refuse_what_higher_cannot(model: nn.Module, plan: Plan) -> None:
     "Say what the library would do wrong without a word."
