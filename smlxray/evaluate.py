@@ -19,7 +19,7 @@ import numpy as np, pandas as pd, torch
 from matplotlib.axes import Axes
 from tqdm.auto import tqdm
 from smlxray.base import (
-    DataError, SmlxrayError, atomic_path, moved, repo_root, resolve_path, write_atomic,
+    DataError, SmlxrayError, atomic_path, logger, moved, repo_root, resolve_path, write_atomic,
 )
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock
@@ -89,6 +89,7 @@ def make_row(lab: Lab, method: Method, finding: str, answers: list[EpisodeScores
         interval='95% patient bootstrap',
         **others,
         batch_norm=method.batch_norm,
+        views=getattr(method, 'views', 1),
         seed=s.training.seed,
     )
 
@@ -105,6 +106,18 @@ def add_gain(
     gain = bootstrap_paired(answers, before, n=s.evaluation.bootstrap, seed=s.training.seed)
     return row | dict(gain_over=over, gain=gain.value, gain_low=gain.low, gain_high=gain.high)
 
+# %% ../nbs/70_evaluate.ipynb #8af438a1
+def start_of(method: Method) -> tuple:
+    "Say how a method sees a support before any step: batch norm, and views of each image."
+    return method.batch_norm, getattr(method, 'views', 1)
+
+def _not_alike(before: str) -> str:
+    logger.warning(
+        f'No gain is given over {before!r}: it sees the support with other batch norm statistics '
+        'or in another number of views, so the difference would not be the gain by adaptation.'
+    )
+    return ''
+
 # %% ../nbs/70_evaluate.ipynb #65b31ae2
 @dataclass
 class Results:
@@ -117,6 +130,7 @@ class Results:
     episodes: dict = field(default_factory=dict)          # finding -> its episodes
     default: str = ''                                     # the method that the run is about
     tables: dict = field(default_factory=dict)            # name -> rows: protocols, curves, ...
+    _begun: dict = field(default_factory=dict, repr=False)  # method -> `start_of` it
 
     def frame(self) -> pd.DataFrame:
         "Give the rows as a table."
@@ -126,6 +140,8 @@ class Results:
         "Append the rows of a method: one per finding, and their mean."
         pooled = [a for given in answers.values() for a in given]
         before = f'{method.name}, 0 steps'
+        self._begun[method.name] = start = start_of(method)
+        if before in self._begun and self._begun[before] != start: before = _not_alike(before)
         for finding, given in {**answers, 'mean': pooled}.items():
             self.answers[method.name, finding] = given
             row = make_row(self.lab, method, finding, given)

@@ -29,6 +29,7 @@ class Method:
     name: str        # in tables
     steps: int       # gradient steps on the support
     batch_norm: str  # as in `siamese.norm_mode`
+    views: int = 1   # of each support image
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
         raise NotImplementedError
@@ -488,6 +489,10 @@ class AdaptedMethod(Method):
     def batch_norm(self) -> str:
         return self.lab.settings.meta.batch_norm
 
+    @property
+    def views(self) -> int:
+        return 2 if self.lab.settings.meta.shots == 1 else 1  # as `make_task` has it
+
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
         return torch.stack([self._answer(episode) for episode in block])
 
@@ -653,6 +658,7 @@ def standard_methods(
     except DataError as error:
         logger.warning(f'siamese + prior is left out: {error}')
     for algorithm in learned:
-        methods.append(frozen_method(context, f'{algorithm}, 0 steps', algorithm))
+        before = f'{algorithm}, 0 steps'
+        methods.append(adapted_method(context, before, algorithm, algorithm, steps=0))
         methods.append(adapted_method(context, algorithm, algorithm, algorithm))
     return methods

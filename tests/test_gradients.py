@@ -1,7 +1,8 @@
 """Every engine on every combination of what changes a meta-gradient, against nature.
 
-For MAML and ANIL nature is a finite difference of the outer objective, written here once more
-without any engine; for FOMAML it is the definition, the query gradient at the weights of each query.
+For MAML and ANIL nature is a finite difference of the outer objective, written here once
+more without any engine; for FOMAML it is the definition: the query gradient, at each query's
+weights.
 """
 
 from itertools import product
@@ -86,8 +87,8 @@ def check(case, engines):
     with norm_mode(c.net, c.mode, c.task[0]):
         total, grads = objective(c)
         dice = torch.rand(1)
-        # statistics of a few images make steep losses, flat ones drown in rounding: two step widths
-        measured = [slope(c, along, h) for h in (1e-5, 1e-6)]
+        # statistics of a few images make steep losses, flat ones drown in rounding
+        measured = [slope(c, along, h) for h in (1e-5, 1e-6, 1e-7)]
         if c.algorithm == 'fomaml': measured = [directional(grads, along)]
         for engine in engines:
             torch.manual_seed(7)

@@ -1,6 +1,6 @@
 "The whole path on tiny phantoms: controls come out at chance, and mistakes in one sentence."
 
-import json, shutil
+import dataclasses, json, shutil
 import numpy as np, pandas as pd, pytest, torch
 from smlxray.base import SmlxrayError, show_remarks
 from smlxray.cache import open_pixels
@@ -10,7 +10,13 @@ from smlxray.episodes import EpisodeSampler
 from smlxray.evaluate import answer, evaluate, print_results, save_results
 from smlxray.intervals import bootstrap_patients
 from smlxray.lab import choose_split, open_lab
-from smlxray.methods import AdaptedMethod, FrozenMethod, shuffled, standard_methods
+from smlxray.methods import (
+    AdaptedMethod,
+    FrozenMethod,
+    network_method,
+    shuffled,
+    standard_methods,
+)
 from smlxray.metrics import auc
 from smlxray.siamese import SiameseNet
 from smlxray.train import ensure_siamese, recipe, train_meta, train_siamese, training_batches
@@ -131,6 +137,34 @@ def test_results_hold_every_row_and_column_that_readers_rely_on(lab, capsys):
     )
     print_results(lab.folder)
     assert 'anil, 0 steps' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('mode', ['frozen', 'support', 'transductive'])
+@pytest.mark.parametrize('shots', [1, 2])
+def test_nothing_is_gained_where_nothing_adapts(lab, mode, shots):
+    settings = lab.settings.model_copy(deep=True)
+    settings.meta.inner_lr, settings.meta.shots, settings.meta.batch_norm = 1e-12, shots, mode
+    own = dataclasses.replace(lab, settings=settings)
+    torch.manual_seed(0)
+    nets = {a: SiameseNet('conv4', 16).eval() for a in ('maml', 'anil')}
+    blocks = {f: own.episodes(f, 2) for f in own.findings.novel[:2]}
+    methods = standard_methods(own, nets['maml'], nets)[-4:]
+    rows = [r for r in evaluate(own, methods, blocks).rows if r['method'] in nets]
+    assert len(rows) == 6 and all(r['views'] == 2 // shots for r in rows)
+    assert [(r['gain'], r['gain_low'], r['gain_high']) for r in rows] == [(0.0, 0.0, 0.0)] * 6
+
+
+def test_a_gain_over_other_statistics_is_not_given(lab, caplog):
+    settings = lab.settings.model_copy(deep=True)
+    settings.meta.batch_norm = 'support'
+    own, net = dataclasses.replace(lab, settings=settings), SiameseNet('conv4', 16).eval()
+    blocks = {f: own.episodes(f, 2) for f in own.findings.novel[:1]}
+    before = network_method(own, net, 'anil, 0 steps')
+    after = AdaptedMethod('anil', own, net, 'anil', 1)
+    with caplog.at_level('WARNING', logger='smlxray'):
+        rows = evaluate(own, [before, after], blocks).rows
+    assert not any('gain' in r for r in rows)
+    assert 'other batch norm statistics' in caplog.text
 
 
 # --- mistakes ---------------------------------------------------------------------------------

@@ -80,7 +80,7 @@ def make_demo(**changes) -> Path:
     save_results(evaluate(lab, [
         pixel_method(lab),
         network_method(lab, siamese, 'siamese'),
-        network_method(lab, maml, 'maml, 0 steps'),
+        AdaptedMethod('maml, 0 steps', lab, maml, 'maml', 0),
         AdaptedMethod('maml', lab, maml, 'maml', lab.settings.meta.adapt_steps),
     ]))
     return lab.folder
