@@ -391,9 +391,9 @@ def higher_engine(model: nn.Module, plan: Plan) -> Outcome:
 def _higher_grads(model: nn.Module, plan: Plan, total: Tensor, moments: list[dict]) -> tuple:
     "Walk back through the loop or, in first order, to the weights of each query, and add up."
     own, asked = _trainable(model), [now[n] for now in moments for n in plan.names]
-    at = list(own.items())
-    if plan.first_order: at = [(n, now[n]) for now in moments for n in own]
-    at = {(n, id(weight)): weight for n, weight in at}  # what does not adapt is always the same
+    pairs = list(own.items())
+    if plan.first_order: pairs = [(n, now[n]) for now in moments for n in own]
+    at = {(n, id(weight)): weight for n, weight in pairs}  # what does not adapt stays the same
     grads = torch.autograd.grad(total, [*at.values(), *plan.inputs, *asked], allow_unused=True)
     _reached(grads[-len(asked) :])
     sums = {}
