@@ -29,7 +29,7 @@ from .base import ALGORITHMS, ImageError, SmlxrayError, moved
 from .cache import to_float
 from .config import Settings
 from .data import clean_negatives
-from .images import read_image, resize_image
+from .images import Picture, read_image, read_picture, resize_image
 from .intervals import chance_interval
 from .lab import Lab, table_digest
 from .losses import query_scores
@@ -240,6 +240,11 @@ class Encoder:
         "Read an image file (1, H, W), or a list of them (B, 1, H, W); raises `ImageError`."
         if isinstance(source, (list, tuple)): return torch.stack([self.read(s) for s in source])
         return torch.from_numpy(resize_image(read_image(source), self.size))[None]
+
+    def picture(self, path) -> Picture:
+        "Read an image file at the network's size, with remarks; raises `ImageError`."
+        picture = read_picture(path)
+        return picture._replace(pixels=resize_image(picture.pixels, self.size))
 
     @torch.no_grad()
     def look(self, images) -> Look:
@@ -518,6 +523,22 @@ def unusualness(
     mean, whitener, far = (statistics[f'train.{k}'].double() for k in ('mean', 'whitener', 'far'))
     away = (features.double().cpu() - mean) @ whitener
     return (away.norm(dim=1) / far).numpy()
+
+def is_unusual(distance) -> np.ndarray:  # bool, of the shape of the distances
+    "Is an X-ray not like those of training? A distance that is not known vouches for nothing."
+    return ~(np.asarray(distance, float) <= 1)
+
+def unusual_doubt(distance: float) -> str:  # '' where there is none
+    "Say that an X-ray is unlike those that a network was trained on."
+    if not is_unusual(distance): return ''
+    if not np.isfinite(distance): return 'unusual: how far it is from training is not known'
+    far = f'{distance:.1f} times as far from training as 99 % of validation patients'
+    return f'unusual: not like the X-rays this network was trained on ({far})'
+
+def network_doubt(settings: Settings) -> str:  # '' where there is none
+    "Say that a network saw no real X-ray."
+    drawn = settings.data.dataset == 'phantom'
+    return 'network: taught on drawings only, so it says nothing about patients' if drawn else ''
 
 # %% ../nbs/68_bundle.ipynb #88d51d9b
 def pair_quantiles(
@@ -1127,6 +1148,24 @@ def decode_ahead(
             for future in waiting: future.cancel()
 
 # %% ../nbs/68_bundle.ipynb #2371f12e
+TOLD = ('nearest', 'nearest_similarity', 'unusual', 'remarks', 'model')  # behind the findings
+
+def _answers(bundle: Bundle, pictures: dict[int, Picture], prevalence, batch_size) -> pd.DataFrame:
+    "Answer pictures by number, with everything that is doubtful about each."
+    images = torch.stack([torch.from_numpy(picture.pixels)[None] for picture in pictures.values()])
+    rows = bundle.predict(images, prevalence, batch_size)
+    said = [
+        doubts_of(bundle, picture, distance)
+        for picture, distance in zip(pictures.values(), rows['unusual'])
+    ]
+    return rows.assign(remarks=said).set_index(pd.Index(pictures))
+
+def doubts_of(bundle: Bundle, picture: Picture, distance: float) -> str:
+    "Say all that is doubtful about an answer: its picture, its distance, its network."
+    said = [*picture.remarks, unusual_doubt(distance), network_doubt(bundle.settings)]
+    return '; '.join(filter(None, said))
+
+# %% ../nbs/68_bundle.ipynb #2371f12f
 def predict_files(
     bundle: Bundle,
     paths: Iterable,           # image files
@@ -1135,17 +1174,13 @@ def predict_files(
     workers: int = 0,          # threads that decode; 0: one per core
 ) -> Iterator[pd.DataFrame]:   # per batch: file, error, the columns of `predict_images`, model
     "Predict image files batch by batch; an unreadable file is a row with an error."
-    told = ['nearest', 'nearest_similarity', 'unusual', 'model']
-    for batch in decode_ahead(bundle.read, paths, batch_size, workers):
+    for batch in decode_ahead(bundle.picture, paths, batch_size, workers):
         files = [str(path) for path, _ in batch]
-        errors = [image if isinstance(image, str) else '' for _, image in batch]
+        errors = [picture if isinstance(picture, str) else '' for _, picture in batch]
         table = pd.DataFrame(dict(file=files, error=errors, model=bundle.version))
-        good = [k for k, error in enumerate(errors) if not error]
-        if good:
-            images = torch.stack([batch[k][1] for k in good])
-            rows = bundle.predict(images, prevalence, batch_size)
-            table = table.join(rows.set_index(pd.Index(good)))
-        yield table.reindex(columns=['file', 'error', *bundle.findings, *told])
+        good = {k: picture for k, (_, picture) in enumerate(batch) if not errors[k]}
+        if good: table = table.join(_answers(bundle, good, prevalence, batch_size))
+        yield table.reindex(columns=['file', 'error', *bundle.findings, *TOLD])
 
 # %% ../nbs/68_bundle.ipynb #08e93f79
 def export_onnx(

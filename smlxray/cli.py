@@ -284,13 +284,16 @@ def _cache_build(
     _describe(cache)
 
 def _describe(cache) -> None:
-    "Say what a cache holds, where it is, and what is in quarantine, three at most."
+    "Say what a cache holds, where it is, and what is lost or doubtful, three of each at most."
     typer.echo(f'{cache}\n{cache.path}')
-    for row, why in sorted(cache.quarantined.items())[:3]:
-        typer.echo(f'  quarantine, row {row}: {why}')
-    if not cache.quarantined: return
-    place = cache.path / 'quarantine.csv'
-    typer.echo(f'  {len(cache.quarantined):,} in all; the list is {place}')
+    said = {row: '; '.join(remarks) for row, remarks in cache.remarks.items()}
+    _list_rows('quarantine', cache.quarantined, cache.path / 'quarantine.csv')
+    _list_rows('doubtful', said, cache.path / 'remarks.csv')
+
+def _list_rows(what: str, rows: dict[int, str], place: Path) -> None:
+    "Print the first rows of a list, how many there are, and where all of them stand."
+    for row, why in sorted(rows.items())[:3]: typer.echo(f'  {what}, row {row}: {why}')
+    if rows: typer.echo(f'  {what}: {len(rows):,} in all; the list is {place}')
 
 # %% ../nbs/90_cli.ipynb #b4d8e210
 @_cache.command('info', epilog=_examples('smlxray cache info --json'))
@@ -648,17 +651,22 @@ _NUMBERS = ('distance', 'similarity', 'percentile_same', 'percentile_different')
 def compare_many(
     bundle,
     file: Path,  # a CSV with the columns a and b; paths in it start in its folder
-):               # a table: a, b, distance, similarity, two percentiles, error
+):               # a table: a, b, distance, similarity, two percentiles, remarks, error
     "Compare the pairs of a table."
     import pandas as pd
     pairs = _read_pairs(file)
-    known, problems = _embed_each(bundle, file.parent, dict.fromkeys([*pairs['a'], *pairs['b']]))
+    known, doubts, problems = _embed_each(bundle, file.parent, {*pairs['a'], *pairs['b']})
     rows = []
     for a, b in zip(pairs['a'], pairs['b']):
         row = dict(a=a, b=b, error=problems.get(a) or problems.get(b) or '')
         if not row['error']: row |= _compare_embeddings(bundle, known[a], known[b])
+        row['remarks'] = _of_both({a: doubts.get(a, ''), b: doubts.get(b, '')})
         rows.append(row)
-    return pd.DataFrame(rows, columns=['a', 'b', *_NUMBERS, 'error'])
+    return pd.DataFrame(rows, columns=['a', 'b', *_NUMBERS, 'remarks', 'error'])
+
+def _of_both(doubts: dict[str, str]) -> str:
+    "Say what is doubtful about the two images of a pair."
+    return '; '.join(f'{name}: {said}' for name, said in doubts.items() if said)
 
 def _read_pairs(file: Path):
     "Read a table of pairs; raise `SmlxrayError` if it is none."
@@ -672,17 +680,28 @@ def _read_pairs(file: Path):
     raise SmlxrayError(f'{file.name} needs the columns a and b, two paths a line; it has {found}.')
 
 # %% ../nbs/90_cli.ipynb #d7300e9e
-def _embed_each(bundle, folder: Path, names) -> tuple[dict, dict]:
-    "Embed images by name; return the embeddings, and what is wrong with the others."
-    import torch
+def _embed_each(bundle, folder: Path, names) -> tuple[dict, dict, dict]:
+    "Embed images by name; return the embeddings, what is doubtful, and what is wrong."
     from smlxray.bundle import decode_ahead
-    known, problems = {}, {}
-    for batch in decode_ahead(lambda name: bundle.read(folder / name), names):
+    known, doubts, problems = {}, {}, {}
+    for batch in decode_ahead(lambda name: bundle.picture(folder / name), names):
         wrong = {name: said for name, said in batch if isinstance(said, str)}
         for name, said in wrong.items(): problems[name] = said.replace(f'{folder}{os.sep}', '')
-        good = {name: image for name, image in batch if name not in wrong}
-        if good: known |= zip(good, bundle.embed(torch.stack(list(good.values()))))
-    return known, problems
+        good = {name: picture for name, picture in batch if name not in wrong}
+        if not good: continue
+        embeddings, said = _look_at(bundle, list(good.values()))
+        known |= zip(good, embeddings)
+        doubts |= zip(good, said)
+    return known, doubts, problems
+
+def _look_at(bundle, pictures: list):
+    "Embed pictures, and say what is doubtful about each."
+    import torch
+    from smlxray.bundle import doubts_of, unusualness
+    seen = bundle.look(torch.stack([torch.from_numpy(p.pixels)[None] for p in pictures]))
+    distances = unusualness(bundle.tensors, seen.features)
+    said = [doubts_of(bundle, p, distance) for p, distance in zip(pictures, distances)]
+    return seen.embedding.float().cpu(), said
 
 def _compare_embeddings(bundle, a, b) -> dict:
     "Return the numbers of one pair."
@@ -744,14 +763,18 @@ def _compare_two(bundle, a: Path, b: Path, picture: Path, as_json: bool) -> None
     "Compare two X-rays, draw the picture, print the numbers."
     os.environ.setdefault('MPLBACKEND', 'agg')  # a picture is saved, no window is opened
     from smlxray.bundle import plot_comparison
-    x, y = bundle.read(_here(a)), bundle.read(_here(b))
+    pair = [bundle.picture(_here(path)) for path in (a, b)]
+    x, y = (picture.pixels[None] for picture in pair)
     found = bundle.compare(x, y)
     plot_comparison(found, x, y, _here(picture))
-    facts = found.summary()
-    if as_json: return _print_json(dict(facts, picture=str(picture), model=bundle.version))
+    facts, doubts = found.summary(), dict(zip((str(a), str(b)), _look_at(bundle, pair)[1]))
+    told = dict(remarks=_of_both(doubts), picture=str(picture), model=bundle.version)
+    if as_json: return _print_json(dict(facts, **told))
     for name, value in facts.items():
         number = f'{value:.1f} %' if name.startswith('percentile') else f'{value:.4f}'
         typer.echo(f'{name.replace("_", " "):21s} {number}')
+    for path, said in doubts.items():
+        if said: typer.echo(f'{path}: {said}')
     typer.echo(picture)
 
 def _hand_over(table, output: Path | None, as_json: bool) -> None:
@@ -827,7 +850,7 @@ def write_predictions(
     overwrite: bool = False,
 ) -> dict:                   # rows, new (in this call), errors, unusual
     "Predict all X-rays of a folder into a CSV file; raise `SmlxrayError` if it is taken."
-    from smlxray.bundle import image_files, predict_files
+    from smlxray.bundle import image_files, is_unusual, predict_files
     from tqdm import tqdm
     root, paths = (source if source.is_dir() else source.parent), image_files(source)
     unfinished = UnfinishedTable(output, _plan_of(bundle, prevalence, source))
@@ -840,8 +863,9 @@ def write_predictions(
             unfinished.append(_without_folder(rows, root))
             bar.update(len(rows))
     table = unfinished.finish()
-    errors, unusual = int(table['error'].notna().sum()), int((table['unusual'] > 1).sum())
-    return dict(rows=len(table), new=len(left), errors=errors, unusual=unusual)
+    answered = table['error'].isna()
+    unusual = int(is_unusual(table['unusual'][answered]).sum())
+    return dict(rows=len(table), new=len(left), errors=int((~answered).sum()), unusual=unusual)
 
 def _plan_of(bundle, prevalence, source: Path) -> str:
     "Write down what decides the rows of a table of predictions."
@@ -917,8 +941,8 @@ def predict(
 ):
     """Predict findings: a CSV with one row per X-ray.
 
-    A probability per finding, the nearest support, and how unusual the X-ray is (above 1: do not
-    believe the rest). Unreadable files are rows with an error.
+    A probability per finding, the nearest support, how unusual the X-ray is (above 1: do not
+    believe the rest), and remarks on what is doubtful. Unreadable files are rows with an error.
     """
     _no_folder(output)
     _writable(output)

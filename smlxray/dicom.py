@@ -566,8 +566,8 @@ def shown(counts: np.ndarray, contrast: int = _CONTRAST) -> str:
     return f'hardly any contrast: 98 % of the pixels lie between grey {low} and {high} of 255'
 
 def sample(pixels: np.ndarray, side: int = 64) -> np.ndarray:
-    "About `side` rows and columns, evenly over the image (H, W)."
-    down, across = (max(n // side, 1) for n in pixels.shape)
+    "About `side` rows and columns, evenly over the image (H, W) or (H, W, 3)."
+    down, across = (max(n // side, 1) for n in pixels.shape[:2])
     return pixels[::down, ::across]
 
 def _varied(pixels: np.ndarray) -> bool:
@@ -847,6 +847,19 @@ def to_eight(values: np.ndarray, bits: int, remarks: list[str]) -> np.ndarray:
         )
     return scale_of(depth)[values]
 
+COLOURFUL = 8.0  # mean spread of red, green and blue, in grey levels, of a coloured picture
+
+def colour_spread(
+    few: np.ndarray,  # (H, W, 3) uint8
+) -> float:           # grey levels; 0 for a grey picture
+    "Measure how coloured a picture is."
+    return float(np.ptp(few.astype(np.int16), axis=2).mean())
+
+def say_colours(few: np.ndarray, remarks: list[str]):
+    "Remark that a sample of a picture (H, W, 3) uint8 has colours, as no X-ray has."
+    if colour_spread(few) <= COLOURFUL: return
+    _say(remarks, 'colours: the picture has some, so it does not look like an X-ray')
+
 def luminance(
     values: np.ndarray,  # (H, W, 3), red, green, blue
     layout: Layout,
@@ -858,7 +871,9 @@ def luminance(
         values = to_eight(
             values.astype(np.uint16), layout.stored, remarks
         )
-    return np.array(Image.fromarray(values.astype(np.uint8)).convert('L'))
+    values = values.astype(np.uint8)
+    say_colours(sample(values), remarks)
+    return np.array(Image.fromarray(values).convert('L'))
 
 # %% ../nbs/14_dicom.ipynb #9ee1ad22
 def check_cap(height: int, width: int, name: str, max_pixels: int):

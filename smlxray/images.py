@@ -15,7 +15,7 @@ import simplejpeg
 from PIL import Image
 from .base import ImageError, logger
 from .dicom import Claims, check_cap, claims_of, decode_dicom, depth_of, dicom_size, flat
-from .dicom import scale_of, short, to_eight, whole_dicom
+from .dicom import say_colours, scale_of, short, to_eight, whole_dicom
 
 # %% ../nbs/15_images.ipynb #c9a2063f
 _MAGIC = (
@@ -81,8 +81,11 @@ def image_header(
     raise ImageError(f'{name} has a damaged {kind} header ({why}); copy the file again.')
 
 # %% ../nbs/15_images.ipynb #c7ecc14e
-def _grey(image: Image.Image) -> np.ndarray:
+def _grey(image: Image.Image, remarks: list[str]) -> np.ndarray:
     "Reduce an opened PIL image of eight bits to (H, W) uint8."
+    if image.mode not in ('1', 'L', 'LA'):
+        few = image.resize((64, 64), Image.Resampling.NEAREST)
+        say_colours(np.asarray(few.convert('RGB')), remarks)
     if 'A' in image.getbands() or 'transparency' in image.info:
         black = Image.new('RGBA', image.size, 'black')
         image = Image.alpha_composite(black, image.convert('RGBA'))
@@ -98,16 +101,20 @@ def _sixteen(values: np.ndarray, remarks: list[str], declared: int = 0) -> np.nd
     return to_eight(values, 16, remarks)
 
 # %% ../nbs/15_images.ipynb #2ba2b047
-def _decode_jpeg(data: bytes, colours: str) -> np.ndarray:
+def _decode_jpeg(data: bytes, colours: str, remarks: list[str]) -> np.ndarray:
     "Decode by simplejpeg where it equals Pillow bit for bit, else by Pillow; not turned yet."
     if colours in ('Gray', 'YCbCr'):
         try:
-            return simplejpeg.decode_jpeg(data, 'GRAY')[..., 0]
+            grey = simplejpeg.decode_jpeg(data, 'GRAY')[..., 0]
+            if colours != 'Gray':  # an eighth of the size is enough to see colours
+                few = simplejpeg.decode_jpeg(data, 'RGB', min_height=1, min_width=1)
+                say_colours(few, remarks)
+            return grey
         except ValueError as error:
             if 'extraneous bytes' not in str(error): raise
     with Image.open(io.BytesIO(data), formats=['JPEG']) as image:
         image.draft('L', image.size)  # yields the luma as stored, as simplejpeg does
-        return _grey(image)
+        return _grey(image, remarks)
 
 # %% ../nbs/15_images.ipynb #235ec492
 _NOTES = (b'Exif\0\0', b'tiff:Orientation', b'eXIf', b'Raw profile type ', b'XML:com.adobe.xmp')
@@ -150,7 +157,7 @@ def _decode_png(data: bytes, remarks: list[str]) -> np.ndarray:
         if image.size != size: raise ValueError('it states two sizes')
         if image.mode.startswith('I'):
             return _sixteen(np.array(image, dtype=np.uint16), remarks, _declared_bits(data))
-        grey = _grey(image)
+        grey = _grey(image, remarks)
     deep = data[24] == 16 and int(grey.max()) < 64
     return _deep_colour(data, remarks) if deep else grey
 
@@ -182,7 +189,10 @@ class Picture(NamedTuple):
 def _pixels(head: ImageHeader, data: bytes, name: str, max_pixels: int, remarks) -> np.ndarray:
     "Decode a file by what its header says it is."
     if head.kind == 'DICOM': return decode_dicom(data, name, max_pixels, remarks)
-    lying = _decode_jpeg(data, head.colours) if head.kind == 'JPEG' else _decode_png(data, remarks)
+    if head.kind == 'JPEG':
+        lying = _decode_jpeg(data, head.colours, remarks)
+    else:
+        lying = _decode_png(data, remarks)
     return _upright(lying, data, head.kind, remarks)
 
 # %% ../nbs/15_images.ipynb #46707ed5

@@ -8,8 +8,7 @@ one module; its names are still found here, with a `DeprecationWarning`.
 from ..base import moved
 
 _HOMES = {
-    'app.session': 'MAX_UPLOAD COLOURFUL Xray image_url colour_spread file_name open_upload '
-                   'make_library Session',
+    'app.session': 'MAX_UPLOAD Xray image_url file_name open_upload make_library Session',
     'app.teach': 'MAX_FINDING Stopped twin check_examples teach_live Answer resampled_scores '
                  'example_influence Store export_finding import_finding adapted_findings',
     'app.widgets': 'Tabs Field Upload Gallery Scatter Notice Link item_of Shelf guarded '
@@ -19,6 +18,7 @@ _HOMES = {
     'app.serve': 'DEMO bundle_folder make_demo prepare open_session write_template notebook_file '
                  'voila_command serve served_app',
     'look': 'INK BLUE RED GREY PALETTE figure_url probability_svg curve_svg',
+    'dicom': 'COLOURFUL colour_spread',
 }
 _MOVED = {name: f'smlxray.{home}' for home, names in _HOMES.items() for name in names.split()}
 _MOVED |= {

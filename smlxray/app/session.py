@@ -19,10 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..base import ImageError, SmlxrayError, resolve_path
-from ..bundle import Bundle, make_bundle, unusualness
+from ..bundle import Bundle, is_unusual, make_bundle, unusualness
 from ..config import load_settings
 from ..data import XrayTable
-from ..images import decode, read_image, resize_image
+from ..images import decode_picture, read_image, resize_image
 from ..lab import Lab, open_lab
 from ..look import data_url
 from ..siamese import cosine_similarity
@@ -100,39 +100,26 @@ def too_large(name: str, size: int, limit: int = MAX_UPLOAD) -> str:
     most = f'at most {limit / 1e6:.0f} MB are read'
     return f'{name} has {size / 1e6:,.0f} MB; {most}. Shrink it, or export it as JPEG or PNG.'
 
-# %% ../../nbs/80_session.ipynb #9bb826fe
-COLOURFUL = 8.0  # mean spread, in grey levels, above which a picture counts as coloured
-
-def colour_spread(
-    data: bytes,  # a file that `decode` accepts
-) -> float:       # grey levels; 0 for a grey picture
-    "Measure how coloured a PNG or JPEG is."
-    try:
-        picture = Image.open(io.BytesIO(data), formats=['PNG', 'JPEG'])
-    except Exception:
-        return 0.0  # DICOM: its own header says what it is
-    picture.draft('RGB', (64, 64))
-    picture = picture.convert('RGB')
-    picture.thumbnail((64, 64))
-    return float(np.ptp(np.asarray(picture, float), axis=2).mean())
-
 # %% ../../nbs/80_session.ipynb #d26cb820
 def doubts(
-    name: str,       # of the file
-    colour: float,   # of `colour_spread`
-    unusual: float,  # 1: as far from training as 99 % of validation patients at most
+    name: str,                 # of the file
+    remarks: tuple[str, ...],  # of `decode_picture`
+    unusual: float,            # 1: as far from training as 99 % of validation patients at most
 ) -> tuple[str, ...]:
     "Say what is doubtful about an X-ray."
-    out = []
-    if colour > COLOURFUL:
-        why = 'this does not look like a chest X-ray'
-        out.append(f'{name} has colours: {why}. Its answers mean nothing unless it is one.')
-    if unusual > 1:
-        out.append(
-            f'{name} is {unusual:.1f} times as far from the training X-rays as 99 % of validation '
-            'patients: it may not look like a chest X-ray to this network, so mind its answers.'
-        )
+    out = [_remark_in_words(name, remark) for remark in remarks]
+    if is_unusual(unusual):
+        far = f'{unusual:.1f} times as far from the training X-rays as 99 % of validation patients'
+        if not np.isfinite(unusual): far = 'at no known distance from the training X-rays'
+        mind = 'it may not look like a chest X-ray to this network, so mind its answers'
+        out.append(f'{name} is {far}: {mind}.')
     return tuple(out)
+
+def _remark_in_words(name: str, remark: str) -> str:
+    "Say one remark on a picture for people."
+    if not remark.startswith('colours: '): return f'{name}: {remark}.'
+    why = 'this does not look like a chest X-ray'
+    return f'{name} has colours: {why}. Its answers mean nothing unless it is one.'
 
 # %% ../../nbs/80_session.ipynb #84c2fd7e
 NETWORK = threading.RLock()  # one thread at a time runs, or copies, the network of a session
@@ -171,10 +158,10 @@ def open_upload(
     "Turn an uploaded file into an X-ray; raise `ImageError` in words for people."
     name = file_name(name)
     if len(data) > MAX_UPLOAD: raise ImageError(too_large(name, len(data)))
-    grey = decode(bytes(data), name)
+    grey, remarks = decode_picture(bytes(data), name)
     pixels = torch.from_numpy(resize_image(grey, bundle.size))[None]
     [seen] = look_at(bundle, pixels[None])
-    notes = doubts(name, colour_spread(data), seen['unusual'])
+    notes = doubts(name, remarks, seen['unusual'])
     return Xray(key, name, **seen, source=fit_within(grey, 768), notes=notes)
 
 # %% ../../nbs/80_session.ipynb #9419bc78
