@@ -8,8 +8,8 @@ __all__ = ['logger', 'BACKBONES', 'LOSSES', 'READERS', 'ALGORITHMS', 'SmlxrayErr
            'choose', 'write_atomic', 'resolve_path', 'set_seed', 'Registry']
 
 # %% ../nbs/00_base.ipynb #21274ab1
-import ctypes, difflib, hashlib, json, logging, math, os, platform, random, select, shutil
-import sys, threading, time, uuid, warnings, zlib
+import ctypes, difflib, hashlib, json, logging, math, os, platform, random, re, select, shutil
+import signal, subprocess, sys, threading, time, uuid, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -315,6 +315,153 @@ def _end_with(pid: int) -> None:
     except (AttributeError, OSError):  # no such call on this system
         while is_alive(pid): time.sleep(0.5)
     os._exit(1)
+
+# %% ../nbs/00_base.ipynb #569d2b82
+def send_part(stream, told: dict, data=b'') -> None:
+    "Write words and bytes to a pipe, each after its length."
+    head = json.dumps(told).encode()
+    stream.write(len(head).to_bytes(8, 'little') + len(data).to_bytes(8, 'little') + head)
+    stream.write(data)
+    stream.flush()
+
+def receive_part(stream) -> tuple[dict, bytearray] | None:
+    "Read what `send_part` wrote; None at the end of the pipe."
+    lengths = stream.read(16)
+    if len(lengths) < 16: return None
+    head, size = stream.read(int.from_bytes(lengths[:8], 'little')), lengths[8:]
+    data = bytearray(int.from_bytes(size, 'little'))
+    if stream.readinto(data) < len(data): return None
+    return json.loads(head), data
+
+# %% ../nbs/00_base.ipynb #5cdd3d9b
+MOST_SECONDS = 4          # of computing time for one job
+MOST_MEMORY = 850_000_000 # bytes of data that a worker may hold
+_inside: list[bool] = []  # not empty in a worker
+
+def work() -> None:
+    "Answer the jobs at the input until there are no more, within limits."
+    _inside.append(True)
+    follow(os.getppid())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one we work for
+    _limit_memory()
+    read, write = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a decoder prints is no answer
+    while part := receive_part(read):
+        _limit_time(MOST_SECONDS)
+        answer = _attempt(*part)
+        _limit_time(0)
+        send_part(write, *answer)
+
+def _attempt(told: dict, data: bytearray) -> tuple[dict, Any]:
+    "Do a job; an error is an answer as well."
+    module, _, name = told.pop('call').partition(':')
+    try:
+        return getattr(import_module(module), name)(told, data)
+    except MemoryError:
+        return dict(over='memory'), b''
+    except Exception as error:
+        return dict(failed=str(error).strip() or type(error).__name__), b''
+
+def _limit_memory() -> None:
+    if sys.platform != 'linux': return  # elsewhere this limit does not bind
+    import resource
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+
+def _limit_time(seconds: int) -> None:
+    "Have the system kill this process after so much computing; 0 takes that back."
+    if hasattr(signal, 'setitimer'): signal.setitimer(signal.ITIMER_PROF, seconds)
+
+# %% ../nbs/00_base.ipynb #75103c8c
+class OverLimit(SmlxrayError):
+    "A job took more time or memory than it is given."
+
+_WHY = {
+    'time': f'takes more than the {MOST_SECONDS} seconds of computing that one file is given',
+    'memory': f'takes more than the {MOST_MEMORY // 10**6} MB of memory that one file is given',
+}
+_START = 'import sys; sys.path[0] = sys.argv[1]; from smlxray.base import work; work()'
+
+class _Worker:
+    "A process that answers jobs."
+
+    def __init__(self):
+        package = Path(find_spec('smlxray.base').origin or '').parent.parent
+        threads = dict.fromkeys(('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS'), '1')
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', _START, str(package)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | threads,
+        )
+
+    def ask(self, told: dict, data) -> tuple[dict, bytearray]:
+        "Have a job done; raise `OverLimit` or `ValueError` if the worker dies of it."
+        try:
+            send_part(self.process.stdin, told, data)
+            answer = receive_part(self.process.stdout)
+        except OSError:
+            answer = None
+        if answer: return answer
+        self.end()
+        out_of_time = self.process.returncode == -getattr(signal, 'SIGPROF', 0)
+        if out_of_time: raise OverLimit(_WHY['time'])
+        raise ValueError('its decoder crashed')
+
+    def end(self) -> None:
+        for stream in (self.process.stdin, self.process.stdout):
+            try:
+                stream.close()
+            except OSError:  # it wanted to write to the dead
+                pass
+        try:
+            self.process.wait(1)  # it may be dying of its own cause
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+# %% ../nbs/00_base.ipynb #1ae9f8ba
+_idle: dict[int, list[_Worker]] = {}  # workers that wait for a job, by the process that owns them
+
+def in_worker(
+    call: str,                      # 'module:function'; it gets words and bytes, and returns them
+    told: dict,                     # words, which JSON can hold
+    data: bytes = b'',
+) -> tuple[dict, bytearray]:        # the answer
+    "Have a job done within limits; raise `OverLimit`, or `ValueError` if it fails or crashes."
+    if _inside: return _plain_call(call, told, data)
+    waiting = _idle.setdefault(os.getpid(), [])
+    worker = _next_worker(waiting)
+    try:
+        answer = worker.ask(dict(told, call=call), data)
+    except BaseException:  # Ctrl-C leaves half an answer in the pipe
+        worker.process.kill()
+        worker.end()
+        raise
+    waiting.append(worker)
+    if 'over' in answer[0]: raise OverLimit(_WHY[answer[0]['over']])
+    if 'failed' in answer[0]: raise ValueError(answer[0]['failed'])
+    return answer
+
+def _plain_call(call: str, told: dict, data) -> tuple[dict, Any]:
+    module, _, name = call.partition(':')
+    return getattr(import_module(module), name)(told, data)
+
+def _next_worker(waiting: list[_Worker]) -> _Worker:
+    "Take a worker that waits and lives, or start one."
+    while waiting:
+        worker = waiting.pop()
+        if worker.process.poll() is None: return worker
+        worker.end()
+    return _Worker()
+
+# %% ../nbs/00_base.ipynb #b5b5235a
+def trial(told: dict, data: bytearray) -> tuple[dict, Any]:
+    "A job for tests, which does what it is told."
+    if told['do'] == 'grow': data = bytearray(2 * MOST_MEMORY)
+    if told['do'] == 'crash': os.kill(os.getpid(), signal.SIGSEGV)
+    while told['do'] == 'compute': pass
+    return dict(bytes=len(data)), data[::-1]
 
 # %% ../nbs/00_base.ipynb #e5cc5995
 def repo_root(

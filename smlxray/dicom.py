@@ -6,14 +6,14 @@
 __all__ = ['decode_dicom', 'dicom_size']
 
 # %% ../nbs/14_dicom.ipynb #db729c59
-import io, json, logging, os, re, struct, subprocess, sys, threading, warnings
+import io, logging, re, struct, warnings
 from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from .base import ImageError
+from .base import ImageError, OverLimit, in_worker
 
 # %% ../nbs/14_dicom.ipynb #bfb0aad7
 _TYPES = frozenset(
@@ -715,63 +715,26 @@ def to_grey(
         ds, _units(ds, stored, seen, remarks), seen, remarks
     )
     levels = _greys(1 - unit if _inverted(ds, kind, remarks) else unit)
-    if padding is None: return np.take(levels, values.astype(np.int64) - low)
-    at = np.clip(values.astype(np.int64), low, high) - low
-    return np.where(padding, np.uint8(0), levels[at])
+    grey = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), 256):  # some rows at once: the places take eight bytes each
+        rows = slice(start, start + 256)
+        grey[rows] = levels[np.clip(values[rows].astype(np.int64), low, high) - low]
+    if padding is not None: grey[padding] = 0
+    return grey
 
 # %% ../nbs/14_dicom.ipynb #8de02b9f
-_CHILD = """
-import io, json, os, sys
-import numpy as np
-from pydicom.pixels import get_decoder
+def unpack_frame(job: dict, data: bytes) -> tuple[dict, memoryview]:
+    "Unpack the pixels of one frame: their type and shape, and their bytes."
+    from pydicom.pixels import get_decoder
+    job.pop('call', None)
+    decoder = get_decoder(job.pop('syntax'))
+    pixels = np.ascontiguousarray(decoder.as_array(bytes(data), index=0, **job)[0])
+    return dict(type=pixels.dtype.str, shape=pixels.shape), pixels.data.cast('B')
 
-def unpack(job, data):
-    out = io.BytesIO()
-    try:
-        np.save(out, get_decoder(job.pop('syntax')).as_array(data, index=0, **job)[0])
-    except Exception as error:
-        return b'!' + (str(error).strip() or type(error).__name__).encode()
-    return out.getvalue()
-
-read, write = sys.stdin.buffer, os.fdopen(os.dup(1), 'wb')
-os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what a decoder prints is no answer
-def part(): return read.read(int.from_bytes(read.read(8), 'little'))
-while job := part():
-    answer = unpack(json.loads(job), part())
-    write.write(len(answer).to_bytes(8, 'little') + answer)
-    write.flush()
-"""
-_own = threading.local()  # .child and .pid: each thread of each process has a child of its own
-
-def _child() -> subprocess.Popen:
-    "Return this thread's child; start one for the first file, after a fork, and after a crash."
-    if getattr(_own, 'pid', None) != os.getpid() or _own.child.poll() is not None:
-        command = [sys.executable, '-c', _CHILD]
-        pipe = subprocess.PIPE
-        _own.child = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL
-        )
-        _own.pid = os.getpid()
-    return _own.child
-
-def _in_child(job: dict, data: bytes) -> np.ndarray:
-    "Unpack pixels in another process; raise `ValueError` if that makes it crash."
-    child, answer = _child(), b''
-    try:
-        for part in (json.dumps(job).encode(), data):
-            child.stdin.write(len(part).to_bytes(8, 'little') + part)
-        child.stdin.flush()
-        answer = child.stdout.read(
-            int.from_bytes(child.stdout.read(8), 'little')
-        )
-    except OSError:
-        pass
-    if not answer:
-        child.kill()
-        child.wait()
-        raise ValueError('its decoder crashed')
-    if answer[:1] == b'!': raise ValueError(answer[1:].decode())
-    return np.load(io.BytesIO(answer), allow_pickle=False)
+def _in_worker(job: dict, data: bytes) -> np.ndarray:
+    "Unpack pixels in another process; raise `ValueError` if that fails or crashes."
+    told, pixels = in_worker('smlxray.dicom:unpack_frame', job, data)
+    return np.frombuffer(pixels, told['type']).reshape(told['shape'])
 
 # %% ../nbs/14_dicom.ipynb #9e6eee05
 _PLUGINS = {'RLE': 'pylibjpeg-rle', 'JPEG 2000': 'pylibjpeg-openjpeg'}  # else pylibjpeg-libjpeg
@@ -907,7 +870,7 @@ def _check_length(ds, layout: Layout, remarks: list[str]):
     if more > 0: _say(remarks, f'pixel data: the last {more:,} bytes are not needed; left aside')
 
 def _unpack(ds, layout: Layout, name: str, max_pixels: int, remarks: list[str]) -> np.ndarray:
-    "The containers of a record, unpacked here or in the child."
+    "The containers of a record, unpacked here or in a worker."
     from pydicom.pixels import get_decoder
     syntax = ds.file_meta.TransferSyntaxUID
     claims = Claims('')
@@ -929,7 +892,9 @@ def _unpack(ds, layout: Layout, name: str, max_pixels: int, remarks: list[str]) 
         advice = "to read it, pip install 'smlxray[dicom]'"
         raise ImageError(f'{known} compressed as {syntax.name}; {advice}.')
     try:
-        return _in_child(job, ds.PixelData)
+        return _in_worker(job, ds.PixelData)
+    except OverLimit as error:
+        raise ImageError(f'{name} {error}; export it again.') from None
     except ValueError as error:
         what, advice = _why(error, syntax, claims.family)
         raise ImageError(f'{known} that is {what}; {advice}.') from None

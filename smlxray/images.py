@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg
 from PIL import Image
-from .base import ImageError, logger
+from .base import ImageError, OverLimit, in_worker, logger
 from .dicom import Claims, check_cap, claims_of, decode_dicom, depth_of, dicom_size, flat
 from .dicom import say_colours, scale_of, short, to_eight, whole_dicom
 
@@ -186,14 +186,16 @@ class Picture(NamedTuple):
     pixels: np.ndarray        # (H, W) uint8, black is 0
     remarks: tuple[str, ...]  # each 'kind: what'; () for an image without doubts
 
-def _pixels(head: ImageHeader, data: bytes, name: str, max_pixels: int, remarks) -> np.ndarray:
-    "Decode a file by what its header says it is."
-    if head.kind == 'DICOM': return decode_dicom(data, name, max_pixels, remarks)
-    if head.kind == 'JPEG':
+def _pixels(kind: str, data: bytes, name: str, max_pixels: int, remarks) -> np.ndarray:
+    "Decode a file of a known kind."
+    if kind == 'DICOM': return decode_dicom(data, name, max_pixels, remarks)
+    head = image_header(data, name)
+    check_cap(head.height, head.width, name, max_pixels)
+    if kind == 'JPEG':
         lying = _decode_jpeg(data, head.colours, remarks)
     else:
         lying = _decode_png(data, remarks)
-    return _upright(lying, data, head.kind, remarks)
+    return _upright(lying, data, kind, remarks)
 
 # %% ../nbs/15_images.ipynb #46707ed5
 def _damage(kind: str, data: bytes, error: Exception) -> str:
@@ -204,26 +206,93 @@ def _damage(kind: str, data: bytes, error: Exception) -> str:
         return f'{what}, for which there is no decoder here; convert it to PNG'
     return f'damaged or truncated {kind} ({short(error)}); copy or export the file again'
 
+# %% ../nbs/15_images.ipynb #838499af
+_CHEAP = 16_000_000  # pixels, counted once per scan, that are decoded in this process
+_PARTS = 2_000       # of a file, at most
+
+def is_cheap(kind: str, data: bytes) -> bool:
+    "Is it certain, from a walk through a file, that decoding it costs little?"
+    try:
+        return kind != 'DICOM' and (_cheap_jpeg if kind == 'JPEG' else _cheap_png)(data)
+    except (struct.error, IndexError):  # it ends too early
+        return False
+
+def _cheap_jpeg(data: bytes) -> bool:
+    "Does a JPEG hold one frame, of one of the three usual kinds, and few scans?"
+    at, sizes = 2, []
+    for _ in range(_PARTS):
+        start, mark, length = struct.unpack_from('>BBH', data, at)
+        if start != 0xFF or length < 2: return False
+        if mark == 0xDA: break
+        if 0xC0 <= mark <= 0xC2: sizes.append(struct.unpack_from('>HH', data, at + 5))
+        if mark in _RARE: return False
+        at += 2 + length
+    scans = data.count(b'\xff\xda', at)
+    return len(sizes) == 1 and sizes[0][0] * sizes[0][1] * scans <= _CHEAP
+
+_RARE = {*range(0xC5, 0xC8), *range(0xC9, 0xD0), 0xC3, 0xD8}  # other frames, arithmetic codes
+
+def _cheap_png(data: bytes) -> bool:
+    "Does a PNG begin with its only IHDR, and do few parts lead to its end?"
+    length, first, width, height = struct.unpack_from('>I4sII', data, 8)
+    if (length, first) != (13, b'IHDR') or width * height > _CHEAP: return False
+    at = 8
+    for k in range(_PARTS):
+        length, kind = struct.unpack_from('>I4s', data, at)
+        if kind == b'IEND': return True
+        if kind in _MOVING or (kind == b'IHDR') != (k == 0): return False
+        at += 12 + length
+    return False
+
+_MOVING = (b'acTL', b'fcTL', b'fdAT')  # frames of an animation have sizes of their own
+
 # %% ../nbs/15_images.ipynb #2f6b0c98
 MAX_PIXELS = 50_000_000  # the largest image that is decoded
 
 # %% ../nbs/15_images.ipynb #5cabff6b
+def decode_here(kind: str, data: bytes, name: str, max_pixels: int) -> Picture:
+    "Decode a file in this process; raises `ImageError`."
+    remarks: list[str] = []
+    try:
+        pixels = _pixels(kind, data, name, max_pixels, remarks)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # whatever a decoder makes of a damaged file
+        raise ImageError(f'{name} is a {_damage(kind, data, error)}.') from None
+    doubt = flat(pixels)
+    return Picture(pixels, (*remarks, doubt) if doubt else tuple(remarks))
+
+def decode_job(told: dict, data: bytearray) -> tuple[dict, memoryview | bytes]:
+    "`decode_here` for a worker: shape, remarks and pixels, or what is wrong."
+    try:
+        picture = decode_here(told['kind'], bytes(data), told['name'], told['max_pixels'])
+    except ImageError as error:
+        return dict(error=str(error)), b''
+    pixels = np.ascontiguousarray(picture.pixels)
+    return dict(shape=pixels.shape, remarks=picture.remarks), pixels.data.cast('B')
+
+def _decode_elsewhere(kind: str, data: bytes, name: str, max_pixels: int) -> Picture:
+    "Decode a file in a worker; raises `ImageError`, also where that takes too much."
+    words = dict(kind=kind, name=name, max_pixels=max_pixels)
+    try:
+        told, pixels = in_worker('smlxray.images:decode_job', words, data)
+    except OverLimit as error:
+        raise ImageError(f'{name} {error}; convert it to PNG, or leave it out.') from None
+    except ValueError as error:
+        raise ImageError(f'{name} is a {_damage(kind, data, error)}.') from None
+    if 'error' in told: raise ImageError(told['error'])
+    return Picture(np.frombuffer(pixels, np.uint8).reshape(told['shape']), tuple(told['remarks']))
+
+# %% ../nbs/15_images.ipynb #5cabff6c
 def decode_picture(
     data: bytes,                   # the content of a JPEG, PNG or DICOM file
     name: str = 'the image',       # what to call it in an error
     max_pixels: int = MAX_PIXELS,  # refuse larger images before decoding them
 ) -> Picture:                      # pixels and remarks
     "Decode a file into grey; raises `ImageError` for other kinds, damage, and too many pixels."
-    head, remarks = image_header(data, name), []
-    check_cap(head.height, head.width, name, max_pixels)
-    try:
-        pixels = _pixels(head, data, name, max_pixels, remarks)
-    except ImageError:
-        raise
-    except Exception as error:  # whatever a decoder makes of a damaged file
-        raise ImageError(f'{name} is a {_damage(head.kind, data, error)}.') from None
-    doubt = flat(pixels)
-    return Picture(pixels, (*remarks, doubt) if doubt else tuple(remarks))
+    kind = _kind(data, name)
+    decode_it = decode_here if is_cheap(kind, data) else _decode_elsewhere
+    return decode_it(kind, data, name, max_pixels)
 
 # %% ../nbs/15_images.ipynb #314a7b6b
 def _warn(picture: Picture, name: str) -> np.ndarray:
