@@ -8,7 +8,7 @@ __all__ = ['logger', 'BACKBONES', 'LOSSES', 'READERS', 'ALGORITHMS', 'SmlxrayErr
            'choose', 'write_atomic', 'resolve_path', 'set_seed', 'Registry']
 
 # %% ../nbs/00_base.ipynb #21274ab1
-import ctypes, difflib, hashlib, json, logging, math, os, platform, random, re, select, shutil
+import ctypes, difflib, hashlib, json, logging, math, os, platform, random, select, shutil
 import signal, subprocess, sys, threading, time, uuid, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

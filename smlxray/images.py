@@ -234,8 +234,8 @@ _RARE = {*range(0xC5, 0xC8), *range(0xC9, 0xD0), 0xC3, 0xD8}  # other frames, ar
 
 def _cheap_png(data: bytes) -> bool:
     "Does a PNG begin with its only IHDR, and do few parts lead to its end?"
-    length, first, width, height = struct.unpack_from('>I4sII', data, 8)
-    if (length, first) != (13, b'IHDR') or width * height > _CHEAP: return False
+    width, height = struct.unpack_from('>II', data, 16)
+    if data[8:16] != b'\0\0\0\rIHDR' or width * height > _CHEAP: return False
     at = 8
     for k in range(_PARTS):
         length, kind = struct.unpack_from('>I4s', data, at)
