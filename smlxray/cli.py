@@ -1123,6 +1123,8 @@ def _export_onnx(bundle, output: Path, as_json: bool) -> None:
 # %% ../nbs/90_cli.ipynb #a9b0c7d2
 _LIBRARY = 'Name or folder of a run; its X-rays are the library.'
 _STORE = 'Folder for taught findings, one inside for each browser.'
+_HOST = 'A name of this machine that a tunnel or proxy uses; may be given several times.'
+_SCREENS = ('DISPLAY', 'WAYLAND_DISPLAY')  # variables of a session that can show a browser
 
 @app.command('app', epilog=_examples('smlxray app', 'smlxray app --run tiny --port 8900'))
 def _app(
@@ -1130,6 +1132,9 @@ def _app(
     bundle: Annotated[Optional[str], _option('Folder of a bundle; it brings no X-rays.')] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help='Where on 127.0.0.1.')] = 8866,
     store: Annotated[Path, typer.Option(help=_STORE)] = Path('runs/app-findings'),
+    visitors: Annotated[int, typer.Option(min=1, help='Visitors at once, at most.')] = 8,
+    host: Annotated[Optional[list[str]], typer.Option(help=_HOST)] = None,
+    browser: Annotated[bool, typer.Option(help='Open the pages in a browser.')] = True,
 ):
     "Serve pages to compare, teach, explore and read results; on phantoms if nothing is named."
     try:
@@ -1138,7 +1143,9 @@ def _app(
         needs = f"The pages need the package {error.name}; pip install 'smlxray[app]'."
         raise SmlxrayError(needs) from None
     if _here(store).is_file(): raise SmlxrayError(f'{store} is a file; name a folder.')
-    serve(run, bundle, port, store)
+    screen = sys.platform != 'linux' or any(map(os.environ.get, _SCREENS))
+    browse = browser and screen and sys.stdout.isatty()
+    serve(run, bundle, port, store, visitors, host or (), browse)
 
 # %% ../nbs/90_cli.ipynb #626bdee7
 def call(words: list[str]) -> int:  # the exit code: 0, 1, 2 or 130

@@ -1,6 +1,6 @@
 "A served application and a real browser, for `test_pages.py` and `test_tours.py`."
 
-import os, shutil, signal, socket, subprocess, sys, time
+import os, re, shutil, signal, socket, subprocess, sys, time
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,7 +65,7 @@ def small_run(home: Path, **changes) -> Path:
 class Served:
     "A running `smlxray app`, its address, and the folder that it takes for its home."
 
-    def __init__(self, home: Path, run: Path):
+    def __init__(self, home: Path, run: Path, *words: str):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             self.port = s.getsockname()[1]
@@ -85,17 +85,19 @@ class Served:
             str(self.port),
             '--store',
             str(home / 'store'),
+            *words,
         ]
         self.process = subprocess.Popen(
             words, env=env, stdout=self.log.open('w'), stderr=subprocess.STDOUT
         )
-        self.url, end = f'http://127.0.0.1:{self.port}/', time.time() + 180
-        while 'Ready: open' not in self.log.read_text():
+        end = time.time() + 180
+        while 'Ctrl-C ends it' not in self.log.read_text():
             assert self.process.poll() is None and time.time() < end, self.log.read_text()[-2000:]
             time.sleep(0.3)
+        self.url = re.search(r'http://\S+', self.log.read_text())[0]  # the token is part of it
 
     def kernels(self) -> list[int]:
-        "Process ids of the visitors' kernels."
+        "Process ids of what Voila holds for the visitors' kernels: each ends with its kernel."
 
         def words(pid):
             try:
@@ -106,7 +108,7 @@ class Served:
         return [
             int(p)
             for p in os.listdir('/proc')
-            if p.isdigit() and 'ipykernel_launcher' in words(p) and str(self.scratch) in words(p)
+            if p.isdigit() and 'kernel-' in words(p) and str(self.scratch) in words(p)
         ]
 
     def stop(self):

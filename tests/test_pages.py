@@ -1,5 +1,12 @@
 "The pages in a real browser: a short tour. The full tours are in `test_tours.py`, which is slow."
 
+import http.client
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
 import pytest
 from browser import Served, Visitor, browsing, need_browser, phantom, png, small_run
 
@@ -8,7 +15,7 @@ from browser import Served, Visitor, browsing, need_browser, phantom, png, small
 def served(tmp_path_factory):
     need_browser()
     home = tmp_path_factory.mktemp('pages')
-    server = Served(home, small_run(home))
+    server = Served(home, small_run(home), '--visitors', '2', '--host', 'xray.ward.example')
     yield server
     server.stop()
 
@@ -57,3 +64,94 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
             p.locator(f'{sight}:visible').first.wait_for()
         assert v.outside() == [] and v.errors == []
         v.close()
+
+
+def ask(served, path, host=None, **headers):
+    "Ask the server as a program does; return status and text."
+    link = http.client.HTTPConnection('127.0.0.1', served.port, timeout=60)
+    link.putrequest('GET', path, skip_host=True)
+    link.putheader('Host', host or f'127.0.0.1:{served.port}')
+    for name, value in headers.items():
+        link.putheader(name.replace('_', '-'), value)
+    link.endheaders()
+    answer = link.getresponse()
+    text = '' if answer.status == 101 else answer.read().decode()
+    link.close()
+    return answer.status, text
+
+
+def held_kernel(served):
+    "The id of a kernel that runs."
+    files = [Path(f'/proc/{pid}/cmdline').read_text() for pid in served.kernels()]
+    return re.search(r'kernel-([0-9a-f-]{36})', files[0])[1]
+
+
+def socket_words(host):
+    "What a browser sends to open a web socket, from a page of that host."
+    key = dict(Sec_WebSocket_Version='13', Sec_WebSocket_Key='x3JJHMbDL1EzLkh9GBhXDw==')
+    return dict(Upgrade='websocket', Connection='Upgrade', Origin=f'http://{host}', **key)
+
+
+def test_a_name_that_was_pointed_at_us_gets_nothing(served):
+    token = served.url.partition('?')[2]
+    kernel = held_kernel(served)
+    paths = [f'/?{token}', '/', f'/voila/static/voila.js?{token}', f'/api/kernels/{kernel}?{token}']
+    for host in ('evil.example', f'evil.example:{served.port}', '192.168.0.7', 'localhost.evil'):
+        for path in paths:
+            status, text = ask(served, path, host)
+            assert status == 403 and 'own machine' in text and kernel not in text, (host, path)
+        channel = f'/api/kernels/{kernel}/channels?{token}'
+        assert ask(served, channel, host, **socket_words(host))[0] == 403
+
+
+def test_without_the_token_there_is_no_page_no_socket_and_no_kernel(served):
+    before = {*served.kernels()}
+    kernel = held_kernel(served)
+    here = f'127.0.0.1:{served.port}'
+    asked = (f'/api/kernels/{kernel}', f'/voila/query/{kernel}', '/voila/files/README.md')
+    for path in ('/', '/?token=', '/?token=0123', *asked):
+        status, text = ask(served, path)
+        assert status in (403, 404) and 'kernelId' not in text, path
+    channel = f'/api/kernels/{kernel}/channels'
+    assert ask(served, channel, **socket_words(here))[0] == 403
+    assert ask(served, f'{channel}?{served.url.partition("?")[2]}', **socket_words(here))[0] == 101
+    time.sleep(1)
+    assert {*served.kernels()} == before
+
+
+def test_a_visitor_too_many_is_told_so(served):
+    path = '/?' + served.url.partition('?')[2]
+    answers = [ask(served, path, 'xray.ward.example') for _ in range(4)]
+    assert [status for status, _ in answers] in ([200, 200, 503, 503], [200, 503, 503, 503])
+    assert 'All 2 places for visitors are taken' in answers[-1][1]
+    assert len(served.kernels()) <= 3  # and one that is ready for the next
+
+
+def below(pid):
+    "The processes that a process has started, and those that they have started."
+    found = []
+    for entry in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            parent = int(entry.read_text().rpartition(')')[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid: found += [int(entry.parent.name), *below(int(entry.parent.name))]
+    return found
+
+
+def runs(pid):
+    "Whether a process still runs; one that nobody has asked about its end does not."
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except OSError:
+        return False
+
+
+def test_nothing_outlives_a_killed_server(served):
+    all_of_it = below(served.process.pid)
+    assert len(all_of_it) >= 4  # the nursery, the server, a kernel and what asked for it
+    os.kill(served.process.pid, signal.SIGKILL)
+    end = time.time() + 10
+    while any(map(runs, all_of_it)) and time.time() < end:
+        time.sleep(0.1)
+    assert not any(map(runs, all_of_it))

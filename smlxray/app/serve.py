@@ -6,19 +6,28 @@
 __all__ = ['open_session', 'serve', 'served_app']
 
 # %% ../../nbs/84_serve.ipynb #84000004
-import json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
-from collections.abc import Callable, Iterable
+import asyncio, contextlib, gc, json, os, re, secrets, shutil, signal, socket, subprocess, sys
+import tempfile, threading, time, traceback, webbrowser
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
 
 from .pages import App
-from .session import MAX_UPLOAD, Session, make_library
+from .session import MAX_UPLOAD, Session, Xray, make_library
 from .widgets import STATIC
-from ..base import SmlxrayError, resolve_path, shipped_notebook
+from ..base import SmlxrayError, draft_folder, follow, resolve_path, shipped_notebook
 from ..bundle import Bundle, TaughtFinding, bundle_of_run, is_fresh, networks_of
 from ..config import load_settings
 from ..evaluate import evaluate, save_results
 from ..lab import Lab, open_lab
+from ..look import Html, escape
 from ..methods import AdaptedMethod, network_method, pixel_method
 from ..train import ensure_meta, ensure_siamese
 
@@ -117,23 +126,154 @@ def usual_run(say: Callable[[str], None] = print) -> Path:
     return make_demo()
 
 # %% ../../nbs/84_serve.ipynb #84000012
+class Opened(NamedTuple):
+    "What a session is made of: the same for all visitors, and slow to open."
+
+    bundle: Bundle
+    lab: Lab | None
+    library: Sequence[Xray]
+
+def open_parts(told: dict[str, str]) -> Opened:  # told: what `prepare` gave
+    "Open the bundle and the lab, and look at the library."
+    bundle = Bundle.load(told['bundle'])
+    lab = lab_of_run(Path(told['run'])) if told['run'] else None
+    return Opened(bundle, lab, make_library(lab, bundle) if lab else ())
+
+def add_findings(bundle: Bundle, folder: Path) -> list[str]:
+    "Add the findings that were taught to a run; return a sentence for each that cannot be read."
+    said = []
+    for place in sorted(folder.glob('findings/*/manifest.json')):
+        try:
+            finding = TaughtFinding.load(place.parent)
+        except Exception as error:
+            why = error if isinstance(error, SmlxrayError) else type(error).__name__
+            said.append(f'The finding in findings/{place.parent.name} cannot be read: {why}')
+            continue
+        if finding.network == bundle.network: bundle.findings[finding.name] = finding
+    return said
+
+# %% ../../nbs/84_serve.ipynb #0b46d770
 def open_session(
     run: str | None = None,              # name or folder of a run
     bundle: str | None = None,           # folder of a bundle
     told: dict[str, str] | None = None,  # what `prepare` gave, if it was asked already
+    opened: Opened | None = None,        # what `open_parts` gave, if it was asked already
 ) -> Session:
     "Open a session on a run, a bundle, or phantoms."
     told = told or prepare(run, bundle)
-    network = Bundle.load(told['bundle'])
-    lab = lab_of_run(Path(told['run'])) if told['run'] else None
-    for place in Path(told['bundle']).parent.glob('findings/*/manifest.json'):
-        finding = TaughtFinding.load(place.parent)
-        if finding.network == network.network: network.findings[finding.name] = finding
-    library = make_library(lab, network) if lab else ()
+    network, lab, library = opened or open_parts(told)
+    notes = add_findings(network, Path(told['bundle']).parent)
     runs = lab.folder.parent if lab else resolve_path('runs')
-    return Session(network, library, lab, runs, about=told['about'])
+    return Session(network, library, lab, runs, about=told['about'], notes=notes)
+
+# %% ../../nbs/84_serve.ipynb #a8d3f975
+def is_local(
+    host: str,                    # as in the header `Host`
+    allowed: Sequence[str] = (),  # other names, of a tunnel or a proxy of yours
+) -> bool:
+    "Tell whether a request was meant for this machine."
+    name = re.sub(r':[0-9]+$', '', host.strip().lower()).removeprefix('[').removesuffix(']')
+    if name == 'localhost' or name in allowed: return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+# %% ../../nbs/84_serve.ipynb #3ddcae45
+NO_HOST = 'These pages answer on their own machine only; `smlxray app --host NAME` allows a name.'
+NO_TOKEN = 'Open the address that smlxray app has printed: it ends with a token that lets you in.'
+
+def plain_page(words: str) -> Html:
+    "Write a page that only says something."
+    head = '<!doctype html><meta charset="utf-8"><title>smlxray</title>'
+    return Html(f'{head}<h1>smlxray</h1><p>{escape(words)}</p>')
+
+class Gate:
+    "Goes before a handler of Voila: lets in who names this machine and has the token."
+
+    request: Any
+    settings: dict
+
+    async def prepare(self) -> None:
+        if not is_local(self.request.host, self.settings['smlxray_hosts']):
+            return self.refuse(403, NO_HOST)
+        if hasattr(self, 'identity_provider') and not await self.identity_provider.get_user(self):
+            return self.refuse(403, NO_TOKEN)
+        prepared = super().prepare()  # type: ignore[misc]
+        if prepared is not None: await prepared
+
+    def refuse(self: Any, status: int, words: str) -> None:
+        "Answer with a plain page."
+        self.set_status(status)
+        self.set_header('Content-Type', 'text/html; charset=utf-8')
+        self.finish(plain_page(words))
+
+# %% ../../nbs/84_serve.ipynb #be0b4235
+PATIENCE = 60  # seconds that the kernel of a lost page is kept when another visitor comes
+FULL = (
+    'All {most} places for visitors are taken. Close a page that is not needed, or try again in a '
+    'minute; `smlxray app --visitors` sets how many there are.'
+)
+
+class Visitors:
+    "The kernels that were handed out, and the limit of their number."
+
+    def __init__(self, manager: Any, most: int):
+        self.manager, self.most = manager, most
+        self.kernels: set[str] = set()
+        self.lock = asyncio.Lock()  # one visitor comes in at a time
+        self._take = manager.get_rendered_notebook
+        manager.get_rendered_notebook = self.take
+
+    async def take(self, *args, **options) -> tuple:
+        "Hand out the kernel that is ready, as Voila's own method does, and remember it."
+        task, cells, kernel = await self._take(*args, **options)
+        self.kernels.add(kernel)
+        self.manager.get_kernel(kernel).last_activity = datetime.now(timezone.utc)
+        return task, cells, kernel
+
+    async def has_room(self) -> bool:
+        "Tell whether one more may come; shut down lost kernels if there is none."
+        if self._count() >= self.most: await self._drop_lost()
+        return self._count() < self.most
+
+    def _count(self) -> int:
+        self.kernels &= {*self.manager.list_kernel_ids()}
+        return len(self.kernels)
+
+    async def _drop_lost(self) -> None:
+        for kernel in [*self.kernels]:
+            told = self.manager.kernel_model(kernel)
+            quiet = datetime.now(timezone.utc) - self.manager.get_kernel(kernel).last_activity
+            if told.get('connections') or quiet.total_seconds() < PATIENCE: continue
+            await self.manager.shutdown_kernel(kernel, now=True)
+
+class PageGate(Gate):
+    "The same, before the handler that hands out a kernel."
+
+    notebook_path: str
+
+    async def get(self, path: str | None = None) -> None:
+        visitors = self.settings['smlxray_visitors']
+        self.request.arguments.clear()  # an address chooses no template, which would cost a kernel
+        async with visitors.lock:
+            if not await visitors.has_room():
+                return self.refuse(503, FULL.format(most=visitors.most))
+            visitors.manager.fill_if_needed(delay=0, notebook_name=self.notebook_path)
+            await super().get(path)  # type: ignore[misc]
 
 # %% ../../nbs/84_serve.ipynb #84000015
+ASK = '''
+import json, os, socket, sys
+told = dict(env=dict(os.environ), folder=os.getcwd(), file=sys.argv[2], pid=os.getpid())
+os.chdir(sys.argv[1])  # a socket may have no long name
+link = socket.socket(socket.AF_UNIX)
+link.connect('nursery')
+link.sendall(json.dumps(told).encode())
+link.shutdown(socket.SHUT_WR)
+link.recv(1)  # until the kernel has ended
+'''  # what Voila starts in place of a kernel: it asks for a forked one, and lives as long
+
 POLICY = '; '.join([
     "default-src 'self' data: blob:",
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:",
@@ -142,12 +282,16 @@ POLICY = '; '.join([
     "frame-ancestors 'self'",
 ])
 
-def voila_config() -> dict[str, dict]:
+def voila_config(token: str, folder: Path) -> dict[str, dict]:
     "Say what we ask of Voila, in its own words."
     headers = {'Content-Security-Policy': POLICY, 'X-Content-Type-Options': 'nosniff'}
+    headers['Referrer-Policy'] = 'no-referrer'  # the address of the page has the token in it
     web = dict(websocket_max_message_size=MAX_UPLOAD + 1_000_000, headers=headers)
+    web['allow_remote_access'] = True  # the gate has looked at the host already
+    server = dict(ip='127.0.0.1', port_retries=0, open_browser=False, tornado_settings=web)
     return dict(
-        Voila=dict(ip='127.0.0.1', open_browser=False, tornado_settings=web),
+        Voila=dict(server, token=token, connection_dir_root=str(folder)),
+        IdentityProvider=dict(cookie_options=dict(samesite='Strict', httponly=True)),
         MappingKernelManager=dict(cull_interval=60, cull_idle_timeout=600),
         VoilaConfiguration=dict(
             template='smlxray',
@@ -160,15 +304,20 @@ def voila_config() -> dict[str, dict]:
     )
 
 def write_template(
-    folder: str | Path,  # to be searched by Voila
-) -> Path:               # the configuration
-    "Write the page template and the configuration of Voila."
-    place = Path(folder) / 'voila' / 'templates' / 'smlxray'
+    folder: Path,     # to be searched by Voila
+    token: str = '',  # that lets visitors in
+) -> Path:            # the configuration
+    "Write the page template, the way to start a kernel, and the configuration of Voila."
+    place = folder / 'voila' / 'templates' / 'smlxray'
     place.mkdir(parents=True)
     (place / 'conf.json').write_text(json.dumps(dict(base_template='lab')))
     shutil.copy(STATIC / 'index.html.j2', place)
-    config = Path(folder) / 'voila.json'
-    config.write_text(json.dumps(voila_config()))
+    kernel = folder / 'kernels' / 'python3' / 'kernel.json'
+    kernel.parent.mkdir(parents=True)
+    argv = [sys.executable, '-IS', '-c', ASK, str(folder), '{connection_file}']
+    kernel.write_text(json.dumps(dict(argv=argv, display_name='smlxray', language='python')))
+    config = folder / 'voila.json'
+    config.write_text(json.dumps(voila_config(token, folder)))
     return config
 
 # %% ../../nbs/84_serve.ipynb #84000017
@@ -176,11 +325,29 @@ def notebook_file() -> Path:
     "Find the notebook that is served."
     return shipped_notebook('compare')
 
-def voila_command(port: int, config: Path) -> list[str]:
-    "Write the command that serves the pages."
-    words = [str(notebook_file()), f'--Voila.config_file_paths={config.parent}']
-    words += [f'--port={port}', '--Voila.log_level=INFO']
-    return [sys.executable, '-W', 'ignore', '-m', 'voila', *words]
+UNUSED = ('RequestInfoSocketHandler',)  # tells a kernel who asked; our kernels do not want to know
+
+def run_server(folder: Path, port: int, visitors: int, hosts: Sequence[str]) -> None:
+    "Be the server, with a gate before every handler."
+    from voila.app import Voila
+
+    class Pages(Voila):
+        def init_settings(self) -> dict:
+            settings = super().init_settings()
+            counted = Visitors(self.kernel_manager, visitors)
+            return {**settings, 'smlxray_hosts': hosts, 'smlxray_visitors': counted}
+
+        def init_handlers(self) -> list:
+            served = [h for h in super().init_handlers() if h[1].__name__ not in UNUSED]
+            return [(path, gated(handler), *how) for path, handler, *how in served]
+
+    words = [str(notebook_file()), f'--Voila.config_file_paths={folder}']
+    Pages.launch_instance([*words, f'--port={port}', '--Voila.log_level=INFO'])
+
+def gated(handler: type) -> type:
+    "Put the gate before a handler of Voila."
+    gate = PageGate if handler.__name__ == 'TornadoVoilaHandler' else Gate
+    return type(handler.__name__, (gate, handler), {})
 
 def check_port(port: int) -> None:
     "Raise `SmlxrayError` if something listens on a port already."
@@ -191,42 +358,122 @@ def check_port(port: int) -> None:
         except OSError:
             raise SmlxrayError(f'Port {port} is taken; name another with --port.') from None
 
+# %% ../../nbs/84_serve.ipynb #2aa28ca9
+WARM = ('ipykernel.kernelapp', 'voila.app', 'sklearn.manifold', 'matplotlib.pyplot')
+
+def nursery() -> None:
+    "Import and open everything once; then fork the server, and a kernel whenever Voila asks."
+    global _opened
+    told = json.loads(os.environ['SMLXRAY_APP'])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a fork takes no other threads along
+    for name in WARM: import_module(name)
+    _opened = open_parts(told)
+    for x in _opened.library: x.thumb  # noqa: B018 - drawn once for all
+    gc.collect()
+    gc.freeze()
+    with socket.socket(socket.AF_UNIX) as door:
+        _bind(door, told['folder'])
+        door.listen(64)
+        door.settimeout(0.5)
+        how = Path(told['folder']), told['port'], told['visitors'], told['hosts']
+        server = fork(partial(run_server, *how))
+        os._exit(_tend(door, server, told['boss'], threads))  # at once: there is nothing to tidy
+
+def _bind(door: socket.socket, folder: str) -> None:
+    "Name a socket in a folder; from inside it, for a name has at most a hundred bytes."
+    here = os.getcwd()
+    os.chdir(folder)
+    door.bind('nursery')
+    os.chdir(here)
+
+def _tend(door: socket.socket, server: int, boss: int, threads: int) -> int:
+    "Fork kernels until the server, or the command that wanted it, has ended; give an exit status."
+    while os.getppid() == boss:
+        with contextlib.suppress(ChildProcessError):
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == server: return os.waitstatus_to_exitcode(status) and 1
+        try:
+            link, _ = door.accept()
+        except TimeoutError:
+            continue
+        with link: fork(partial(be_kernel, link, threads))
+    return 1
+
+_opened: Opened | None = None  # in the nursery and its forks: what all visitors share
+
+def fork(work: Callable[[], Any]) -> int:  # the process id
+    "Do something in a fork of this process, which ends with this one."
+    parent = os.getpid()
+    child = os.fork()
+    if child: return child
+    status = 1
+    try:
+        follow(parent)
+        work()
+        status = 0
+    except SystemExit as end:
+        status = int(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+def be_kernel(link: socket.socket, threads: int) -> None:
+    "Be the kernel that was asked for at the other end of a socket, and live as long as that end."
+    from ipykernel.kernelapp import IPKernelApp
+    told = json.loads(link.makefile().read())
+    os.environ.clear()
+    os.environ.update(told['env'])
+    os.chdir(told['folder'])
+    follow(told['pid'])
+    torch.set_num_threads(threads)
+    IPKernelApp.launch_instance(['-f', told['file']])
+
 # %% ../../nbs/84_serve.ipynb #8400001a
 def serve(
     run: str | None = None,           # name or folder of a run
     bundle: str | None = None,        # folder of a bundle
     port: int = 8866,
     store: str = 'runs/app-findings', # folder for the findings that visitors save
+    visitors: int = 8,                # at most so many at once
+    hosts: Sequence[str] = (),        # names of this machine, besides localhost and 127.0.0.1
+    browse: bool = False,             # open the address in a browser
 ) -> None:
     "Serve the pages on this machine until Ctrl-C; raise `SmlxrayError` if that cannot be."
     if not find_spec('voila'):
         raise SmlxrayError("The pages need the package voila; pip install 'smlxray[app]'.")
     check_port(port)
-    told = {**prepare(run, bundle), 'store': str(resolve_path(store))}
-    with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / 'ready'
+    told = {**prepare(run, bundle), 'store': str(resolve_path(store)), 'boss': os.getpid()}
+    told |= dict(port=port, visitors=visitors, hosts=[host.lower() for host in hosts])
+    with draft_folder(tempfile.gettempdir()) as folder:
+        token, ready = secrets.token_hex(24), folder / 'ready'
+        write_template(folder, token)
         print('Starting; a kernel is made ready for the first visitor.', flush=True)
-        server = _start(port, folder, {**told, 'ready': str(ready)})
+        server = _start(folder, {**told, 'folder': str(folder), 'ready': str(ready)})
         for end in (signal.SIGTERM, signal.SIGINT):
             signal.signal(end, signal.default_int_handler)  # what ends us ends the server
         try:
-            _wait_for(ready, server, port)
+            _wait_for(ready, server, f'http://127.0.0.1:{port}/?token={token}', browse)
             sys.exit(server.wait())
         except KeyboardInterrupt:
             server.terminate()
             server.wait()
 
-def _start(port: int, folder: str, told: dict[str, str]) -> subprocess.Popen:
-    "Start Voila, with what `prepare` told for its kernels; pass on what goes wrong."
-    paths = [folder, os.environ.get('JUPYTER_PATH')]
+def _start(folder: Path, told: dict) -> subprocess.Popen:
+    "Start the nursery, with what its forks have to know; pass on what goes wrong."
+    paths = [str(folder), os.environ.get('JUPYTER_PATH')]
     ours = dict(SMLXRAY_APP=json.dumps(told), JUPYTER_PATH=os.pathsep.join(filter(None, paths)))
+    code = 'from smlxray.app.serve import nursery; nursery()'
     server = subprocess.Popen(
-        voila_command(port, write_template(folder)),
+        [sys.executable, '-W', 'ignore', '-c', code],
         env={**os.environ, **ours},
         cwd=resolve_path('.'),
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # Ctrl-C is for the command alone, which ends the rest
     )
     threading.Thread(target=_relay, args=(server.stdout,), daemon=True).start()
     return server
@@ -237,19 +484,20 @@ def _relay(lines: Iterable[str]) -> None:
         if re.search(r'ERROR|CRITICAL|Traceback|Error:', line):
             print(line.rstrip(), file=sys.stderr, flush=True)
 
-def _wait_for(ready: Path, server: subprocess.Popen, port: int) -> None:
-    "Say when the first visitor may come."
+def _wait_for(ready: Path, server: subprocess.Popen, address: str, browse: bool) -> None:
+    "Say when the first visitor may come, and where."
     while server.poll() is None and not ready.exists(): time.sleep(0.2)
     if not ready.exists(): return
-    where = f'Ready: open http://127.0.0.1:{port}/ in a browser.'
-    print(f'{where} Ctrl-C ends it. Research use, not for diagnosis.', flush=True)
+    print(f'Ready: open {address} in a browser.', flush=True)
+    print('Ctrl-C ends it. Research use, not for diagnosis.', flush=True)
+    if browse: webbrowser.open(address)
 
 # %% ../../nbs/84_serve.ipynb #8400001c
 def served_app() -> App:
     "Make the application of one visitor, as `serve` has prepared it; without it, on phantoms."
     told = json.loads(os.environ.get('SMLXRAY_APP') or 'null')
     store = (told or {}).get('store') or resolve_path('runs/app-findings')
-    app = App(open_session(told=told), store)
+    app = App(open_session(told=told, opened=_opened), store)
     if told and Path(told['ready']).parent.is_dir():
         Path(told['ready']).touch()  # the first visitor may come
     return app

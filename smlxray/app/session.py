@@ -282,9 +282,11 @@ class Session(Told):
         lab: Lab | None = None,        # of the run, if there is one
         runs: str | Path = 'runs',     # folder of all runs, for their results
         about: str = '',               # where network and library come from, in words
+        notes: Iterable[str] = (),     # what could not be opened, in words
     ):
         super().__init__()
         self.bundle, self.lab, self.about = bundle, lab, about
+        self.notes = list(notes)
         self.runs = resolve_path(runs)
         self.xrays = {x.key: x for x in library}
         self.taught: dict[str, Any] = {}  # findings of this session, by name
