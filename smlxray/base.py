@@ -9,9 +9,10 @@ __all__ = ['logger', 'BACKBONES', 'LOSSES', 'READERS', 'ALGORITHMS', 'SmlxrayErr
 
 # %% ../nbs/00_base.ipynb #21274ab1
 import ctypes, difflib, hashlib, json, logging, math, os, platform, random, select, shutil
-import signal, subprocess, sys, threading, time, uuid, warnings, zlib
+import signal, subprocess, sys, threading, time, unicodedata, uuid, warnings, zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +59,29 @@ def show_remarks(
     logger.setLevel(level)
     _remarks.stream = stream
     logger.addHandler(_remarks)  # a handler that is there already is not added again
+
+# %% ../nbs/00_base.ipynb #d5db5926
+_BETWEEN = {'Zs', 'Zl', 'Zp', 'Pd', 'Pc', 'Cc', 'Cf'}  # blanks, dashes, _, and what is not seen
+_MINUS = '\u2212'                                       # a dash for the eye, a sign for Unicode
+
+@lru_cache(4096)
+def plain_name(
+    name: str,  # as somebody wrote it
+) -> str:       # equal for names that mean the same
+    "Reduce a name to what counts when names are compared."
+    text = unicodedata.normalize('NFKC', str(name)).casefold()
+    text = unicodedata.normalize('NFKC', text)
+    kept = [c for c in text if c != _MINUS and unicodedata.category(c) not in _BETWEEN]
+    return ''.join(kept) or text.strip()
+
+def same_name(
+    name: str,             # as somebody wrote it
+    known: Iterable[str],  # the names that exist
+) -> str | None:           # the known name that means the same; None if there is none
+    "Find a name among known ones whatever its case, blanks, hyphens and underscores."
+    known = list(known)
+    if name in known: return name
+    return next((other for other in known if plain_name(other) == plain_name(name)), None)
 
 # %% ../nbs/00_base.ipynb #1845f2d5
 def nearest(

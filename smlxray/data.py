@@ -8,8 +8,9 @@ __all__ = ['canonical_finding', 'XrayTable', 'show_prevalence', 'apply_policy', 
            'training_rows', 'clean_negatives']
 
 # %% ../nbs/10_data.ipynb #96a25f33
-import os
-from collections.abc import Sequence
+import os, re, unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .base import DataError, moved, nearest
+from .base import DataError, logger, moved, nearest, plain_name, same_name
+from .config import CHEXPERT_FINDINGS
 
 # %% ../nbs/10_data.ipynb #3b3d32f3
 def as_labels(
@@ -45,7 +47,21 @@ def as_labels(
     return labels
 
 # %% ../nbs/10_data.ipynb #79b6ac62
-ALIASES = {'Effusion': 'Pleural Effusion', 'Pleural Thickening': 'Pleural_Thickening'}
+NIH_ONLY = (
+    'Emphysema', 'Fibrosis', 'Hernia', 'Infiltration', 'Mass', 'Nodule', 'Pleural_Thickening',
+)
+ALIASES = {
+    'Effusion': 'Pleural Effusion',
+    'Pleural Thickening': 'Pleural_Thickening',
+    'Normal': 'No Finding',
+    'No Findings': 'No Finding',
+}
+_SPELLED = {plain_name(finding): finding for finding in (*CHEXPERT_FINDINGS, *NIH_ONLY)}
+_MEANT = _SPELLED | {plain_name(alias): finding for alias, finding in ALIASES.items()}
+
+def respelled(name: str) -> str:
+    "Spell a known finding as its authors do; another name is only trimmed."
+    return _SPELLED.get(plain_name(name), str(name).strip())
 
 # %% ../nbs/10_data.ipynb #79b6ac63
 def canonical_finding(
@@ -53,13 +69,83 @@ def canonical_finding(
     known: Sequence[str] | None = None,  # the findings of a table; None: translate the name alone
 ) -> str:                                # the name the tables use
     "Translate an alias of a finding; raise `DataError` with the nearest name if it is not known."
-    if known is None: return ALIASES.get(name, name)
-    for choice in (name, ALIASES.get(name)):
-        if choice in known: return choice
+    meant = _MEANT.get(plain_name(name), str(name).strip())
+    if known is None: return meant
+    for choice in (name, meant):
+        if found := same_name(choice, known): return found
     near = nearest(name, known)
     hint = f"did you mean {near!r}?" if near else "is it spelled as in the table?"
     names = ', '.join(known)
     raise DataError(f"There is no finding {name!r} in this table: {hint} It has {names}.")
+
+# %% ../nbs/10_data.ipynb #0a4c71f8
+_FLOAT_ID = re.compile(r'(\d+)\.0*')
+_ROUNDED_ID = re.compile(r'\d(\.\d+)?[eE]\+\d+')
+_NO_ID = {'', 'nan', 'none', 'null', '<na>', 'n/a'}
+
+def tidy_text(value) -> str:
+    "Write a text in one form of Unicode, without blanks around it; NaN and None are ''."
+    if value is None or value != value: return ''
+    text = str(value)
+    if not text.isascii(): text = unicodedata.normalize('NFKC', text).replace('\u200b', '')
+    return text.strip(' \t\r\n\ufeff')
+
+def tidy_id(value) -> str:
+    "Write an id as text: 7.0 is 7, and whatever says nothing is ''."
+    text = tidy_text(value)
+    if number := _FLOAT_ID.fullmatch(text): return number[1]
+    return '' if text.lower() in _NO_ID else text
+
+def id_key(text: str) -> str:
+    "What counts of a tidy id when ids are compared."
+    return text.lstrip('0') or '0' if text.isdigit() else text.casefold()
+
+def by_value(
+    column: pd.Series,
+    change: Callable,    # of one value
+) -> pd.Series:
+    "Change each different value of a column once; NaN is a value like any other."
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    changed = np.array([change(value) for value in values], object)
+    return pd.Series(changed[codes] if len(changed) else [], column.index, object)
+
+def one_spelling(ids: pd.Series) -> pd.Series:
+    "Write tidy ids that mean the same as the first of them is written."
+    first: dict[str, str] = {}
+    return by_value(ids, lambda text: first.setdefault(id_key(text), text))
+
+# %% ../nbs/10_data.ipynb #4c49205f
+OLDEST = 120
+_PER_YEAR = {'year': 1, 'month': 12, 'week': 52.18, 'day': 365.25, 'hour': 8766}
+_SHORT = {'y': 'year', 'yr': 'year', 'm': 'month', 'mo': 'month', 'mth': 'month', 'w': 'week',
+          'wk': 'week', 'd': 'day', 'h': 'hour', 'hr': 'hour', '': 'year'}
+_OR_OLDER = r'(\+|old|(or|and)(more|over|older|above))?'
+_NUMBER = r'(\d+(?:[.,]\d+)?)'
+_AGE = re.compile(rf'[<>=~]*{_NUMBER}(?:(?:-|to){_NUMBER})?([a-z]*?)s?{_OR_OLDER}')
+
+def years(value) -> float:
+    "Read an age in its unit, as years; NaN for what is none. A range is its middle."
+    text = re.sub(r'\s', '', tidy_text(value).lower())
+    found = _AGE.fullmatch(text)
+    if not found: return np.nan
+    unit = _SHORT.get(found[3], found[3])
+    if unit not in _PER_YEAR: return np.nan
+    ends = found[1], found[2] or found[1]
+    age = sum(float(end.replace(',', '.')) for end in ends) / 2 / _PER_YEAR[unit]
+    return age if age <= OLDEST else np.nan
+
+# %% ../nbs/10_data.ipynb #8a8545d6
+_LATERAL = {'lateral', 'lat', 'l', 'll', 'rl', 'lao', 'rao', 'lpo', 'rpo', 'oblique', 'xtable',
+            'laterolateral', 'profile', 'profil', 'side'}
+_FRONTAL = {'frontal', 'front', 'f', 'pa', 'ap', 'posteroanterior', 'anteroposterior', 'postero',
+            'antero'}
+
+def view_of(text) -> str:
+    "Say whether words about a view mean 'frontal' or 'lateral'; '' if they do not tell."
+    words = set(re.findall('[a-z]+', tidy_text(text).lower()))
+    lateral, frontal = bool(words & _LATERAL), bool(words & _FRONTAL)
+    if lateral == frontal: return ''
+    return 'lateral' if lateral else 'frontal'
 
 # %% ../nbs/10_data.ipynb #668598ed
 _OPTIONAL = dict(study='', view='frontal', projection='', age=np.nan, sex='', origin='', split='')
@@ -78,9 +164,16 @@ def _need_columns(
         if column not in frame.columns:
             present = ', '.join(map(str, frame.columns))
             raise DataError(f"The table {table!r} has no column {column!r}; it has {present}.")
-    for k, finding in enumerate(findings):
-        if finding in findings[:k]:
-            problem = f"has two columns for the finding {finding!r}; keep one of them."
+        twin = respelled(column)
+        if column in findings and twin != column and twin in frame.columns:
+            raise DataError(f"The table {table!r} has the columns {column!r} and {twin!r}; "
+                            "keep one of them.")
+    spelled: dict[str, str] = {}
+    for finding in findings:
+        twin = spelled.setdefault(plain_name(finding), finding)
+        if twin is not finding or findings.count(finding) > 1:
+            both = f'{finding!r}' if twin == finding else f'{finding!r} ({twin!r} is the same)'
+            problem = f"has two columns for the finding {both}; keep one of them."
             raise DataError(f"The table {table!r} {problem}")
 
 def _filled_texts(
@@ -88,17 +181,26 @@ def _filled_texts(
     column: str,
     table: str,               # its name, for errors
 ) -> pd.Series:
-    "A column that every row must fill, as text."
-    texts = frame[column].astype(str)
-    blank = (frame[column].isna() | (texts == '')).to_numpy()
+    "A column that every row must fill, as tidy text."
+    texts = by_value(frame[column], tidy_id if column == 'patient' else tidy_text)
+    blank = (texts == '').to_numpy()
     if blank.any(): _refuse(table, blank.argmax(), f"has no {column}; fill it in or drop the row")
     return texts
+
+def _one_person(patients: pd.Series, table: str) -> pd.Series:
+    "Patients under one spelling each; refuse ids that have lost their digits."
+    rounded = by_value(patients, lambda text: bool(_ROUNDED_ID.fullmatch(text))).to_numpy(bool)
+    if rounded.any():
+        row = int(rounded.argmax())
+        cure = 'a number that a spreadsheet has rounded; take the ids from the original file'
+        _refuse(table, row, f"has the patient {patients.iloc[row]!r}, {cure}")
+    return one_spelling(patients)
 
 # %% ../nbs/10_data.ipynb #668598ee
 def _refuse_repeats(paths: pd.Series, table: str):
     "Refuse an image that is listed twice."
-    dotted = paths.str.contains('./', regex=False).any()
-    plain = paths.map(os.path.normpath) if dotted else paths
+    odd = paths.str.contains(r'\./|//|\\', regex=True).any()
+    plain = paths.str.replace('\\', '/').map(os.path.normpath) if odd else paths
     twice = plain.duplicated().to_numpy()
     if twice.any():
         path = paths.iloc[twice.argmax()]
@@ -115,11 +217,11 @@ def _refuse_outside(paths: pd.Series, table: str):
 
 # %% ../nbs/10_data.ipynb #668598ef
 def _optional(frame: pd.DataFrame, column: str) -> pd.Series:
-    "A column that may be absent: its values as text (ages as they are), blanks as its default."
+    "A column that may be absent: its values as text (ages in years), blanks as its default."
     default = _OPTIONAL[column]
     if column not in frame.columns: return pd.Series(default, frame.index)
     given = frame[column]
-    if column == 'age': return given
+    if column == 'age': return by_value(given, years).astype(np.float64)
     return given.astype(object).where(given.notna(), default).astype(str)
 
 def _checked_view(views: pd.Series, table: str):
@@ -140,13 +242,37 @@ def _checked_frame(
     frame = frame.reset_index(drop=True)
     for column in ('path', 'patient'):
         frame[column] = _filled_texts(frame, column, table)
+    frame['patient'] = _one_person(frame['patient'], table)
     _refuse_repeats(frame['path'], table)
     _refuse_outside(frame['path'], table)
+    told = 'view' in frame.columns
     for column in _OPTIONAL:
         frame[column] = _optional(frame, column)
+    if not told: frame['view'] = by_value(frame['projection'], view_of).replace('', 'frontal')
+    frame['study'] = by_value(frame['study'], tidy_id)
     _checked_view(frame['view'], table)
     frame[list(findings)] = as_labels(frame, findings, f'the table {table!r}')
-    return frame
+    return frame.rename(columns={finding: respelled(finding) for finding in findings})
+
+# %% ../nbs/10_data.ipynb #8c8321b9
+@dataclass
+class Reading:
+    "How a table was understood."
+
+    patients: str = 'the column patient'                     # how they are known
+    known: bool = True                                       # False: each image counts as a patient
+    views: str = ''                                          # how they are known
+    dropped: dict[str, int] = field(default_factory=dict)    # why -> rows
+    notes: list[str] = field(default_factory=list)           # what else was decided
+
+    def drop(self, why: str, rows: int) -> None:
+        "Count rows that were left out."
+        if rows: self.dropped[why] = self.dropped.get(why, 0) + int(rows)
+
+    def note(self, what: str, warn: bool = False) -> None:
+        "Keep a decision, and say it: as a doubt where it may be wrong."
+        self.notes.append(what)
+        (logger.warning if warn else logger.info)(what)
 
 # %% ../nbs/10_data.ipynb #1c63661b
 class XrayTable:
@@ -159,9 +285,11 @@ class XrayTable:
         findings: Sequence[str],  # names of the finding columns, in order
         root: str | Path = '.',   # folder that the paths are relative to
         name: str = 'X-rays',     # what reports call this data set
+        reading: Reading | None = None,  # how a reader came to all that
     ):
-        self.findings, self.root, self.name = tuple(findings), Path(root), name
-        self.frame = _checked_frame(frame, self.findings, name)
+        self.root, self.name, self.reading = Path(root), name, reading or Reading()
+        self.frame = _checked_frame(frame, tuple(findings), name)
+        self.findings = tuple(map(respelled, findings))
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -173,6 +301,7 @@ class XrayTable:
         chosen = np.atleast_1d(np.arange(len(self))[rows])
         piece = object.__new__(XrayTable)
         piece.findings, piece.root, piece.name = self.findings, self.root, self.name
+        piece.reading = self.reading
         piece.frame = self.frame.iloc[chosen].reset_index(drop=True)
         return piece
 
@@ -369,7 +498,7 @@ def apply_policy(
         if findings is None:
             raise DataError("The mix 'chexpert' depends on the finding: name the columns, "
                             "apply_policy(..., findings=...).")
-        uncertain = {f: CHEXPERT_MIX.get(f, 'ignore') for f in findings}
+        uncertain = {f: CHEXPERT_MIX.get(canonical_finding(f), 'ignore') for f in findings}
     hedges = _by_column(uncertain, 'ignore', HEDGES, findings, columns, 'uncertain')
     silences = _by_column(blanks, 'unknown', _SILENCE, findings, columns, 'blanks')
     targets = labels.copy()
@@ -635,7 +764,7 @@ def derive_no_finding(
     findings: Sequence[str],  # names of the columns
 ) -> np.ndarray:              # (N,) float32 of 1, 0 and NaN
     "Say what No Finding ought to be, given the diseases of a row; NaN where blanks leave it open."
-    columns = [j for j, f in enumerate(findings) if f not in NEVER_NOVEL]
+    columns = [j for j, f in enumerate(findings) if canonical_finding(f) not in NEVER_NOVEL]
     disease = np.asarray(labels)[:, columns]
     suspected = (np.abs(disease) == 1).any(1)
     denied = (disease == 0).all(1) & (len(columns) > 0)
