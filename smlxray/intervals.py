@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Interval', 'interval_text', 'bootstrap_patients', 'bootstrap_paired', 'bootstrap_p',
            'exchange_test', 'episode_interval', 'chance_interval', 'bootstrap_pairs',
-           'bootstrap_mean']
+           'bootstrap_mean', 'Support', 'patient_interval', 'difference_p']
 
 # %% ../nbs/57_intervals.ipynb #c0de0003
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 from .base import DataError
 from .metrics import METRICS, EpisodeScores, auc, binary_scores, episode_groups, group_means
@@ -32,6 +33,8 @@ class Interval:
     episodes: int = 0
     draws: np.ndarray | None = field(default=None, repr=False, compare=False)  # (n,) resamples
     covers: str = field(default='covers query patients', compare=False)  # what was resampled
+    error: float = field(default=np.nan, compare=False)    # standard error, if known
+    freedom: float = field(default=np.inf, compare=False)  # degrees of freedom of the error
 
     @classmethod
     def of(
@@ -561,3 +564,363 @@ def left_out_sd(
     found = np.asarray(values)[np.isfinite(values)]
     if len(found) < 10: return float('nan')
     return float(np.sqrt(share / (1 - share)) * found.std())
+
+# %% ../nbs/57_intervals.ipynb #c0de0104
+class Support(NamedTuple):
+    "The patients that an episode shows to a method as examples."
+
+    patients: np.ndarray  # (S,) codes, as in `EpisodeScores`
+    labels: np.ndarray    # (S,) 0 or 1
+
+# %% ../nbs/57_intervals.ipynb #c0de0105
+def won_shares(
+    e: EpisodeScores,
+) -> np.ndarray:  # (Q,)
+    "How many of its duels a positive query wins, or a negative one lets win (DeLong et al. 1988)."
+    yes = e.labels == 1
+    ahead = e.scores[yes][:, None] - e.scores[~yes][None]
+    won = (ahead > 0) + (ahead == 0) / 2
+    out = np.empty(len(yes))
+    out[yes] = won.mean(1)
+    out[~yes] = won.mean(0)
+    return out
+
+# %% ../nbs/57_intervals.ipynb #c0de0109
+class Seats(NamedTuple):
+    "Who takes part in some episodes in one role, end to end (T,)."
+
+    episode: np.ndarray  # from 0 on
+    column: np.ndarray   # of the tables, one per patient and class
+    size: np.ndarray     # how many of its class sit in the episode
+
+    def table(self, values, shape: tuple) -> np.ndarray:  # (E, P) float32
+        "Enter a value (T,) for each seat."
+        out = np.zeros(shape, np.float32)
+        np.add.at(out, (self.episode, self.column), values)
+        return out
+
+def _seats(labels: list[np.ndarray], column: np.ndarray) -> Seats:
+    episode = np.repeat(np.arange(len(labels)), [len(y) for y in labels])
+    side = 2 * episode + np.concatenate(labels).astype(int)
+    return Seats(episode, column, np.bincount(side)[side])
+
+class Seating(NamedTuple):
+    "The columns, and who sits where."
+
+    patients: np.ndarray  # (P,) code of each column
+    positive: np.ndarray  # (P,) bool, class of each column
+    query: Seats
+    shown: Seats          # in supports
+
+def seating(episodes: Sequence[EpisodeScores], supports: Sequence[Support]) -> Seating:
+    "Give each patient of each class a column."
+    roles = [*episodes, *supports]
+    labels = [role.labels for role in roles]
+    patients = np.concatenate([role.patients for role in roles])
+    names, at = np.unique(patients, return_inverse=True)
+    side = 2 * at + np.concatenate(labels).astype(int)
+    side, column = np.unique(side, return_inverse=True)
+    first = sum(len(e.labels) for e in episodes)
+    query = _seats(labels[: len(episodes)], column[:first])
+    shown = _seats(labels[len(episodes) :], column[first:])
+    return Seating(names[side // 2], side % 2 == 1, query, shown)
+
+# %% ../nbs/57_intervals.ipynb #c0de010c
+def known_effects(
+    contrast: np.ndarray,  # (T,) of each query with the others of its class in its episode
+    query: Seats,
+    positive: np.ndarray,  # (P,) class of each column
+) -> np.ndarray:           # (E,)
+    "What the queries of each episode add to its AUC, as far as other episodes know them."
+    times = np.bincount(query.column)[query.column]
+    others = np.bincount(query.column, contrast)[query.column] - contrast
+    effect = np.zeros(len(contrast))
+    for side in (True, False):
+        here = positive[query.column] == side
+        met = times[here] - 1
+        between = (contrast * others)[here].sum() / max(met.sum(), 1)  # variance of patients
+        if between <= 0: continue
+        within = max((contrast[here] ** 2).mean() - between, 0)
+        believed = met + within / between
+        effect[here] = others[here] / np.maximum(believed, 1e-9)
+    return np.bincount(query.episode, effect / query.size)
+
+# %% ../nbs/57_intervals.ipynb #c0de010f
+def pair_products(
+    w: np.ndarray,  # (E, P) centred examples
+    c: np.ndarray,  # (E, P) what each query adds
+) -> np.ndarray:    # (E, E), its diagonal zero
+    "What examples and queries do together in one episode, times what they do in another."
+    crossed = w @ c.T
+    own = w * c
+    products = (w @ w.T) * (c @ c.T) + crossed * crossed.T
+    products -= 2 * own @ own.T  # a patient is no pair
+    np.fill_diagonal(products, 0)
+    return products
+
+# %% ../nbs/57_intervals.ipynb #c0de0112
+@dataclass(frozen=True)
+class Influence:
+    "What patients do to the mean AUC of E episodes of one finding, or to a difference of two."
+
+    value: float          # the mean
+    patients: np.ndarray  # (P,) code of each column
+    positive: np.ndarray  # (P,) class of each column
+    pull: np.ndarray      # (E, P) as query and as example
+    asked: np.ndarray     # (E, P) as query alone
+    seen: np.ndarray      # (E or fewer, P) centred examples
+    drawing: float        # variance of the mean from the drawing of episodes
+
+_PAIRED = 400  # episodes that are searched for pairs, in all parts together
+
+def _shares(episodes: Sequence[EpisodeScores]) -> np.ndarray:
+    return np.concatenate([won_shares(e) for e in episodes])
+
+def _centred(table: np.ndarray, positive: np.ndarray, size: np.ndarray) -> np.ndarray:
+    "Who was shown, centred by class, for supports without replacement."
+    shots = np.where(positive, table[:, positive].sum(), table[:, ~positive].sum()) / len(table)
+    centred = (table - shots / size) * size / np.maximum(size - shots, 1)
+    return centred.astype(np.float32)
+
+# %% ../nbs/57_intervals.ipynb #c0de0113
+def influence(
+    episodes: Sequence[EpisodeScores],  # of one finding
+    supports: Sequence[Support],        # of the same episodes
+    other: Sequence[EpisodeScores] | None = None,  # a second method, for the difference
+) -> Influence:
+    "Take the mean AUC of episodes apart by patient; raises `DataError` for a single episode."
+    if len(episodes) < 2:
+        raise DataError('an interval over patients in all roles needs two episodes of each finding')
+    at = seating(episodes, supports)
+    query, positive = at.query, at.positive
+    shares = _shares(episodes)
+    if other is not None: shares = shares - _shares(other)
+    ours = positive[query.column]
+    each = np.bincount(query.episode[ours], shares[ours] / query.size[ours])
+    contrast = shares - each[query.episode]
+    contrast = contrast * query.size / np.maximum(query.size - 1, 1)
+    rest = each - each.mean() - known_effects(contrast, query, positive)
+    rest = (rest - rest.mean())[:, None].astype(np.float32)
+    shape = len(episodes), len(positive)
+    size = np.where(positive, positive.sum(), (~positive).sum())
+    seen = _centred(at.shown.table(1, shape), positive, size)
+    asked = query.table(contrast / query.size, shape)
+    scale = np.sqrt((size - 1) / size).astype(np.float32)
+    return Influence(
+        value=float(each.mean()),
+        patients=at.patients,
+        positive=positive,
+        pull=scale * (seen * rest + asked),
+        asked=scale * asked,
+        seen=seen[:_PAIRED],
+        drawing=float(each.var(ddof=1) / len(each)),
+    )
+
+# %% ../nbs/57_intervals.ipynb #c0de0117
+def summed(
+    tables: list[np.ndarray],   # (E, P) of each part
+    weights: np.ndarray,        # (parts,)
+    places: list[np.ndarray],   # (P,) the patient of each column
+    n: int,                     # patients in all
+) -> tuple[np.ndarray, float]:  # (n,) sum of column means, and its square without noise
+    "Add the column means of several parts by patient; no episode is multiplied with itself."
+    total, extra = np.zeros(n), 0.0
+    for table, weight, at in zip(tables, weights, places):
+        mean, episodes = table.mean(0), len(table)
+        np.add.at(total, at, weight * mean)
+        own = (table**2).sum() / episodes
+        extra += weight**2 * (mean @ mean - own) / (episodes - 1)
+    return total, float(total @ total + extra)
+
+def summands(
+    tables: list[np.ndarray],
+    weights: np.ndarray,
+    places: list[np.ndarray],
+    total: np.ndarray,     # of `summed`
+) -> list[np.ndarray]:     # (E,) for each part
+    "What each episode adds to such a square."
+    out = []
+    for table, weight, at in zip(tables, weights, places):
+        others = len(table) - 1
+        toward = total[at] + weight * table.mean(0) / others
+        own = weight * (table**2).sum(1) / others
+        out.append(weight * (table @ toward - own))
+    return out
+
+def noise_of(added: list[np.ndarray]) -> float:
+    "Variance of a square, from what each episode adds to it."
+    return sum(3 * a.var() / len(a) for a in added)
+
+# %% ../nbs/57_intervals.ipynb #c0de0119b
+def paired(
+    parts: Sequence[Influence],
+    weights: np.ndarray,
+    places: list[np.ndarray],
+    n: int,
+) -> float:
+    "Variance from what pairs of patients do together, which the jackknife counts twice."
+    most = max(_PAIRED // len(parts), 20)
+    rows = [min(most, len(p.seen)) for p in parts]
+    part = np.repeat(np.arange(len(parts)), rows)
+    seen, asked = np.zeros((2, len(part), n), np.float32)
+    for k, (p, at) in enumerate(zip(parts, places)):
+        here = np.flatnonzero(part == k)[:, None]
+        np.add.at(seen, (here, at), p.seen[: rows[k]])
+        np.add.at(asked, (here, at), p.asked[: rows[k]])
+    share = (weights / rows)[part]
+    products = pair_products(seen, asked) * np.outer(share, share)
+    same = part[:, None] == part
+    more = np.array([1 / max(r - 1, 1) for r in rows])[part]  # for no episode meets itself
+    return float(products.sum() + (products * same).sum(1) @ more)
+
+# %% ../nbs/57_intervals.ipynb #c0de011b
+def proportional(
+    queries: float,   # variance over patients as queries
+    together: float,  # their covariance with what they do as examples
+    noise: float,     # variance of that number
+) -> float:
+    "Variance over patients in all roles if the two roles are proportional; the factor is near 1."
+    if queries <= 0: return 0.0
+    factor, doubt = together / queries, noise / queries**2
+    factor = 1 + (factor - 1) * 0.35**2 / (0.35**2 + doubt)
+    return queries * (1 + min(max(factor, -0.5), 2.5)) ** 2
+
+# %% ../nbs/57_intervals.ipynb #c0de011b3
+DOUBT = 0.3   # standard deviation of the guess, as a share of it
+SKEW = 1.08   # factor of the variance over patients
+
+class Spread(NamedTuple):
+    "How far a mean may be from that of other patients."
+
+    variance: float
+    freedom: float  # degrees of freedom
+
+class Roles(NamedTuple):
+    "Variances over patients."
+
+    all: float          # in all roles
+    queries: float      # as queries alone
+    doubt: float        # variance of `all`
+    total: np.ndarray   # (n,) what the mean owes to each patient
+
+def variances(parts: Sequence[Influence], weights: np.ndarray, places: list, n: int) -> Roles:
+    "Variance over patients in their roles, drawn to the guess where episodes are few."
+    asked = [p.asked for p in parts]
+    square, added = {}, {}
+    examples = [p.pull - a for p, a in zip(parts, asked)]
+    for role, tables in dict(all=[p.pull for p in parts], asked=asked, shown=examples).items():
+        total, square[role] = summed(tables, weights, places, n)
+        added[role] = summands(tables, weights, places, total)
+        if role == 'all': owed = total
+    both = [(a - q - x) / 2 for a, q, x in zip(*added.values())]
+    together = (square['all'] - square['asked'] - square['shown']) / 2
+    queries, noise = max(square['asked'], 0.0), noise_of(added['all'])
+    guess = proportional(queries, together, noise_of(both))
+    trust = 1 / (1 + noise / (DOUBT * guess + 1e-12) ** 2)
+    found = trust * square['all'] + (1 - trust) * guess
+    return Roles(found, queries, trust * noise, owed)
+
+# %% ../nbs/57_intervals.ipynb #c0de011b4
+def spread(
+    parts: Sequence[Influence],
+    weights: np.ndarray,  # (parts,) of each in the mean
+) -> Spread:
+    "Variance of a weighted mean of parts, over patients in all roles and over episodes."
+    names, places = _places(parts)
+    roles = variances(parts, weights, places, len(names))
+    pairs = paired(parts, weights, places, len(names))
+    patients = SKEW * max(roles.all - pairs, roles.queries)
+    drawing = weights**2 * [p.drawing for p in parts]
+    variance = drawing.sum() + patients
+    doubt = roles.doubt + patients**2 * _few_patients(parts, places, roles.total)
+    doubt += (2 * drawing**2 / [len(p.pull) - 1 for p in parts]).sum()
+    freedom = max(2 * variance**2 / doubt, 2.0) if doubt > 0 else np.inf
+    return Spread(float(variance), float(freedom))
+
+def _places(parts: Sequence[Influence]) -> tuple[np.ndarray, list[np.ndarray]]:
+    "All patients (n,), and the place among them of each part's columns."
+    columns = [p.patients for p in parts]
+    names, at = np.unique(np.concatenate(columns), return_inverse=True)
+    return names, np.split(at, np.cumsum([len(c) for c in columns])[:-1])
+
+def _few_patients(parts: Sequence[Influence], places: list, total: np.ndarray) -> float:
+    "Relative variance of a variance that is estimated from so many patients."
+    positive = np.zeros(len(total), bool)
+    for part, at in zip(parts, places):
+        positive[at[part.positive]] = True
+    square = total**2
+    share = square[positive].sum() / max(square.sum(), 1e-30)
+    yes, no = positive.sum(), (~positive).sum()
+    return 2 * share**2 / max(yes - 1, 1) + 2 * (1 - share) ** 2 / max(no - 1, 1)
+
+# %% ../nbs/57_intervals.ipynb #c0de011d
+def _student_ends(
+    value: float,
+    spread: Spread,
+    level: float,
+    bounded: bool,  # a level between 0 and 1, and no difference
+    least: int,     # patients of the smaller class
+) -> tuple[float, float]:
+    "The ends of an interval."
+    error = np.sqrt(spread.variance)
+    half = stdtrit(spread.freedom, (1 + level) / 2) * error
+    if not bounded: return value - half, value + half
+    hidden = 1 - ((1 - level) / 2) ** (1 / least)
+    if value > 1 - 1e-9: return 1 - hidden, 1.0
+    if value < 1e-9: return 0.0, hidden
+    odds, half = np.log(value / (1 - value)), half / (value * (1 - value))
+    return 1 / (1 + np.exp(half - odds)), 1 / (1 + np.exp(-half - odds))
+
+def mean_interval(
+    parts: Sequence[Influence],
+    weights: np.ndarray | None = None,  # (parts,) that add up to one; None: all alike
+    level: float = 0.95,
+    bounded: bool = True,               # False for a difference
+) -> Interval:
+    "Interval of a weighted mean over findings, or over whatever the parts are."
+    if not 0 < level < 1:
+        raise DataError(f'the level of an interval lies between 0 and 1, got {level}')
+    share = np.full(len(parts), 1 / len(parts)) if weights is None else np.asarray(weights)
+    value = float(share @ [p.value for p in parts])
+    found = spread(parts, share)
+    yes = np.unique(np.concatenate([p.patients[p.positive] for p in parts]))
+    no = np.unique(np.concatenate([p.patients[~p.positive] for p in parts]))
+    low, high = _student_ends(value, found, level, bounded, min(len(yes), len(no)))
+    return Interval(
+        value=value,
+        low=float(low),
+        high=float(high),
+        level=level,
+        patients=len(np.union1d(yes, no)),
+        episodes=sum(len(p.pull) for p in parts),
+        covers='covers other patients, as queries and as examples',
+        error=float(np.sqrt(found.variance)),
+        freedom=found.freedom,
+    )
+
+# %% ../nbs/57_intervals.ipynb #c0de011e
+def patient_interval(
+    episodes: Sequence[EpisodeScores],  # of one method
+    supports: Sequence[Support],        # of the same episodes, in order
+    other: Sequence[EpisodeScores] | None = None,  # a second method on the same episodes
+    level: float = 0.95,
+    by: str = 'finding',                # as in `episode_mean`
+) -> Interval:
+    "Interval of the mean AUC, or of its gain over another method, for other patients in all roles."
+    if len(supports) != len(episodes):
+        got = f'got {len(episodes)} and {len(supports)}'
+        raise DataError(f'an interval needs the support of every episode: {got}')
+    if other is not None: _check_pairs(episodes, other)
+    groups, parts = episode_groups(episodes, by), []
+    for group in np.unique(groups):
+        at = np.flatnonzero(groups == group)
+        mine, shown = [episodes[i] for i in at], [supports[i] for i in at]
+        parts.append(influence(mine, shown, other and [other[i] for i in at]))
+    return mean_interval(parts, level=level, bounded=other is None)
+
+def difference_p(
+    difference: Interval,  # of `patient_interval` with a second method
+) -> float:
+    "Two-sided p-value of no difference, by Student's t."
+    if difference.error == 0: return 1.0 if difference.value == 0 else 0.0
+    return float(2 * stdtr(difference.freedom, -abs(difference.value) / difference.error))
