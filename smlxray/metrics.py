@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'auc', 'roc_curve', 'average_precision', 'confusion_matrix', 'accuracy',
            'balanced_accuracy', 'choose_threshold', 'fit_temperature',
            'shift_prevalence', 'fit_calibration', 'probability', 'brier', 'reliability',
-           'EpisodeScores']
+           'Support', 'EpisodeScores']
 
 # %% ../nbs/55_metrics.ipynb #20693954
 from collections.abc import Sequence
@@ -307,6 +307,12 @@ METRICS = Registry('metric', {
 })
 
 # %% ../nbs/55_metrics.ipynb #bb5e2f91
+class Support(NamedTuple):
+    "The patients that an episode shows to a method as examples."
+
+    patients: np.ndarray  # (S,) codes, as in `EpisodeScores`
+    labels: np.ndarray    # (S,) 0 or 1
+
 @dataclass(frozen=True)
 class EpisodeScores:
     "What one episode leaves behind for measuring."
@@ -315,6 +321,7 @@ class EpisodeScores:
     labels: np.ndarray    # (Q,) 0 or 1
     patients: np.ndarray  # (Q,) whose X-ray each query is; the same code in every episode
     finding: str = ''     # what the question was
+    shown: Support | None = None  # who the examples were; intervals need to know
 
     def __post_init__(self):
         what = f'an episode of {self.finding!r}'
@@ -368,7 +375,14 @@ def mean_episode_ap(episodes: Sequence[EpisodeScores], by: str = 'finding') -> f
 # %% ../nbs/55_metrics.ipynb #b3cbb31b
 _MOVED = [
     'Interval', 'interval_text', 'bootstrap_patients', 'bootstrap_paired', 'bootstrap_p',
-    'exchange_test', 'bootstrap_replicates', 'episode_interval', 'WayScores', 'generalised_aucs',
-    'bootstrap_pairs', 'bootstrap_mean', 'chance_interval',
+    'exchange_test', 'episode_interval', 'chance_interval',
 ]
-__getattr__ = moved(__name__, dict.fromkeys(_MOVED, 'smlxray.intervals'))
+_TO_JACKKNIFE = ['WayScores', 'generalised_aucs']
+_GONE = {
+    'bootstrap_replicates': 'call smlxray.jackknife.grid_interval',
+    'bootstrap_pairs': 'call smlxray.jackknife.pair_interval',
+    'bootstrap_mean': 'call smlxray.jackknife.trial_interval',
+}
+_HOMES = dict.fromkeys(_MOVED, 'smlxray.intervals')
+_HOMES |= dict.fromkeys(_TO_JACKKNIFE, 'smlxray.jackknife')
+__getattr__ = moved(__name__, _HOMES, gone=_GONE)
