@@ -321,7 +321,7 @@ class EvaluationSettings(Section):
     "How much evidence is gathered, and the folder it goes to."
 
     episodes: _Count = 100             # episodes per novel finding
-    bootstrap: Annotated[int, Field(ge=10)] = 1000  # resamples of the patients behind an interval
+    bootstrap: Annotated[int, Field(ge=10)] = 1000  # exchanges of patients behind a p-value
     protocol: _Protocol = 'finding'    # one finding per task; several; pairs; all three
     ways: Annotated[int, Field(ge=2, le=10)] = 5  # findings in a task of several
     unseen: _Whole = 2                 # how many of them training never saw

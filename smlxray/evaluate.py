@@ -23,10 +23,9 @@ from smlxray.base import (
 )
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock
-from .metrics import METRICS, EpisodeScores, confusion_matrix, mean_episode_auc
-from smlxray.intervals import (
-    Interval, bootstrap_p, bootstrap_paired, bootstrap_patients, bootstrap_replicates,
-)
+from .metrics import METRICS, EpisodeScores, Support, confusion_matrix, mean_episode_auc
+from .intervals import Interval
+from .jackknife import difference_p, grid_interval, patient_interval
 from smlxray.look import (
     PALETTE, plot_histograms, plot_intervals, plot_lines, plot_points, principal_components,
     show_images,
@@ -42,16 +41,22 @@ def answer(
     episodes: EpisodeBlock | list[Episode],
     lab: Lab,
 ) -> list[EpisodeScores]:
-    "Let a method answer episodes; keep scores, labels and the patients behind them."
+    "Let a method answer episodes; keep scores, labels and the patients in all roles."
     if isinstance(method, Method) and isinstance(episodes, EpisodeBlock):
         logits = method.logits(episodes)
     else:
         logits = map(method.logits, episodes)
     patients = lab.table.patients
-    return [
-        EpisodeScores(scores, e.query_labels, patients[e.query], e.finding)
-        for scores, e in zip(logits, episodes)
-    ]
+    return [scored(e, scores, patients) for e, scores in zip(episodes, logits)]
+
+def scored(
+    e: Episode,
+    scores: np.ndarray,    # (Q,) of its queries
+    patients: np.ndarray,  # (N,) codes by row of the table
+) -> EpisodeScores:
+    "Put scores next to what an interval needs to know about their episode."
+    shown = Support(patients[e.support], e.support_labels)
+    return EpisodeScores(scores, e.query_labels, patients[e.query], e.finding, shown)
 
 # %% ../nbs/70_evaluate.ipynb #694012fa
 def mean_measure(measure: Callable, answers: list[EpisodeScores]) -> float:
@@ -71,7 +76,7 @@ def protocol_name(settings) -> str:
 def make_row(lab: Lab, method: Method, finding: str, answers: list[EpisodeScores]) -> dict:
     "Summarise answers as one row of `results.json`."
     s = lab.settings
-    auc = bootstrap_patients(answers, n=s.evaluation.bootstrap, seed=s.training.seed)
+    auc = patient_interval(answers)
     others = {m: mean_measure(METRICS[m], answers) for m in METRICS if m != 'auc'}
     patients = np.unique(np.concatenate([a.patients for a in answers]))
     return dict(
@@ -86,7 +91,7 @@ def make_row(lab: Lab, method: Method, finding: str, answers: list[EpisodeScores
         auc=auc.value,
         auc_low=auc.low,
         auc_high=auc.high,
-        interval='95% patient bootstrap',
+        interval='95% patient jackknife',
         **others,
         batch_norm=method.batch_norm,
         views=getattr(method, 'views', 1),
@@ -95,16 +100,17 @@ def make_row(lab: Lab, method: Method, finding: str, answers: list[EpisodeScores
 
 # %% ../nbs/70_evaluate.ipynb #36dd27cc
 def add_gain(
-    lab: Lab,
     row: dict,                     # of an adapted method
     answers: list[EpisodeScores],  # its own
     before: list[EpisodeScores],   # of the same weights without adaptation
     over: str,                     # the name of that method
 ) -> dict:
     "Extend an adapted method's row by its paired gain in AUC over the same weights before."
-    s = lab.settings
-    gain = bootstrap_paired(answers, before, n=s.evaluation.bootstrap, seed=s.training.seed)
-    return row | dict(gain_over=over, gain=gain.value, gain_low=gain.low, gain_high=gain.high)
+    return row | dict(gain_over=over) | interval_columns('gain', patient_interval(answers, before))
+
+def interval_columns(name: str, interval: Interval) -> dict[str, float]:
+    "Write a value and its interval as entries of a row."
+    return {name: interval.value, f'{name}_low': interval.low, f'{name}_high': interval.high}
 
 # %% ../nbs/70_evaluate.ipynb #8af438a1
 def start_of(method: Method) -> tuple:
@@ -146,7 +152,7 @@ class Results:
             self.answers[method.name, finding] = given
             row = make_row(self.lab, method, finding, given)
             if (before, finding) in self.answers:
-                row = add_gain(self.lab, row, given, self.answers[before, finding], before)
+                row = add_gain(row, given, self.answers[before, finding], before)
             self.rows.append(row)
 
 # %% ../nbs/70_evaluate.ipynb #8d49c960
@@ -186,7 +192,7 @@ def similarity_rows(
     return rows
 
 # %% ../nbs/70_evaluate.ipynb #71aa8797
-FORMAT = 2  # of both files; 1 had no number in it, and is read as well
+FORMAT = 3  # of both files; 1 had no number in it, 2 no patients of supports; both are read
 
 def save_answers(
     path: Path,
@@ -198,7 +204,7 @@ def save_answers(
     every = [e for finding in episodes for e in episodes[finding]]
     counts = [len(given) for given in episodes.values()]
     methods = list(dict.fromkeys(method for method, finding in answers if finding in episodes))
-    query = _joined(every, 'query', 'i4')
+    query, support = (_joined(every, part, 'i4') for part in ('query', 'support'))
     arrays = dict(
         format=np.array(FORMAT),
         methods=np.array(methods),
@@ -210,7 +216,8 @@ def save_answers(
         labels=_joined(every, 'query_labels', 'i1'),
         patients=patients[query].astype('i4'),
         support_start=_starts(every, 'support'),
-        support=_joined(every, 'support', 'i4'),
+        support=support,
+        support_patients=patients[support].astype('i4'),
         support_labels=_joined(every, 'support_labels', 'i1'),
         scores=_score_table(answers, episodes, methods),
     )
@@ -260,10 +267,10 @@ def read_answers(
         finding = findings[number]
         episodes[finding].append(_read_episode(z, i, finding))
         query = slice(*z['start'][i : i + 2])
-        labels, patients = z['labels'][query], z['patients'][query]
+        labels, patients, shown = z['labels'][query], z['patients'][query], _shown(z, i)
         for method, scores in zip(methods, z['scores'][:, query]):
             if np.isnan(scores).all(): continue
-            given = EpisodeScores(scores, labels, patients, finding)
+            given = EpisodeScores(scores, labels, patients, finding, shown)
             answers[method, finding].append(given)
             answers[method, 'mean'].append(given)
     return Answers(dict(answers), dict(episodes))
@@ -290,6 +297,12 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         arrays = {key: z[key] for key in z.files}
     _check_format(int(arrays.get('format', 1)), path)
     return arrays
+
+def _shown(z: dict, i: int) -> Support | None:
+    "The patients of a support; None in a file that does not tell."
+    if 'support_patients' not in z: return None
+    support = slice(*z['support_start'][i : i + 2])
+    return Support(z['support_patients'][support], z['support_labels'][support])
 
 def _read_episode(z: dict, i: int, finding: str) -> Episode:
     def part(key, start):
@@ -422,8 +435,8 @@ def results_text(folder: Path) -> str:
         f"\nNovel findings: {', '.join(saved['data']['novel'])}; {first['shots']}-shot, "
         f"{first['queries']} queries per class, {first['episodes']} episodes per finding, the "
         f'same for every row; mean over findings.\n\n{results_table(folder).to_string(index=False)}'
-        '\n\nIntervals resample test patients. Nothing here was trained on a test patient or a '
-        f'novel finding.\nFiles: {Path(folder)}/'
+        '\n\nIntervals are about other test patients, as queries and as examples. Nothing here was '
+        f'trained on a test patient or a novel finding.\nFiles: {Path(folder)}/'
     )
 
 def print_results(folder: Path) -> None:
@@ -452,10 +465,6 @@ def grid_means(
             out.append(GridMean(method, fold, auc, gains.get(fold)))
     return out
 
-def interval_columns(name: str, interval: Interval) -> dict[str, float]:
-    "Write a value and its interval as entries of a row."
-    return {name: interval.value, f'{name}_low': interval.low, f'{name}_high': interval.high}
-
 # %% ../nbs/70_evaluate.ipynb #a31424ba
 class Place(NamedTuple):
     "The place of a cell in a grid."
@@ -467,8 +476,6 @@ class Place(NamedTuple):
 def combine_cells(
     cells: dict[Place, dict],  # the answers of each, by (method, finding)
     reference: str = '',       # the method that the others are compared with
-    n: int = 1000,             # resamples
-    seed: int = 0,
 ) -> list[dict]:
     "Give one row per method and fold, and one over all; raise `DataError` if a cell is missing."
     _check_grid(cells)
@@ -477,7 +484,7 @@ def combine_cells(
     def means(method, over=None):
         def interval(fold):
             mine, theirs = (_replicates(cells, m, fold) for m in (method, over))
-            return bootstrap_replicates(mine, theirs, n=n, seed=seed)
+            return grid_interval(mine, theirs)
         return {fold: interval(fold) for fold in [*folds, 'all']}
     return [_grid_row(mean) for mean in grid_means(_shared_methods(cells), means, reference)]
 
@@ -494,7 +501,7 @@ def _grid_row(mean: GridMean) -> dict:
     auc, gain = mean.auc, mean.gain
     row = dict(method=mean.method, fold=mean.fold, episodes=auc.episodes, patients=auc.patients)
     row |= interval_columns('auc', auc) | dict(covers=auc.covers)
-    if gain is not None: row |= interval_columns('gain', gain) | dict(p_bootstrap=bootstrap_p(gain))
+    if gain is not None: row |= interval_columns('gain', gain) | dict(p=difference_p(gain))
     return row
 
 def _shared_methods(cells: dict[Place, dict]) -> list[str]:
@@ -528,7 +535,7 @@ def plot_overall(
             single[row['method']].append(row['auc'])
     lowest = min(low for _, low, _ in marks.values())
     lowest = min(lowest, *map(min, single.values()))
-    words = 'AUC on novel findings (95 % patient bootstrap; ticks: single findings)'
+    words = 'AUC on novel findings (95 % patient jackknife; ticks: single findings)'
     ax = plot_intervals({'': marks}, {'': single}, xlabel=words)
     ax.set_xlim(min(0.4, lowest - 0.02), 1)
     if path: ax.figure.savefig(path, dpi=150)

@@ -185,11 +185,9 @@ def _centred(table: np.ndarray, positive: np.ndarray, size: np.ndarray) -> np.nd
 
 # %% ../nbs/59_jackknife.ipynb #c0de0113
 def influence(won: Won) -> Influence:
-    "Take the mean AUC of episodes apart by patient; raises `DataError` for a single episode."
+    "Take the mean AUC of episodes apart by patient."
     query, positive = won.at.query, won.at.positive
     each = won.by_episode()
-    if len(each) < 2:
-        raise DataError('an interval over patients in all roles needs two episodes of each finding')
     contrast = won.shares - each[query.episode]
     contrast = contrast * query.size / np.maximum(query.size - 1, 1)
     rest = each - each.mean() - known_effects(contrast, query, positive)
@@ -206,7 +204,7 @@ def influence(won: Won) -> Influence:
         pull=scale * (seen * rest + asked),
         asked=scale * asked,
         seen=seen[:_PAIRED],
-        drawing=float(each.var(ddof=1) / len(each)),
+        drawing=float(each.var(ddof=1) / len(each)) if len(each) > 1 else 0.0,
     )
 
 # %% ../nbs/59_jackknife.ipynb #c0de0117
@@ -222,7 +220,7 @@ def summed(
         mean, episodes = table.mean(0), len(table)
         np.add.at(total, at, weight * mean)
         own = (table**2).sum() / episodes
-        extra += weight**2 * (mean @ mean - own) / (episodes - 1)
+        extra += weight**2 * (mean @ mean - own) / max(episodes - 1, 1)
     return total, float(total @ total + extra)
 
 def summands(
@@ -234,7 +232,7 @@ def summands(
     "What each episode adds to such a square."
     out = []
     for table, weight, at in zip(tables, weights, places):
-        others = len(table) - 1
+        others = max(len(table) - 1, 1)
         toward = total[at] + weight * table.mean(0) / others
         own = weight * (table**2).sum(1) / others
         out.append(weight * (table @ toward - own))
@@ -242,7 +240,7 @@ def summands(
 
 def noise_of(added: list[np.ndarray]) -> float:
     "Variance of a square, from what each episode adds to it."
-    return sum(3 * a.var() / len(a) for a in added)
+    return sum(3 * (a.var() / len(a) if len(a) > 1 else a[0] ** 2) for a in added)
 
 # %% ../nbs/59_jackknife.ipynb #c0de0119b
 def paired(
@@ -283,16 +281,19 @@ DOUBT = 0.3   # standard deviation of the guess, as a share of it
 SKEW = 1.08   # factor of the variance over patients
 
 class Spread(NamedTuple):
-    "How far a mean may be from that of other patients."
+    "How far a value may be from that of other patients."
 
     variance: float
-    freedom: float  # degrees of freedom
+    doubt: float = 0.0  # variance of the variance
+
+    @property
+    def freedom(self) -> float:
+        "Degrees of freedom (Satterthwaite 1946)."
+        return max(2 * self.variance**2 / self.doubt, 2.0) if self.doubt > 0 else np.inf
 
     def plus(self, other: 'Spread') -> 'Spread':
-        "Add an independent variance (Satterthwaite 1946)."
-        total = self.variance + other.variance
-        doubt = self.variance**2 / self.freedom + other.variance**2 / other.freedom
-        return Spread(total, max(total**2 / doubt, 1.0) if doubt > 0 else np.inf)
+        "Add an independent source."
+        return Spread(self.variance + other.variance, self.doubt + other.doubt)
 
 class Roles(NamedTuple):
     "Variances over patients."
@@ -332,9 +333,8 @@ def spread(
     drawing = weights**2 * [p.drawing for p in parts]
     variance = drawing.sum() + patients
     doubt = roles.doubt + patients**2 * _few_patients(parts, places, roles.total)
-    doubt += (2 * drawing**2 / [len(p.pull) - 1 for p in parts]).sum()
-    freedom = max(2 * variance**2 / doubt, 2.0) if doubt > 0 else np.inf
-    return Spread(float(variance), float(freedom))
+    doubt += (2 * drawing**2 / [max(len(p.pull) - 1, 1) for p in parts]).sum()
+    return Spread(float(variance), float(doubt))
 
 def _places(parts: Sequence[Influence]) -> tuple[np.ndarray, list[np.ndarray]]:
     "All patients (n,), and the place among them of each part's columns."
@@ -377,7 +377,7 @@ def mean_interval(
     level: float = 0.95,
     bounded: bool = True,               # False for a difference
     value: float | None = None,         # of a function whose slopes the weights are
-    more: Spread = Spread(0.0, np.inf),
+    more: Spread = Spread(0.0),
 ) -> Interval:
     "Interval of a weighted mean over findings, or over whatever the parts are."
     if not 0 < level < 1:
@@ -466,12 +466,13 @@ def training_spread(
     by_split = [list(map(_run_value, runs)) for runs in splits.values()]
     values = by_split[0] if len(splits) == 1 else list(map(np.mean, by_split))
     n = len(values)
-    if n == 1: return Spread(0.0, np.inf)
-    variance = np.var(values, ddof=1) / n
+    if n == 1: return Spread(0.0)
+    between = float(np.var(values, ddof=1)) / n
+    explained = 0.0
     if len(splits) > 1:
         alone = sum(map(_own_variance, splits.values())) / n**2  # if nobody were in two splits
-        variance -= alone - (together - alone) / (n - 1)
-    return Spread(max(float(variance), 0.0), n - 1)
+        explained = alone - (together - alone) / (n - 1)
+    return Spread(max(between - explained, 0.0), 2 * between**2 / (n - 1))
 
 def _run_value(run: list[Influence]) -> float:
     return float(np.mean([part.value for part in run]))
@@ -579,8 +580,8 @@ def shared_spread(
     together = member @ member.T > 0
     variance = max(float(owed @ together @ owed), float(owed @ owed))
     of_patient = (owed @ member) ** 2
-    freedom = of_patient.sum() ** 2 / max((of_patient**2).sum(), 1e-30)
-    return Spread(variance, max(freedom - 1, 1.0))
+    share = (of_patient**2).sum() / max(of_patient.sum() ** 2, 1e-30)  # 1 over how many count
+    return Spread(variance, 2 * variance**2 * share)
 
 def _trial_result(value: float, owed: np.ndarray, patients: np.ndarray, level: float) -> Interval:
     found, people = shared_spread(owed, patients), len(np.unique(patients))

@@ -18,10 +18,11 @@ from .config import Settings
 from .data import NEVER_NOVEL, XrayTable, canonical_finding, relatives
 from .episodes import Episode, EpisodeBlock, WayEpisode, WaySampler
 from .episodes import balanced_pairs, one_shot_trials, strata
-from .metrics import brier, fit_temperature, prevalence_weights
+from .metrics import Support, brier, fit_temperature, prevalence_weights
 from .metrics import reliability, shift_prevalence
-from .intervals import Interval, WayScores, bootstrap_mean, bootstrap_pairs
-from .intervals import bootstrap_patients, episode_interval, generalised_aucs
+from .intervals import Interval, episode_interval
+from .jackknife import WayScores, generalised_aucs, pair_interval, patient_interval
+from .jackknife import trial_interval
 from .lab import Lab, open_lab
 from .train import ensure_meta, ensure_siamese
 from .methods import FrozenMethod, Method, PriorMethod, ProjectionMethod, ShuffledMethod
@@ -60,12 +61,14 @@ def answer_ways(
     for finding in episode.findings:
         task = replace(episode.task(finding), query=episode.query, query_labels=unknown)
         logits.append(method.logits(task))
+    patients = lab.table.patients
     return WayScores(
         np.stack(logits, 1).astype(float),
         episode.query_labels,
-        lab.table.patients[episode.query],
+        patients[episode.query],
         episode.findings,
         episode.unseen,
+        Support(patients[episode.support], episode.support_labels),
     )
 
 # %% ../nbs/71_protocols.ipynb #b6f0bb82
@@ -92,9 +95,9 @@ def _way_row(lab: Lab, method: Method, tasks: list[WayEpisode]) -> dict:
         episodes=len(tasks),
         patients=len(patients),
         adapted_steps=method.steps,
-        interval='95% patient bootstrap',
+        interval='95% patient jackknife',
     )
-    found = generalised_aucs(answers, n=e.bootstrap, seed=lab.settings.training.seed)
+    found = generalised_aucs(answers)
     for side in _SIDES:
         if side in found: row |= interval_columns(side, found[side])
     return row
@@ -142,8 +145,7 @@ def verification_rows(
 def _pair_row(lab: Lab, method: FrozenMethod, a, b, same) -> dict:
     "How well a method tells same from different."
     similarity = (method[a] * method[b]).sum(1).numpy()
-    left, right = lab.table.patients[a], lab.table.patients[b]
-    i = bootstrap_pairs(similarity, same, left, right, **_resampling(lab))
+    i = pair_interval(similarity, same, lab.table.patients[np.stack([a, b], 1)])
     return _trial_row(method, 'same or different', len(a), 0.5, i, 'AUC')
 
 def _choice_row(lab: Lab, method: FrozenMethod, n: int, t) -> dict:
@@ -152,11 +154,8 @@ def _choice_row(lab: Lab, method: FrozenMethod, n: int, t) -> dict:
     for query, candidates, k in zip(t.query, t.candidates, t.answer):
         similarity = method[candidates] @ method[[query]].T
         right.append(int(similarity.argmax()) == k)
-    i = bootstrap_mean(right, lab.table.patients[t.query], **_resampling(lab))
+    i = trial_interval(right, lab.table.patients[np.c_[t.query, t.candidates]])
     return _trial_row(method, f'one shot, one of {n}', len(right), 1 / n, i, 'accuracy')
-
-def _resampling(lab: Lab) -> dict:
-    return dict(n=lab.settings.evaluation.bootstrap, seed=lab.settings.training.seed)
 
 def _trial_row(method: Method, protocol: str, trials: int, chance: float, i, measure: str) -> dict:
     return dict(
@@ -248,14 +247,14 @@ def evaluate_fold(
 def fold_rows(
     results: list[Results],  # one per fold
 ) -> list[dict]:
-    "One row per method and fold, and one over all folds, with patients resampled in all at once."
+    "One row per method and fold, and one over all folds, with one interval over their patients."
     cells = {}
     for r in results:
         s = r.lab.settings
         place = Place(' + '.join(r.episodes), s.data.split_seed, s.training.seed)
         means = mean_rows(r.rows)
         cells[place] = {key: given for key, given in r.answers.items() if key[0] in means}
-    return combine_cells(cells, **_resampling(results[0].lab))
+    return combine_cells(cells)
 
 # %% ../nbs/71_protocols.ipynb #1730a87f
 def add_controls(
@@ -277,17 +276,15 @@ def _add_control(results: Results, method: Method, control: str):
     given = {f: answer(method, episodes, lab) for f, episodes in results.episodes.items()}
     given['mean'] = [a for answers in given.values() for a in answers]
     for finding, answers in given.items():
-        i, kind = _control_interval(lab, answers, control)
+        i, kind = _control_interval(answers, control)
         row = make_row(lab, method, finding, answers) | interval_columns('auc', i)
         row |= dict(interval=f'99.9% {kind}', control=control, holds=0.5 in i)
         results.answers[method.name, finding] = answers
         results.rows.append(row)
 
-def _control_interval(lab: Lab, answers: list, control: str) -> tuple[Interval, str]:
+def _control_interval(answers: list, control: str) -> tuple[Interval, str]:
     if control == 'shuffled support': return episode_interval(answers), 'over episodes'
-    n = max(lab.settings.evaluation.bootstrap, 4000)
-    seed = lab.settings.training.seed
-    return bootstrap_patients(answers, n=n, seed=seed, level=0.999), 'patient bootstrap'
+    return patient_interval(answers, level=0.999), 'patient jackknife'
 
 # %% ../nbs/71_protocols.ipynb #d7b1c009
 def control_problems(

@@ -16,7 +16,8 @@ from .base import DataError, moved, resolve_path, write_atomic
 from .config import PATH_SETTINGS, Settings
 from .episodes import Episode
 from .metrics import METRICS, EpisodeScores, mean_episode_auc, roc_curve
-from .intervals import bootstrap_p, bootstrap_paired, bootstrap_patients, exchange_test
+from .intervals import exchange_test
+from .jackknife import difference_p, patient_interval
 from smlxray.look import (
     BLUE, RED, Html, bar_html, cards_html, data_url, escape, figure_html, mark_apart, new_axes,
     number, page_html, plot_band, plot_confusion, plot_lines, plot_points, plot_reliability,
@@ -35,7 +36,7 @@ def compare_methods(
     answers: dict,                        # (method, finding) -> list[EpisodeScores]
     a: str,                               # the method that is asked about
     others: list[str],
-    n: int = 1000,                        # resamples
+    n: int = 1000,                        # exchanges
     seed: int = 0,
     findings: Sequence[str] = ('mean',),
 ) -> list[dict]:
@@ -55,13 +56,13 @@ def paired_difference(
     seed: int,
 ) -> dict:
     "Give the difference in AUC with its interval and two p-values."
-    d = bootstrap_paired(x, y, n=n, seed=seed)
+    d = patient_interval(x, y)
     return dict(
         episodes=len(x),
         difference=d.value,
         low=d.low,
         high=d.high,
-        p_bootstrap=bootstrap_p(d),
+        p=difference_p(d),
         p_exchange=exchange_test(x, y, n=n, seed=seed),
     )
 
@@ -128,11 +129,10 @@ def _shots_row(lab: Lab, method: Method, shots: int, episodes: int | None) -> di
             refused.append(str(error))
     able = len(lab.findings.novel) - len(refused)
     row = dict(method=method.name, shots=shots, findings=able, refused=refused)
-    return row | _auc_with_interval(lab, answers) if answers else row
+    return row | _auc_with_interval(answers) if answers else row
 
-def _auc_with_interval(lab: Lab, answers: list[EpisodeScores]) -> dict:
-    s = lab.settings
-    i = bootstrap_patients(answers, n=s.evaluation.bootstrap, seed=s.training.seed)
+def _auc_with_interval(answers: list[EpisodeScores]) -> dict:
+    i = patient_interval(answers)
     return dict(auc=i.value, low=i.low, high=i.high)
 
 # %% ../nbs/72_report.ipynb #1e7be0b6
@@ -150,7 +150,7 @@ def steps_curve(
     rows = []
     for k in steps:
         answers = answer(AdaptedMethod(algorithm, lab, net, algorithm, k), tasks, lab)
-        row = dict(method=algorithm, steps=k, **_auc_with_interval(lab, answers))
+        row = dict(method=algorithm, steps=k, **_auc_with_interval(answers))
         rows.append(row | dict(support_loss=float(losses[k]), episodes=len(tasks)))
     return rows
 
@@ -394,13 +394,13 @@ def comparison_table(rows: list[dict]) -> Html:
             row['over'],
             *difference_cells(row, edge),
             number(row['p_exchange']),
-            number(row['p_bootstrap']),
+            number(row.get('p', row.get('p_bootstrap'))),
             row['episodes'],
             verdict_tag(row),
         ]
         for row in rows
     ]
-    return table_html([*head, 'p, bootstrap', 'episodes', 'verdict'], cells)
+    return table_html([*head, 'p, Student', 'episodes', 'verdict'], cells)
 
 # %% ../nbs/72_report.ipynb #cf32d6cc
 def headline(run: dict) -> str:
@@ -469,9 +469,9 @@ _ASKED = '''
 it and {shots} without, its query {queries} of each; all are different people, with one image per
 patient. Novel findings: <b>{novel}</b>.{related}</p>
 <p>Every row answers the same episodes. The AUC is the mean of per-episode AUCs, then of findings;
-scores are never pooled over episodes. The 95 % intervals resample query <b>patients</b>, so drawing
-more episodes cannot narrow them. They cover which patients happened to be in the test set; they do
-not cover another training seed, another split of the patients, other findings or another
+scores are never pooled over episodes. The 95 % intervals are about other <b>patients</b>, as queries
+and as examples, so drawing more episodes cannot narrow them at will. They cover which patients
+happened to be in the test set; they do not cover another training seed, another split of the patients, other findings or another
 hospital.</p>
 '''
 
@@ -518,7 +518,7 @@ def controls_section(run: dict) -> Html:
 _FOLDS = '''
 <h3>Other novel findings</h3>
 <p>Each fold is a training of its own, in a run of its own; this page is about the first. The last
-column takes all findings together, and its intervals resample a patient in all folds at once.</p>
+column takes all findings together, with one interval over the patients of all folds.</p>
 '''
 
 def folds_section(rows: list[dict]) -> Html:
@@ -721,9 +721,9 @@ def add_tables(results: Results, net, episodes: int) -> None:
     s, default, tables = results.lab.settings, results.default, results.tables
     others = [method for method in mean_rows(results.rows) if method != default]
     findings = ['mean', *results.episodes]
-    resampling = s.evaluation.bootstrap, s.training.seed
+    test = s.evaluation.bootstrap, s.training.seed
     tables['comparisons'] = compare_methods(
-        results.answers, default, others, *resampling, findings
+        results.answers, default, others, *test, findings
     )
     tables['errors'] = hardest_errors(results.answers, results.episodes, default)
     if net is not None and 'steps' not in tables:
@@ -758,7 +758,7 @@ def save_figures(results: Results, net) -> None:
 def compare_runs(
     a: Path,         # folder of a run
     b: Path,         # folder of the other
-    n: int = 1000,   # resamples
+    n: int = 1000,   # exchanges of the test
     seed: int = 0,
 ) -> list[dict]:
     "Compare the methods of two runs on shared episodes; raises `DataError` if there are none."
@@ -820,7 +820,7 @@ def _at(answers: dict, method: str, places: Iterable[tuple]) -> list[EpisodeScor
 def write_comparison(
     a: Path,         # folder of a run, which gets the page
     b: Path,         # folder of the other
-    n: int = 1000,   # resamples
+    n: int = 1000,   # exchanges of the test
 ) -> Path:
     "Write `compare-<b>.html` into the folder of run a, on the episodes that both answered."
     a, b = resolve_path(a), resolve_path(b)
@@ -882,8 +882,6 @@ def _differing_settings(a: Path, b: Path) -> Html:
 # %% ../nbs/72_report.ipynb #77e6c374
 def combine_runs(
     folders: list[Path],
-    n: int = 1000,         # resamples
-    seed: int = 0,
 ) -> list[dict]:
     "Combine runs that are cells of one grid; raises `DataError` if they differ otherwise."
     runs = [read_results(folder) for folder in folders]
@@ -899,7 +897,7 @@ def combine_runs(
             'and in the seeds of training and split only'
         )
     cells = {place: read_answers(folder).answers for place, folder in zip(places, folders)}
-    rows = combine_cells(cells, runs[0]['default'], n, seed)
+    rows = combine_cells(cells, runs[0]['default'])
     one_fold = len({place.fold for place in places}) == 1
     return [row for row in rows if row['fold'] == 'all' or not one_fold]
 
