@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 from .base import DataError
 from .metrics import EpisodeScores, Support, auc, binary_scores, episode_groups
@@ -80,6 +80,12 @@ class Seating(NamedTuple):
     query: Seats
     shown: Seats          # in supports
 
+    @property
+    def key(self) -> tuple:
+        "Equal for the same episodes."
+        arrays = self.patients, self.positive, *self.query, *self.shown
+        return tuple(array.tobytes() for array in arrays)
+
 def seating(
     queries: Sequence[Any],   # anything with `patients` and `labels`, one per episode
     supports: Sequence[Any],  # of the same episodes
@@ -135,6 +141,7 @@ class Won(NamedTuple):
 
     at: Seating
     shares: np.ndarray  # (T,) of each query, or the difference of two methods
+    weight: float = 1.0  # in the mean of a run
 
     @property
     def value(self) -> float:
@@ -161,6 +168,22 @@ def won_by(
     shares = np.concatenate([won_shares(e) for e in episodes])
     if other is not None: shares = shares - np.concatenate([won_shares(e) for e in other])
     return Won(seating(episodes, supports), shares)
+
+def won_block(
+    scores: np.ndarray,  # (E, 2Q) of the queries of a block, positives first
+    at: Seating,         # of `block_seating`
+) -> Won:
+    "See what a method wins in a block."
+    return Won(at, block_shares(scores))
+
+def block_seating(
+    query: Support,  # (E, 2Q) patients, and the labels (2Q,) of every episode
+    shown: Support,  # (E, 2K) patients, and the labels (2K,)
+) -> Seating:
+    "Give each patient of a block a column per class."
+    queries = [Support(who, query.labels) for who in query.patients]
+    supports = [Support(who, shown.labels) for who in shown.patients]
+    return seating(queries, supports)
 
 # %% ../nbs/59_jackknife.ipynb #c0de0112
 @dataclass(frozen=True)
@@ -377,14 +400,15 @@ def mean_interval(
     level: float = 0.95,
     bounded: bool = True,               # False for a difference
     value: float | None = None,         # of a function whose slopes the weights are
-    more: Spread = Spread(0.0),
+    more: Spread | None = None,         # from elsewhere
 ) -> Interval:
     "Interval of a weighted mean over findings, or over whatever the parts are."
     if not 0 < level < 1:
         raise DataError(f'the level of an interval lies between 0 and 1, got {level}')
     share = np.full(len(parts), 1 / len(parts)) if weights is None else np.asarray(weights)
     if value is None: value = float(share @ [p.value for p in parts])
-    found = spread(parts, share).plus(more)
+    found = spread(parts, share)
+    if more is not None: found = found.plus(more)
     yes = np.unique(np.concatenate([p.patients[p.positive] for p in parts]))
     no = np.unique(np.concatenate([p.patients[~p.positive] for p in parts]))
     low, high = student_ends(value, found, level, bounded, min(len(yes), len(no)))
@@ -401,19 +425,19 @@ def mean_interval(
     )
 
 # %% ../nbs/59_jackknife.ipynb #59000016
-def influences(
+def won_groups(
     episodes: Sequence[EpisodeScores],
     other: Sequence[EpisodeScores] | None = None,
     by: str = 'finding',
-) -> list[Influence]:
-    "Take the mean of each group of episodes apart."
+) -> list[Won]:
+    "See what a method wins in each group of episodes, alone or more than another."
     if other is not None: check_pairs(episodes, other)
-    groups, parts = episode_groups(episodes, by), []
+    groups, out = episode_groups(episodes, by), []
     for group in np.unique(groups):
         at = np.flatnonzero(groups == group)
-        theirs = other and [other[i] for i in at]
-        parts.append(influence(won_by([episodes[i] for i in at], theirs)))
-    return parts
+        theirs = None if other is None else [other[i] for i in at]
+        out.append(won_by([episodes[i] for i in at], theirs))
+    return out
 
 # %% ../nbs/59_jackknife.ipynb #c0de011e
 def patient_interval(
@@ -423,7 +447,7 @@ def patient_interval(
     by: str = 'finding',                           # as in `episode_mean`
 ) -> Interval:
     "Interval of the mean AUC, or of its gain over another method, for other patients in all roles."
-    parts = influences(episodes, other, by)
+    parts = list(map(influence, won_groups(episodes, other, by)))
     return mean_interval(parts, level=level, bounded=other is None)
 
 def difference_p(
@@ -441,30 +465,52 @@ def grid_interval(
 ) -> Interval:
     "One interval over patients, patient splits and training seeds; `covers` says which."
     _check_runs(runs, other)
-    parts = {key: influences(runs[key], other and other[key]) for key in runs}
-    share = run_shares(list(runs))
-    weights = [np.full(len(parts[key]), share[key] / len(parts[key])) for key in runs]
-    every, weights = sum(parts.values(), []), np.concatenate(weights)
-    more = training_spread(parts, spread(every, weights).variance)
-    found = mean_interval(every, weights, level, bounded=other is None, more=more)
+    theirs = other or dict.fromkeys(runs)
+    won = {key: won_groups(runs[key], theirs[key]) for key in runs}
+    return runs_interval(won, level, bounded=other is None)
+
+def runs_interval(
+    runs: dict[tuple, list[Won]],  # (split, seed) -> what was won, finding by finding
+    level: float = 0.95,
+    bounded: bool = True,          # False for a difference
+) -> Interval:
+    "Interval of the mean over splits and seeds."
+    won, weights = flat(runs)
+    parts = list(map(influence, won))
+    more = training_spread(runs, spread(parts, weights).variance)
+    found = mean_interval(parts, weights, level, bounded, more=more)
     return replace(found, covers=what_it_covers(list(runs)))
 
-def run_shares(runs: list[tuple]) -> dict[tuple, float]:
-    "The weight of each run: splits count the same, and so do the seeds of a split."
+# %% ../nbs/59_jackknife.ipynb #5900002b
+def flat(runs: dict[tuple, list[Won]]) -> tuple[list[Won], np.ndarray]:
+    "All parts and their weights: splits count the same, and so do the seeds of a split."
     splits = [split for split, _ in runs]
-    return {run: 1 / len(set(splits)) / splits.count(run[0]) for run in runs}
+    once: dict[tuple, list] = {}
+    for (split, _), parts in runs.items():
+        share = 1 / len(set(splits)) / splits.count(split) / sum(part.weight for part in parts)
+        for part in parts:
+            once.setdefault(part.at.key, []).append((part, share * part.weight))
+    won, weights = zip(*map(_averaged, once.values()))
+    return list(won), np.array(weights)
+
+def _averaged(alike: list[tuple[Won, float]]) -> tuple[Won, float]:
+    "The mean of what was won in the same episodes, and its weight."
+    if len(alike) == 1: return alike[0]
+    parts, weights = zip(*alike)
+    shares = np.average([part.shares for part in parts], 0, weights)
+    return parts[0]._replace(shares=shares), sum(weights)
 
 # %% ../nbs/59_jackknife.ipynb #59000022
 def training_spread(
-    parts: dict[tuple, list[Influence]],  # (split, seed) -> parts of the run
-    together: float,                      # variance over patients of the mean of all
+    runs: dict[tuple, list[Won]],  # as in `runs_interval`
+    together: float,               # variance over patients of the mean of all
 ) -> Spread:
     "What other networks would change in the mean, beyond what patients explain."
-    splits: dict[Any, list] = {}
-    for (split, _), found in parts.items():
-        splits.setdefault(split, []).append(found)
-    by_split = [list(map(_run_value, runs)) for runs in splits.values()]
-    values = by_split[0] if len(splits) == 1 else list(map(np.mean, by_split))
+    splits: dict[Any, dict] = {}
+    for (split, seed), parts in runs.items():
+        splits.setdefault(split, {})[split, seed] = parts
+    alike = splits.values() if len(splits) > 1 else ({key: runs[key]} for key in runs)
+    values = list(map(_value, alike))
     n = len(values)
     if n == 1: return Spread(0.0)
     between = float(np.var(values, ddof=1)) / n
@@ -474,15 +520,14 @@ def training_spread(
         explained = alone - (together - alone) / (n - 1)
     return Spread(max(between - explained, 0.0), 2 * between**2 / (n - 1))
 
-def _run_value(run: list[Influence]) -> float:
-    return float(np.mean([part.value for part in run]))
+def _value(runs: dict) -> float:
+    won, weights = flat(runs)
+    return float(weights @ [part.value for part in won])
 
-def _own_variance(runs: list[list[Influence]]) -> float:
+def _own_variance(runs: dict) -> float:
     "Variance over patients of the mean of the runs of one split."
-    every = sum(runs, [])
-    sizes = [len(run) for run in runs]
-    weights = np.repeat(1 / np.array(sizes) / len(runs), sizes)
-    return spread(every, weights).variance
+    won, weights = flat(runs)
+    return spread(list(map(influence, won)), weights).variance
 
 def _check_runs(runs: dict, other: dict | None) -> None:
     "Raise `DataError` unless both are runs by split and seed, with the same episodes."
@@ -502,6 +547,21 @@ def what_it_covers(runs: list[tuple]) -> str:
     if splits > 1: parts.append(f'{splits} patient splits')
     if seeds > 1: parts.append(f'{seeds} training seeds{" of each" * (splits > 1)}')
     return f"covers {', '.join(parts)}; not {', '.join(missing)}"
+
+# %% ../nbs/59_jackknife.ipynb #59000029
+def shuffle_interval(
+    runs: dict[tuple, list[Won]],  # as in `runs_interval`
+    level: float = 0.999,
+) -> Interval:
+    "Interval of the mean AUC over independent episodes, as with support labels shuffled."
+    won, weights = flat(runs)
+    each = [part.by_episode() for part in won]
+    value = float(weights @ list(map(np.mean, each)))
+    variances = [values.var(ddof=1) / len(values) for values in each]
+    half = ndtri((1 + level) / 2) * np.sqrt(weights**2 @ variances)
+    low, high = max(value - half, 0.0), min(value + half, 1.0)
+    episodes, covers = sum(map(len, each)), 'covers the shuffling of the labels'
+    return Interval(value, float(low), float(high), level, 0, episodes, covers=covers)
 
 # %% ../nbs/59_jackknife.ipynb #59000031
 @dataclass(frozen=True)
@@ -549,7 +609,7 @@ def generalised_aucs(
     every = []
     for e in episodes:
         every += [*e.by_finding(), e.pooled()]
-    parts, names = influences(every), np.unique([x.finding for x in every])
+    parts, names = list(map(influence, won_groups(every))), np.unique([x.finding for x in every])
     out = {}
     for side, at in _sides(episodes, names).items():
         if at.any(): out[side] = mean_interval(parts, at / at.sum(), level)
@@ -586,10 +646,17 @@ def shared_spread(
 def _trial_result(value: float, owed: np.ndarray, patients: np.ndarray, level: float) -> Interval:
     found, people = shared_spread(owed, patients), len(np.unique(patients))
     low, high = student_ends(value, found, level, True, people)
-    covers = 'covers other patients in all roles'
-    error = float(np.sqrt(found.variance))
-    known = dict(patients=people, episodes=len(owed), covers=covers, error=error)
-    return Interval(value, float(low), float(high), level, freedom=found.freedom, **known)
+    return Interval(
+        value=value,
+        low=float(low),
+        high=float(high),
+        level=level,
+        patients=people,
+        episodes=len(owed),
+        covers='covers other patients in all roles',
+        error=float(np.sqrt(found.variance)),
+        freedom=found.freedom,
+    )
 
 # %% ../nbs/59_jackknife.ipynb #59000042
 def pair_interval(

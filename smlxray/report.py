@@ -469,10 +469,10 @@ _ASKED = '''
 it and {shots} without, its query {queries} of each; all are different people, with one image per
 patient. Novel findings: <b>{novel}</b>.{related}</p>
 <p>Every row answers the same episodes. The AUC is the mean of per-episode AUCs, then of findings;
-scores are never pooled over episodes. The 95 % intervals are about other <b>patients</b>, as queries
-and as examples, so drawing more episodes cannot narrow them at will. They cover which patients
-happened to be in the test set; they do not cover another training seed, another split of the patients, other findings or another
-hospital.</p>
+scores are never pooled over episodes. The 95 % intervals are about other <b>patients</b>, as
+queries and as examples, so drawing more episodes cannot narrow them at will. They cover which
+patients happened to be in the test set; they do not cover another training seed, another split of
+the patients, other findings or another hospital.</p>
 '''
 
 _SYNTHETIC = '''

@@ -32,11 +32,14 @@ from .cache import to_float
 from .config import Section, Settings, load_settings, read_yaml
 from .data import XrayTable, split_patients
 from .episodes import EpisodeBlock, strata
-from .evaluate import GridMean, Place, grid_means, interval_columns, repeat_facts, span
-from smlxray.intervals import (
-    Draws, Interval, PairCounts, block_auc, count_pairs, kept_patients, left_out_sd,
+from .evaluate import GridMean, grid_means, interval_columns, repeat_facts, span
+from .intervals import Interval
+from smlxray.jackknife import (
+    Seating, Won, block_auc, block_seating, influence, mean_interval, runs_interval,
+    shuffle_interval, won_block,
 )
 from .lab import Lab, open_lab, open_table, table_digest
+from .metrics import Support
 from .methods import METHODS, Method, ShuffledMethod, calibrate_batch_norm, stratum_odds
 from .siamese import SiameseNet
 from smlxray.train import (
@@ -72,16 +75,12 @@ class StudySettings(Section):
     developed: str = ''                    # the fold on which the default was chosen
     episodes: int = 1000                   # per finding, for methods on a frozen backbone
     slow_episodes: int = 60                # the first of them, for methods that change it
-    resamples: int = 2000                  # of the patients, behind each interval
-    jackknife_draws: int = 60              # of the patients who stay
-    jackknife_episodes: int = 200          # per finding and draw
     backbones: dict[str, BackboneSettings] = {}
     methods: dict[str, dict] = {}          # name in the tables -> entry of METHODS and options
     slow: dict[str, dict] = {}             # the same, for methods that change the backbone
     controls: dict[str, dict] = {}         # the same, for methods that should know nothing
     at_chance: list[str] = []              # controls that must hold one half
     others: list[str] = []                 # methods that answer *finding vs other findings* too
-    jackknife: list[str] = []              # methods whose interval also varies the supports
     compare: list[list[str]] = []          # pairs [method, over]
     check: list[str] = []                  # methods without training, for `checked_episodes`
     default: str = 'default'               # the method that the study recommends
@@ -119,7 +118,7 @@ def check_plan(plan: StudySettings) -> StudySettings:
         for net in networks_of(options): choose(f"a network of '{name}'", net, networks)
         if 'shuffle' in options: choose(f"shuffle of '{name}'", options['shuffle'], plan.methods)
         else: METHODS.check(str(options.get('method', '')))
-    named = [plan.default, plan.reference, *plan.others, *plan.jackknife, *plan.check]
+    named = [plan.default, plan.reference, *plan.others, *plan.check]
     for pair in plan.compare: named += pair
     for name in named: choose('a method of the study', name, plan.every)
     for name in plan.at_chance: choose('a control of the study', name, plan.controls)
@@ -445,7 +444,7 @@ def run_cell(cell: Cell, methods=None) -> Cell:
 
 # %% ../nbs/73_study.ipynb #d56eb959
 class Key(NamedTuple):
-    "What an estimate is of."
+    "Which scores these are."
 
     method: str
     protocol: str  # key of `PROTOCOLS`
@@ -454,112 +453,109 @@ class Key(NamedTuple):
     seed: int
     finding: str
 
-class Estimate(NamedTuple):
-    "A value, and what it is in each resample of the patients."
+def won_cells(
+    cells: list[Cell],
+    methods: list[str],
+    first: int | None = None,  # use the first episodes only
+) -> dict[Key, Won]:
+    "What the queries of every method, cell, protocol and finding win."
+    out = {}
+    for cell in cells:
+        seats: dict[tuple, Seating] = {}
+        for key, scores in cell_scores(cell, methods, first):
+            place = key.protocol, key.finding, len(scores)
+            if place not in seats: seats[place] = cell_seating(cell, *place)
+            out[key] = won_block(scores, seats[place])
+    return out
 
-    value: float
-    draws: np.ndarray  # (n,)
+# %% ../nbs/73_study.ipynb #f3cddfd2
+def cell_scores(cell: Cell, methods: list[str], first: int | None) -> Iterator:
+    "The scores (E, 2Q) of methods in a cell, with their `Key`."
+    for method in methods:
+        for negatives in protocols_of(cell.plan, method):
+            path = score_path(cell, method, negatives)
+            if not path.exists(): continue
+            for finding, scores in load_file(path).items():
+                key = Key(method, negatives, cell.fold, cell.split, cell.seed, finding)
+                yield key, scores[:first]
 
-    def minus(self, other: 'Estimate') -> 'Estimate':
-        return Estimate(self.value - other.value, self.draws - other.draws)
+def cell_seating(cell: Cell, negatives: str, finding: str, episodes: int) -> Seating:
+    "Who sits where in the first episodes of a finding."
+    block, patients = cell.block(finding, negatives)[:episodes], cell.lab.table.patients
+    query = Support(patients[block.query], block.query_labels)
+    return block_seating(query, Support(patients[block.support], block.support_labels))
 
-    def row(self, name: str = 'auc') -> dict:
-        "The value with its 95 % percentile interval, rounded for a table."
-        return rounded(interval_columns(name, self.interval()))
+# %% ../nbs/73_study.ipynb #01eabcb5
+def fold_won(
+    won: dict[Key, Won],
+    method: str,
+    protocol: str,
+    over: str | None = None,  # a method to be compared with, on what both have answered
+) -> dict[str, dict]:         # fold -> (split, seed) -> what was won
+    "Sort what a method won by fold and cell."
+    folds: dict[str, dict[tuple, list[Won]]] = {}
+    for key, mine in won.items():
+        if (key.method, key.protocol) != (method, protocol): continue
+        if over is not None:
+            theirs = won.get(key._replace(method=over))
+            if theirs is None: continue
+            mine = mine.minus(theirs)
+        runs = folds.setdefault(key.fold, {})
+        runs.setdefault((key.split, key.seed), []).append(mine)
+    return dict(sorted(folds.items()))
 
-    def interval(self) -> Interval:
-        return Interval.of(self.value, self.draws)
+def all_folds(folds: dict[str, dict]) -> dict[tuple, list[Won]]:
+    "What was won in all folds, by (split, seed); folds count the same, however many findings."
+    runs: dict[tuple, list[Won]] = {}
+    for fold in folds.values():
+        for run, parts in fold.items():
+            weighted = [part._replace(weight=1 / len(parts)) for part in parts]
+            runs.setdefault(run, []).extend(weighted)
+    return runs
+
+def fold_means(
+    won: dict[Key, Won],
+    method: str,
+    protocol: str,
+    over: str | None = None,
+    developed: str = '',      # leave this fold out of a second mean over folds
+) -> dict[str, Interval]:     # by fold, and 'all', and 'all but fold <developed>'
+    "Average a method, or its gain over another, over findings, cells and folds."
+    folds = fold_won(won, method, protocol, over)
+    if not folds: return {}
+    groups = folds | dict(all=all_folds(folds))
+    rest = {fold: runs for fold, runs in folds.items() if fold != developed}
+    if developed and rest: groups[f'all but fold {developed}'] = all_folds(rest)
+    return {name: runs_interval(runs, bounded=over is None) for name, runs in groups.items()}
+
+# %% ../nbs/73_study.ipynb #2106782c
+def finding_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
+    "One row per method, cell, protocol and finding; controls are no rows."
+    rows = []
+    for key, mine in won.items():
+        if key.method in plan.controls: continue
+        auc = mean_interval([influence(mine)])
+        told = dict(method=key.method, protocol=PROTOCOLS[key.protocol], fold=key.fold)
+        told |= dict(split=key.split, seed=key.seed, finding=key.finding, patients=auc.patients)
+        rows.append(told | rounded(interval_columns('auc', auc)))
+    return rows
 
 def rounded(columns: dict[str, float]) -> dict[str, float]:
     return {key: round(value, 4) for key, value in columns.items()}
 
-def mean_estimate(estimates) -> Estimate:
-    "The mean of some estimates, resample by resample."
-    values, draws = zip(*estimates)
-    return Estimate(np.mean(values), np.mean(draws, axis=0))
-
-# %% ../nbs/73_study.ipynb #01eabcb5
-def fold_means(
-    estimates: dict[Key, Estimate],
-    method: str,
-    protocol: str,
-    like: str | None = None,  # only what this method has answered too
-    developed: str = '',      # leave this fold out of a second mean over folds
-) -> dict[str, Estimate]:     # by fold, and 'all', and 'all but fold <developed>'
-    "Average a method over findings, cells and folds."
-    cells = {}
-    for key, estimate in estimates.items():
-        there = like is None or key._replace(method=like) in estimates
-        if (key.method, key.protocol) == (method, protocol) and there:
-            cells.setdefault(Place(key.fold, key.split, key.seed), []).append(estimate)
-    folds = {}
-    for place, found in cells.items():
-        folds.setdefault(place.fold, []).append(mean_estimate(found))
-    means = {fold: mean_estimate(found) for fold, found in sorted(folds.items())}
-    rest = [estimate for fold, estimate in means.items() if fold != developed]
-    if not means: return {}
-    overall = dict(all=mean_estimate(means.values()))
-    if developed and rest: overall[f'all but fold {developed}'] = mean_estimate(rest)
-    return means | overall
-
-# %% ../nbs/73_study.ipynb #2106782c
-def estimate_cells(
-    cells: list[Cell],
-    methods: list[str],
-    first: int | None = None,           # use the first episodes only
-) -> dict[Key, tuple[PairCounts, Estimate]]:
-    "Count the pairs of every method, cell, protocol and finding, and resample the patients."
-    plan = cells[0].plan
-    tested = np.concatenate([c.lab.table.patients[c.lab.test] for c in cells])
-    draws, out = Draws(tested, plan.resamples), {}
-    for cell in cells:
-        for method in methods:
-            for key, counts in cell_counts(cell, method, first):
-                out[key] = counts, Estimate(counts.auc, draws(counts))
-    return out
-
-def cell_counts(cell: Cell, method: str, first: int | None) -> Iterator[tuple[Key, PairCounts]]:
-    "The pair counts of a method in a cell, by protocol and finding."
-    for negatives in protocols_of(cell.plan, method):
-        path = score_path(cell, method, negatives)
-        if not path.exists(): continue
-        for finding, scores in load_file(path).items():
-            block = cell.block(finding, negatives)[: first or len(scores)]
-            patients = cell.lab.table.patients[block.query]
-            key = Key(method, negatives, cell.fold, cell.split, cell.seed, finding)
-            yield key, count_pairs(scores[: len(block)], patients)
-
-# %% ../nbs/73_study.ipynb #fa68da8e
-def finding_rows(cells: list[Cell], found: dict) -> list[dict]:
-    "One row per method, cell, protocol and finding; controls are no rows."
-    rows = []
-    for key, (counts, estimate) in found.items():
-        if key.method in cells[0].plan.controls: continue
-        told = dict(method=key.method, protocol=PROTOCOLS[key.protocol], fold=key.fold)
-        told |= dict(split=key.split, seed=key.seed, finding=key.finding)
-        rows.append(told | dict(patients=len(counts.patients)) | estimate.row())
-    return rows
-
 # %% ../nbs/73_study.ipynb #5a21fac8
-def summary_rows(plan: StudySettings, estimates: dict, wide: dict | None = None) -> list[dict]:
+def summary_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
     "One row per method, protocol and fold, with the paired gain over the reference."
     out = []
     for protocol in PROTOCOLS:
-        for mean in grid_means(plan.methods, measure(estimates, protocol), plan.reference):
+        for mean in grid_means(plan.methods, measure(won, protocol), plan.reference):
             row = dict(method=mean.method, protocol=PROTOCOLS[protocol], fold=mean.fold)
-            row |= mean_columns(mean)
-            jackknife = fold_means(wide or {}, mean.method, protocol)
-            if mean.fold == 'all' and jackknife:
-                row |= wide_row(row['auc'], jackknife['all'].draws)
-            out.append(row)
+            out.append(row | mean_columns(mean))
     return out
 
-def measure(estimates: dict[Key, Estimate], protocol: str) -> Callable:
+def measure(won: dict[Key, Won], protocol: str) -> Callable:
     "Tell `grid_means` how a method does by fold, alone or compared with another."
-    def means(method, over=None):
-        if over is None: found = fold_means(estimates, method, protocol)
-        else: found = paired_means(estimates, method, over, protocol)
-        return {fold: estimate.interval() for fold, estimate in found.items()}
+    def means(method, over=None): return fold_means(won, method, protocol, over)
     return means
 
 def mean_columns(mean: GridMean) -> dict[str, float]:
@@ -568,117 +564,48 @@ def mean_columns(mean: GridMean) -> dict[str, float]:
     if mean.gain is not None: columns |= interval_columns('gain', mean.gain)
     return rounded(columns)
 
-def paired_means(estimates, method: str, over: str, protocol: str, developed='') -> dict:
-    "The mean differences of two methods on what both have answered, by fold and over folds."
-    mine = fold_means(estimates, method, protocol, over, developed)
-    base = fold_means(estimates, over, protocol, method, developed)
-    return {fold: mine[fold].minus(base[fold]) for fold in mine}
-
-def wide_row(value: float, draws: np.ndarray) -> dict:
-    "The interval of a value over patients in all roles, if it is known."
-    half = 1.96 * left_out_sd(draws)
-    if np.isnan(half): return {}
-    return dict(wide_low=round(float(value - half), 4), wide_high=round(float(value + half), 4))
-
 # %% ../nbs/73_study.ipynb #ed4f0869
 def slow_rows(cell: Cell) -> list[dict]:
     "Rows of all methods on the first episodes of a cell, with the paired gain over the reference."
     plan = cell.plan
-    found = estimate_cells([cell], [*plan.methods, *plan.slow], plan.slow_episodes)
-    estimates = {k: estimate for k, (_, estimate) in found.items() if k.protocol == 'normals'}
-    asked = grid_means((*plan.methods, *plan.slow), measure(estimates, 'normals'), plan.reference)
+    won = won_cells([cell], [*plan.methods, *plan.slow], plan.slow_episodes)
+    asked = grid_means((*plan.methods, *plan.slow), measure(won, 'normals'), plan.reference)
     told = dict(protocol=PROTOCOLS['normals'], fold=cell.fold, split=cell.split)
     told |= dict(episodes=plan.slow_episodes)
     overall = [mean for mean in asked if mean.fold == 'all']
     return [dict(method=mean.method) | told | mean_columns(mean) for mean in overall]
 
-# %% ../nbs/73_study.ipynb #61cabf44
-def answer_jackknife(cell: Cell) -> dict[str, np.ndarray]:
-    "Mean AUC (draws, methods of `plan.jackknife`) by protocol and finding, with patients left out."
-    path, lab = cell.folder / 'scores' / 'jackknife.safetensors', cell.lab
-    if not path.exists():
-        methods = [build_method(cell, name) for name in cell.plan.jackknife]
-        count, patients = int(lab.table.patients.max()) + 1, lab.table.patients[lab.test]
-        stay = kept_patients(count, cell.plan.jackknife_draws)[:, patients]
-        draws = [lab.test[kept] for kept in stay]
-        out = {}
-        for negatives in PROTOCOLS:
-            for finding in cell.askable(negatives):
-                aucs = [mean_aucs(cell, methods, finding, negatives, rows) for rows in draws]
-                out[f'{negatives}/{finding}'] = np.float32(aucs)
-        keep(path, out)
-    return load_file(path)
-
-def mean_aucs(cell: Cell, methods: list, finding: str, negatives: str, rows) -> list[float]:
-    "The mean AUC of each method on episodes from some test rows; NaN if these are too few."
-    try:
-        draw = dict(rows=rows, negatives=negatives, seed=0)
-        block = cell.lab.episodes(finding, cell.plan.jackknife_episodes, **draw)
-    except DataError:
-        return [np.nan] * len(methods)
-    return [float(block_auc(method.logits(block)).mean()) for method in methods]
-
-def jackknife_estimates(cells: list[Cell]) -> dict[Key, Estimate]:
-    "The draws with patients left out; there is no value of their own."
-    out = {}
-    for cell in cells:
-        if not (cell.folder / 'scores' / 'jackknife.safetensors').exists(): continue
-        for place, values in answer_jackknife(cell).items():
-            negatives, _, finding = place.partition('/')
-            for method, draws in zip(cell.plan.jackknife, values.T):
-                key = Key(method, negatives, cell.fold, cell.split, cell.seed, finding)
-                out[key] = Estimate(0.0, draws)
-    return out
-
 # %% ../nbs/73_study.ipynb #adbe5ef4
-def compared_rows(plan: StudySettings, estimates: dict, wide: dict) -> list[dict]:
-    "Paired differences with both intervals; the first pair fold by fold as well."
+def compared_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
+    "Paired differences; the first pair fold by fold as well."
     out = []
     for method, over in plan.compare:
         for protocol in PROTOCOLS:
-            gains = paired_means(estimates, method, over, protocol, plan.developed)
-            wider = paired_means(wide, method, over, protocol, plan.developed)
+            gains = fold_means(won, method, protocol, over, plan.developed)
             for fold, gain in gains.items():
                 if not fold.startswith('all') and [method, over] != plan.compare[0]: continue
                 row = dict(method=method, over=over, protocol=PROTOCOLS[protocol], fold=fold)
-                row |= gain.row('gain')
-                if fold in wider: row |= wide_row(row['gain'], wider[fold].draws)
-                out.append(row)
+                out.append(row | rounded(interval_columns('gain', gain)))
     return out
 
 # %% ../nbs/73_study.ipynb #1703a46a
-def chance_estimates(cells: list[Cell]) -> dict[Key, Estimate]:
-    "Estimates of the controls that must hold one half, over shuffles instead of patients."
-    rng, out = np.random.default_rng(0), {}
-    for method in cells[0].plan.at_chance:
-        for cell in cells:
-            for negatives in PROTOCOLS:
-                path = score_path(cell, method, negatives)
-                for finding, scores in load_file(path).items() if path.exists() else ():
-                    auc = block_auc(scores)
-                    mean, error = float(auc.mean()), float(auc.std(ddof=1)) / len(auc) ** 0.5
-                    key = Key(method, negatives, cell.fold, cell.split, cell.seed, finding)
-                    out[key] = Estimate(mean, mean + error * rng.normal(size=2000))
-    return out
-
-def control_rows(cells: list[Cell], estimates: dict) -> list[dict]:
+def control_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
     "The mean of each control over the folds, with an interval of 99.9 %."
-    plan, out = cells[0].plan, []
-    chance = chance_estimates(cells)
+    out = []
     for method in plan.controls:
         for protocol in PROTOCOLS:
+            runs = all_folds(fold_won(won, method, protocol))
+            if not runs: continue
             at_chance = method in plan.at_chance
-            means = fold_means(chance if at_chance else estimates, method, protocol)
-            if not means: continue
-            value, half = float(means['all'].value), 3.29 * float(means['all'].draws.std())
-            row = dict(method=method, protocol=PROTOCOLS[protocol], auc=round(value, 4))
-            row |= dict(auc_low=round(value - half, 4), auc_high=round(value + half, 4))
-            if at_chance: row['holds'] = bool(abs(value - 0.5) <= half)
+            auc = shuffle_interval(runs) if at_chance else runs_interval(runs, level=0.999)
+            row = dict(method=method, protocol=PROTOCOLS[protocol])
+            row |= rounded(interval_columns('auc', auc))
+            if at_chance: row['holds'] = 0.5 in auc
             out.append(row)
     return out
 
 # %% ../nbs/73_study.ipynb #1cfa5
-FORMAT = 2  # of the file; 1 was written by smlxray 0.1
+FORMAT = 3  # of the file; 1 was written by smlxray 0.1, 2 had bootstrap intervals
 
 def checked_episodes(cell: Cell, episodes: int = 20) -> dict:
     "AUCs of the first episodes of a cell's first finding, without reading what is kept."
@@ -694,10 +621,7 @@ def study_file(cells: list[Cell], complete: bool = True) -> dict:
     "All that the file of a study holds."
     cell, facts = cells[0], repeat_facts()
     plan, lab = cell.plan, cell.lab
-    over_patients = [name for name in plan.controls if name not in plan.at_chance]
-    found = estimate_cells(cells, [*plan.methods, *over_patients])
-    estimates = {key: estimate for key, (_, estimate) in found.items()}
-    wide = jackknife_estimates(cells)
+    won = won_cells(cells, [*plan.methods, *plan.controls])
     settings = lab.settings.without_folders().model_dump(mode='json')
     patients = int(lab.table.patients.max() + 1)
     data = dict(name=lab.table.name, rows=len(lab.table), patients=patients)
@@ -711,12 +635,15 @@ def study_file(cells: list[Cell], complete: bool = True) -> dict:
         data=data | dict(digest=table_digest(lab.table)),
         splits=sorted({c.split for c in cells}),
         check=checked_episodes(cell),
-        rows=finding_rows(cells, found),
-        summary=summary_rows(plan, estimates, wide),
-        compared=compared_rows(plan, estimates, wide),
-        controls=control_rows(cells, estimates),
+        covers=COVERS,
+        rows=finding_rows(plan, won),
+        summary=summary_rows(plan, won),
+        compared=compared_rows(plan, won),
+        controls=control_rows(plan, won),
         slow=slow_rows(cell) if any(is_answered(cell, name) for name in plan.slow) else [],
     )
+
+COVERS = 'other test patients, as queries and as examples'
 
 def save_study(study: dict, path: Path) -> Path:
     "Write the file, one row per line, so that two versions of it can be compared."
@@ -741,7 +668,8 @@ def read_study(path: str | os.PathLike) -> dict:
             f'{path.name} has the format {made}, and this smlxray reads up to {FORMAT}: update '
             'smlxray, or write the file again with `smlxray study --report`.'
         )
-    return study if made == FORMAT else _from_first_format(study)
+    if made == 1: study = _from_first_format(study)
+    return dict(covers='other query patients, with the same examples') | study
 
 def _from_first_format(study: dict) -> dict:
     "Bring a file of smlxray 0.1 into the present format: it had no plan, and counted its folds."
@@ -778,15 +706,16 @@ def slow_table(study: dict) -> pd.DataFrame:
     return pd.DataFrame({row['method']: _with_gain(study, row) for row in study['slow']}).T
 
 def compared_table(study: dict, protocol: str) -> pd.DataFrame:
-    "Paired differences with an interval over query patients, and one over patients in all roles."
+    "Paired differences; a study of 0.1 has a second interval, over patients in all roles."
     lines = []
     for row in study['compared']:
         if row['protocol'] != protocol: continue
-        wide = row | dict(wide=row['gain']) if 'wide_low' in row else row
         line = dict(method=row['method'], minus=row['over'], folds=row['fold'])
-        line['query patients'] = span(row, 'gain', '+')
+        line['difference [95 % interval]'] = span(row, 'gain', '+')
+        wide = row | dict(wide=row['gain']) if 'wide_low' in row else {}
         lines.append(line | {'patients in all roles': span(wide, 'wide', '+')})
-    return pd.DataFrame(lines)
+    table = pd.DataFrame(lines)
+    return table.loc[:, (table != '').any()]
 
 def control_table(study: dict) -> pd.DataFrame:
     "Controls, and whether those that must hold one half do."
@@ -808,15 +737,14 @@ def print_study(study: dict) -> None:
         tables[title.format(**study['slow'][0])] = slow_table(study)
     for protocol in PROTOCOLS.values() if study['compared'] else ():
         table = compared_table(study, protocol).set_index('method')
-        tables[f'Paired differences, {protocol}; two intervals of 95 %'] = table
+        tables[f'Paired differences, {protocol}'] = table
     if study['controls']: tables['Controls'] = control_table(study).set_index('control')
     for title, table in tables.items():
         if len(table): print(f'\n{title}\n\n{table.to_string()}')
-    print(READING)
-
-READING = '''
-Intervals (95 % unless stated) resample the query patients of the test set.
-No novel finding and no test patient was seen in training.'''
+    print(
+        f"\nIntervals (95 % unless stated) are about {study['covers']}.\n"
+        'No novel finding and no test patient was seen in training.'
+    )
 
 # %% ../nbs/73_study.ipynb #70446695
 def study_cells(plan: StudySettings) -> list[Cell]:
@@ -879,7 +807,6 @@ def _results_wanted(cells: list[Cell]) -> list[bool]:
     plan, out = cells[0].plan, []
     for cell in cells:
         out += [is_answered(cell, name) for name in (*plan.methods, *plan.controls)]
-        if plan.jackknife: out.append((cell.folder / 'scores' / 'jackknife.safetensors').exists())
     return out + [is_answered(cells[0], name) for name in plan.slow]
 
 # %% ../nbs/73_study.ipynb #c0fbf58d
@@ -914,7 +841,6 @@ def _job(
     cell = Cell(plan, fold, split, seed)
     start = time.perf_counter()
     run_cell(cell, methods)
-    if methods is None and cell.plan.jackknife: answer_jackknife(cell)
     return_memory()  # or the pool takes the worker for one that leaks
     minutes = (time.perf_counter() - start) / 60
     logger.info(f'{" ".join([cell.name, *(methods or [])])}: {minutes:.1f} min')
@@ -923,13 +849,12 @@ def _job(
 _HOMES = {
     'smlxray.methods': 'LinearStart learn_start start_head prototype_head neighbour_head '
                        'probe_head age_and_sex shuffled unit stratum_odds',
-    'smlxray.intervals': 'resampled right_order kept_patients left_out_sd Draws block_auc',
+    'smlxray.intervals': 'Draws',
+    'smlxray.jackknife': 'right_order block_auc',
     'smlxray.episodes': 'strata',
 }
 _NEW_NAMES = {
     'Corner': 'smlxray.study:Cell',
-    'Meetings': 'smlxray.intervals:PairCounts',
-    'meetings': 'smlxray.intervals:count_pairs',
     'Questions': 'smlxray.episodes:EpisodeBlock',
     'deal_patients': 'smlxray.lab:choose_split',
     'fair_deals': 'smlxray.study:fair_splits',
@@ -954,6 +879,7 @@ _IN_LAB = 'study_sampler base_tasks open_lab_table askable'
 _IN_ROWS = """
     corner_meetings interval study_rows summarise answer_thinned thinned_draws wide comparisons
 """
+_IN_JACKKNIFE = 'Meetings meetings resampled kept_patients left_out_sd'
 
 def _say(names: str, words: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), words)
@@ -964,6 +890,7 @@ _GONE = {
     **_say(_IN_TRAIN, 'objectives and `fit` are in smlxray.train.'),
     **_say(_IN_LAB, 'smlxray.lab.Lab makes samplers and episodes.'),
     **_say(_IN_ROWS, 'read the rows of the file with `read_study`.'),
+    **_say(_IN_JACKKNIFE, 'smlxray.jackknife takes patients in all roles into account.'),
     'main': 'run the command `smlxray study`.',
 }
 _MOVED = {name: home for home, names in _HOMES.items() for name in names.split()}

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 from smlxray.base import DataError
-from smlxray.intervals import (
-    WayScores,
-    bootstrap_p,
-    bootstrap_paired,
-    bootstrap_patients,
-    bootstrap_replicates,
-    exchange_test,
-    generalised_aucs,
-)
+from smlxray.intervals import bootstrap_p, bootstrap_paired, bootstrap_patients, exchange_test
 from smlxray.metrics import (
     EpisodeScores,
     auc,
@@ -109,57 +101,8 @@ def test_macro_mean_of_findings_with_uneven_episodes():
     )
 
 
-def runs_of(n_splits, n_seeds, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        (s, k): [
-            EpisodeScores(
-                rng.normal(size=8) + np.repeat([1, 0], 4),
-                np.repeat([1, 0], 4),
-                rng.permutation(30)[:8],
-                'ab'[i % 2],
-            )
-            for i in range(6)
-        ]
-        for s in range(n_splits)
-        for k in range(n_seeds)
-    }
-
-
-def test_replicates_that_are_all_alike_add_nothing_to_one():
-    one = runs_of(1, 1)[0, 0]
-    same = bootstrap_replicates({(s, k): one for s in range(3) for k in range(2)}, n=200)
-    np.testing.assert_allclose(same.draws, bootstrap_patients(one, 200).draws, atol=1e-12)
-
-
-def test_replicates_that_differ_widen_the_interval():
-    runs = runs_of(3, 2)
-    better = {
-        k: [
-            EpisodeScores(e.scores + 3 * (k[0] == 2) * e.labels, e.labels, e.patients, e.finding)
-            for e in v
-        ]
-        for k, v in runs.items()
-    }
-
-    def width(runs):
-        i = bootstrap_replicates(runs, n=400)
-        return i.high - i.low
-
-    assert width(better) > width(runs) * 1.2
-    assert bootstrap_replicates(better, runs, n=400).value == pytest.approx(
-        bootstrap_replicates(better, n=400).value - bootstrap_replicates(runs, n=400).value
-    )
-    for r, words in (
-        (runs, '3 patient splits, 2 training seeds of each'),
-        (runs_of(1, 3), '3 training seeds; not another split'),
-        (runs_of(1, 1), 'another training seed'),
-    ):
-        assert words in bootstrap_replicates(r, n=100).covers
-
-
 def test_exchange_does_not_care_who_is_named_first_nor_for_the_scale():
-    a, b = runs_of(1, 2).values()
+    a, b = few(30, 6), few(30, 6, seed=1)
     b = [EpisodeScores(y.scores, x.labels, x.patients, x.finding) for x, y in zip(a, b)]
     louder = [EpisodeScores(100 * e.scores + 7, e.labels, e.patients, e.finding) for e in b]
     p = exchange_test(a, b, 500)
@@ -200,14 +143,3 @@ def test_the_temperature_of_many_scores_is_that_of_logistic_regression(scale):
         / scale
     )
     assert fit_temperature(s, y) == pytest.approx(1 / slope, rel=0.01)
-
-
-def test_a_side_without_findings_is_left_out():
-    rng = np.random.default_rng(0)
-    y = np.repeat([[1.0, 0], [0, 1], [0, 0]], 4, 0)
-    eps = [
-        WayScores(
-            rng.normal(size=(12, 2)) + y, y, np.arange(12), ('a', 'b'), np.array([False, False])
-        )
-    ]
-    assert set(generalised_aucs(eps, 100)) == {'seen', 'macro', 'micro'}

@@ -12,7 +12,8 @@ from smlxray.evaluate import (
     save_answers,
     save_results,
 )
-from smlxray.metrics import auc, bootstrap_paired, bootstrap_patients
+from smlxray.jackknife import patient_interval
+from smlxray.metrics import auc
 from smlxray.protocols import (
     add_controls,
     answer_ways,
@@ -101,15 +102,11 @@ def test_every_number_of_the_rows_follows_from_the_answers(results):
             np.mean([((a.scores > 0) == a.labels).mean() for a in given]), abs=1e-9
         )
         if not r.get('control'):
-            i = bootstrap_patients(given, n=200, seed=saved['settings']['training']['seed'])
+            i = patient_interval(given)
             assert (i.low, i.high) == pytest.approx((r['auc_low'], r['auc_high']), abs=1e-9)
     for c in saved['tables']['comparisons']:
-        d = bootstrap_paired(
-            answers[c['method'], c['finding']],
-            answers[c['over'], c['finding']],
-            n=200,
-            seed=saved['settings']['training']['seed'],
-        )
+        mine, theirs = (answers[c[key], c['finding']] for key in ('method', 'over'))
+        d = patient_interval(mine, theirs)
         assert (d.value, d.low, d.high) == pytest.approx(
             (c['difference'], c['low'], c['high']), abs=1e-9
         )
@@ -278,9 +275,9 @@ def test_folds_are_trained_one_by_one_and_resampled_together(here):
             and both['auc_low'] < both['auc'] < both['auc_high']
         )
         assert both['patients'] < one['patients'] + two['patients'], (
-            'the folds share patients, and this is why they are resampled together'
+            'the folds share patients, and this is why one interval looks at all of them'
         )
-    combined = combine_runs([r.lab.folder for r in folds], n=50)
+    combined = combine_runs([r.lab.folder for r in folds])
     assert {(r['method'], r['fold']): pytest.approx(r['auc']) for r in combined} == {
         place: row['auc'] for place, row in rows.items()
     }

