@@ -10,6 +10,7 @@ __all__ = ['Interval', 'interval_text', 'bootstrap_patients', 'exchange_test', '
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -311,6 +312,28 @@ def episode_interval(
     covers = 'covers the shuffling of the labels'
     return Interval(value, low, high, level, 0, len(values), None, covers)
 
+# %% ../nbs/57_intervals.ipynb #b1d75a95
+EXACT_DUELS = 2500  # up to so many pairs of patients the chances are counted
+
+@lru_cache
+def duel_chances(n_pos: int, n_neg: int) -> np.ndarray:  # (n_pos * n_neg + 1,)
+    "The chance that scores which know nothing win 0, 1, 2, ... of all duels."
+    fewer = [np.ones(1)] * (n_neg + 1)
+    for i in range(1, n_pos + 1):
+        rows = [np.ones(1)]
+        for j in range(1, n_neg + 1):
+            chances = np.zeros(i * j + 1)
+            chances[j:] += fewer[j] * i / (i + j)
+            chances[: len(rows[-1])] += rows[-1] * j / (i + j)
+            rows.append(chances)
+        fewer = rows
+    return fewer[n_neg]
+
+def luckiest(n_pos: int, n_neg: int, tail: float) -> float:
+    "The lowest AUC that scores which know nothing exceed with a chance of `tail` at most."
+    exceeded = 1 - np.cumsum(duel_chances(n_pos, n_neg))
+    return float(np.argmax(exceeded <= tail + 1e-12) / (n_pos * n_neg))
+
 # %% ../nbs/57_intervals.ipynb #c0de004f
 def chance_interval(
     n_pos: int,  # positive patients, each counted once
@@ -321,8 +344,11 @@ def chance_interval(
     if min(n_pos, n_neg) < 1:
         got = f'{n_pos} positives and {n_neg} negatives'
         raise DataError(f'chance_interval needs both classes: got {got}')
-    deviation = np.sqrt((n_pos + n_neg + 1) / (12 * n_pos * n_neg))
-    half = NormalDist().inv_cdf((1 + level) / 2) * deviation
+    if n_pos * n_neg <= EXACT_DUELS:
+        half = luckiest(n_pos, n_neg, (1 - level) / 2) - 0.5
+    else:
+        deviation = np.sqrt((n_pos + n_neg + 1) / (12 * n_pos * n_neg))
+        half = NormalDist().inv_cdf((1 + level) / 2) * deviation
     low, high = max(0.0, float(0.5 - half)), min(1.0, float(0.5 + half))
     return Interval(0.5, low, high, level, n_pos + n_neg)
 

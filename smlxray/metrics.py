@@ -249,11 +249,11 @@ def probability(
     slope: float,             # of `fit_calibration`
     offset: float,            # of `fit_calibration`
     prevalence: float = 0.5,  # assumed share of X-rays with the finding, above 0 and below 1
-) -> np.ndarray:              # (N,) from 0 to 1
+) -> np.ndarray:              # (N,) above 0 and below 1
     "Turn scores into probabilities under an assumed prevalence."
     logits = slope * np.asarray(scores, float) + offset
     shifted = shift_prevalence(logits, prevalence)
-    return 1 / (1 + np.exp(-np.clip(shifted, -500, 500)))
+    return 1 / (1 + np.exp(-np.clip(shifted, -30, 30)))
 
 # %% ../nbs/55_metrics.ipynb #2ac1b03b
 def brier(

@@ -347,7 +347,7 @@ def trust_lines(finding: TaughtFinding) -> list[str]:
     if trust['auc'] is None:
         return [
             f'{name}: how good it is cannot be said yet, for no example was left out.',
-            f'Probabilities are calibrated on {finding.calibrated_on}.',
+            f'{finding.doubt[0].upper()}{finding.doubt[1:]}.',
         ]
     verdict = 'better than guessing would be'
     if not trust['better_than_guessing']:
@@ -490,7 +490,8 @@ def answer_cells(answer: Answer, current: Current) -> list[Html]:
     score = f'<small>score {answer.score:.4f}</small>'
     decided = np.argsort(-np.abs(answer.influence))[:3]
     reasons = [reason_html(answer, j, current) for j in decided]
-    said = Html(f'<b>{p:.3f}</b> {interval}{bar}{score}')
+    remark = f'<br><small>{escape(answer.remark)}</small>' if answer.remark else ''
+    said = Html(f'<b>{p:.3f}</b> {interval}{bar}{score}{remark}')
     return [why_html(x.thumb, x.name, x.said), said, Html(''.join(reasons))]
 
 # %% ../../nbs/83_pages.ipynb #674a2eb6
@@ -956,6 +957,7 @@ def finding_cells(name: str, finding: TaughtFinding, answer: Answer, novel: bool
     if trust['better_than_guessing'] is False:
         held_out = Html(f'{held_out} <small>(no better than guessing)</small>')
     remark = ' <small>(never trained on)</small>' if novel else ''
+    if answer.remark: remark += f'<br><small>{escape(answer.remark)}</small>'
     return [
         Html(f'<b>{escape(name)}</b>{remark}'),
         probability_svg(answer.probability, answer.low, answer.high, name),

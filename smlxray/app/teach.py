@@ -20,7 +20,6 @@ from ..base import ALGORITHMS, SmlxrayError, resolve_path
 from ..bundle import Bundle, BundleError, Look, TaughtFinding, embed_at, finding_slug
 from ..bundle import check_network, support_rows
 from ..losses import query_scores
-from ..metrics import probability
 from ..siamese import cosine_similarity
 
 # %% ../../nbs/81_teach.ipynb #351e908c
@@ -148,6 +147,7 @@ class Answer:
     low: float             # 95 % interval over supports drawn again
     high: float
     influence: np.ndarray  # (S,) how much each example raised the score
+    remark: str = ''       # why the probability is none
 
 def answer_queries(
     bundle: Bundle,
@@ -161,13 +161,14 @@ def answer_queries(
     check_network(bundle, finding)
     z, y = embeddings_at(bundle, finding, xrays), finding.labels
     similarity = cosine_similarity(z, finding.support).numpy()
-    curve = finding.slope / temperature, finding.offset / temperature
     score = query_scores(z, finding.support, y, finding.scale).numpy()
-    p = probability(score, *curve, prevalence)
+    p = finding.probabilities(score, prevalence, temperature)
     draws = finding.scale * resampled_scores(similarity, y.numpy())
-    low, high = np.quantile(probability(draws, *curve, prevalence), (0.025, 0.975), axis=1)
+    spread = finding.probabilities(draws, prevalence, temperature)
+    low, high = np.quantile(spread, (0.025, 0.975), axis=1)
     influence = example_influence(similarity, y.numpy(), finding.scale)
-    return [Answer(*parts) for parts in zip(xrays, score.tolist(), p, low, high, influence)]
+    answers = zip(xrays, score.tolist(), p, low, high, influence)
+    return [Answer(*parts, finding.doubt) for parts in answers]
 
 # %% ../../nbs/81_teach.ipynb #ce768f2a
 def adapted_findings(
