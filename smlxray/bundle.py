@@ -392,9 +392,10 @@ class TaughtFinding:
 
     def probabilities(self, scores, prevalence: float, temperature: float = 1.0) -> np.ndarray:
         "Turn scores into probabilities: no more certain than so many held-out X-rays can make us."
+        scores = np.asarray(scores, float)
         if self.doubt: return np.where(np.isnan(scores), np.nan, prevalence)
         yes, no = self.held_labels.count(1), self.held_labels.count(0)
-        logits = (self.slope * np.asarray(scores, float) + self.offset) / temperature
+        logits = (self.slope * scores + self.offset) / temperature
         logits = np.clip(logits, -np.log(no + 1), np.log(yes + 1))
         return probability(logits, 1.0, 0.0, prevalence)
 
@@ -1211,15 +1212,20 @@ def _answers(bundle: Bundle, pictures: dict[int, Picture], prevalence, batch_siz
     images = torch.stack([torch.from_numpy(picture.pixels)[None] for picture in pictures.values()])
     rows = bundle.predict(images, prevalence, batch_size)
     said = [
-        doubts_of(bundle, picture, distance)
+        doubts_of(bundle, picture, distance, bundle.findings.values())
         for picture, distance in zip(pictures.values(), rows['unusual'])
     ]
     return rows.assign(remarks=said).set_index(pd.Index(pictures))
 
-def doubts_of(bundle: Bundle, picture: Picture, distance: float) -> str:
-    "Say all that is doubtful about an answer: its picture, its distance, its network."
+def doubts_of(
+    bundle: Bundle,
+    picture: Picture,
+    distance: float,  # from training
+    findings: Iterable[TaughtFinding] = (),  # whose probabilities are given
+) -> str:
+    "Say all that is doubtful about an answer: picture, distance, network, and probabilities."
     said = [*picture.remarks, unusual_doubt(distance), network_doubt(bundle.settings)]
-    return '; '.join(filter(None, said))
+    return '; '.join(filter(None, [*said, *(f.doubt for f in findings)]))
 
 # %% ../nbs/68_bundle.ipynb #2371f12f
 def predict_files(

@@ -1,6 +1,7 @@
 "A bundle and the rest of the house: the same scores, the same answers elsewhere, nothing unsafe."
 
 import json, os, subprocess, sys
+from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
 from smlxray.bundle import (
     Bundle,
@@ -8,6 +9,9 @@ from smlxray.bundle import (
     TaughtFinding,
     decode_ahead,
     export_onnx,
+    guess_left_out,
+    is_unusual,
+    left_out_scores,
     make_bundle,
     predict_files,
     spatial_features,
@@ -16,10 +20,12 @@ from smlxray.cache import to_float
 from smlxray.config import load_settings
 from smlxray.episodes import EpisodeSampler
 from smlxray.images import resize_image
+from smlxray.intervals import chance_interval, duel_chances
 from smlxray.lab import open_lab
 from smlxray.methods import AdaptedMethod, network_method
+from smlxray.metrics import auc
 from smlxray.phantom import draw_phantom
-from smlxray.siamese import SiameseNet
+from smlxray.siamese import SiameseNet, cosine_similarity
 from smlxray.train import train_siamese
 
 
@@ -350,3 +356,63 @@ def test_bad_files_are_rows(bundle, tmp_path):
         and rows.iloc[1:][list(bundle.findings)].isna().all().all()
         and rows.unusual.notna().sum() == 1
     )
+
+
+# Guessing, and probabilities that nothing bears out
+
+
+@pytest.mark.parametrize('shots', [(3, 3), (4, 9), (7, 7)])
+def test_guessing_by_leaving_out_has_its_size(shots):
+    "At most 2.5 % of worlds without knowledge lie above, and independent guessing fails this."
+    y, worlds, most = np.repeat([1, 0], shots), 200, 5 + 2.33 * (200 * 0.025 * 0.975) ** 0.5
+    above, outside, naive = 0, 0, chance_interval(*shots, 0.95)
+    for world in range(worlds):
+        z = torch.randn(len(y), 5, generator=torch.Generator().manual_seed(1000 + world))
+        similar = cosine_similarity(z).double().numpy()
+        value = auc(left_out_scores(similar, y, len(y)), y)
+        low, high = guess_left_out(z, y)
+        above += value > high + 1e-9
+        outside += value not in naive
+        assert 0 <= low < 0.5 < high <= 1
+    assert above <= most
+    if min(shots) > 3: assert outside > 2 * most
+
+
+@pytest.mark.parametrize('pair', [(1, 1), (2, 2), (3, 3), (3, 8), (6, 6), (20, 3)])
+def test_independent_guessing_keeps_its_promise_for_few(pair):
+    chances, ends = duel_chances(*pair), chance_interval(*pair, 0.95)
+    at = np.arange(len(chances)) / (len(chances) - 1)
+    assert chances[at > ends.high + 1e-9].sum() <= 0.025
+    assert chances[at < ends.low - 1e-9].sum() <= 0.025
+    if ends.high < 1: assert chances[at > ends.high - 1e-9].sum() > 0.025
+
+
+@pytest.mark.parametrize('scale', [0.01, 1.0, 1500.0])
+def test_one_patient_per_class_has_no_probability(bundle, scale):
+    "Whatever others were calibrated on: without held-out X-rays it is the prevalence, and said."
+    images = [torch.full((1, *bundle.size), grey, dtype=torch.uint8) for grey in (30, 200)]
+    one = replace(teach(bundle, images), scale=scale)
+    bundle = replace(bundle, findings={**bundle.findings, 'One': one})
+    row = bundle.predict(torch.stack(images), prevalence=0.07)
+    assert row['One'].tolist() == [0.07, 0.07]
+    assert 'assumed prevalence' in one.doubt and one.trust['auc'] is None
+    borrowed = replace(one, slope=1500.0, offset=3.0)  # as version 0.1 saved it
+    assert borrowed.probabilities(np.array([-1e6, 1e6]), 0.07).tolist() == [0.07, 0.07]
+
+
+def teach(bundle, images):
+    return bundle.teach('One', torch.stack(images[:1]), torch.stack(images[1:]), steps=0)
+
+
+def test_probabilities_stay_inside(bundle):
+    for f in bundle.findings.values():
+        p = f.probabilities(np.array([-1e9, -1.0, 0.0, 1.0, 1e9]), 0.1)
+        assert ((p > 0) & (p < 1)).all() and (np.diff(p) >= 0).all()
+
+
+def test_what_is_not_known_is_unusual(bundle):
+    images = torch.zeros(2, 1, *bundle.size, dtype=torch.uint8)
+    lost = replace(bundle.findings[next(iter(bundle.findings))])
+    lost.support = lost.support * float('nan')
+    sick = replace(bundle, findings={lost.name: lost})
+    assert is_unusual(sick.predict(images)['unusual']).all()
