@@ -168,7 +168,7 @@ def answer_queries(
     low, high = np.quantile(spread, (0.025, 0.975), axis=1)
     influence = example_influence(similarity, y.numpy(), finding.scale)
     answers = zip(xrays, score.tolist(), p, low, high, influence)
-    return [Answer(*parts, finding.doubt) for parts in answers]
+    return [Answer(*parts, remark=finding.doubt) for parts in answers]
 
 # %% ../../nbs/81_teach.ipynb #ce768f2a
 def adapted_findings(
