@@ -167,8 +167,9 @@ def answer_queries(
     spread = finding.probabilities(draws, prevalence, temperature)
     low, high = np.quantile(spread, (0.025, 0.975), axis=1)
     influence = example_influence(similarity, y.numpy(), finding.scale)
-    answers = zip(xrays, score.tolist(), p, low, high, influence)
-    return [Answer(*parts, remark=finding.doubt) for parts in answers]
+    remarks = [finding.doubt] * len(xrays)
+    answers = zip(xrays, score.tolist(), p, low, high, influence, remarks)
+    return [Answer(*parts) for parts in answers]
 
 # %% ../../nbs/81_teach.ipynb #ce768f2a
 def adapted_findings(
