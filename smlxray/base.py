@@ -8,8 +8,9 @@ __all__ = ['logger', 'BACKBONES', 'LOSSES', 'READERS', 'ALGORITHMS', 'SmlxrayErr
            'choose', 'write_atomic', 'resolve_path', 'set_seed', 'Registry']
 
 # %% ../nbs/00_base.ipynb #21274ab1
-import ctypes, difflib, hashlib, json, logging, math, os, platform, random, select, shutil
-import signal, subprocess, sys, threading, time, unicodedata, uuid, warnings, zlib
+import bz2, ctypes, difflib, gzip, hashlib, json, logging, lzma, math, os, platform, random
+import select, shutil, signal, subprocess, sys, threading, time, unicodedata, uuid, warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -486,6 +487,30 @@ def trial(told: dict, data: bytearray) -> tuple[dict, Any]:
     if told['do'] == 'crash': os.kill(os.getpid(), signal.SIGSEGV)
     while told['do'] == 'compute': pass
     return dict(bytes=len(data)), data[::-1]
+
+# %% ../nbs/00_base.ipynb #330918fa
+def check_unpacked(
+    path: str | os.PathLike,
+    most: int = 20_000_000,  # bytes that are always allowed, and 100 times the file
+) -> None:
+    "Raise `DataError` for a packed file that would grow beyond reason; others pass."
+    path, opened = Path(path), {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+    suffix = path.suffix.lower()
+    if suffix in ('.zip', '.zst', '.tar'): raise DataError(f'{path} is packed; unpack it first.')
+    if suffix not in opened: return
+    try:
+        small = _stays_small(opened[suffix], path, most)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):
+        raise DataError(f'{path} is damaged and cannot be unpacked; copy it again.') from None
+    if small: return
+    raise DataError(f'{path} is packed and would grow more than a hundredfold; unpack it first.')
+
+def _stays_small(opened: Callable, path: Path, most: int) -> bool:
+    "Unpack a file without keeping it, and stop where there is too much."
+    left = max(most, 100 * path.stat().st_size)
+    with opened(path) as file:
+        while left >= 0 and (part := file.read(1 << 20)): left -= len(part)
+    return left >= 0
 
 # %% ../nbs/00_base.ipynb #e5cc5995
 def repo_root(

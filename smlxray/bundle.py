@@ -1122,12 +1122,22 @@ def _bundle_files(b: Bundle) -> dict[str, bytes]:
     return files
 
 # %% ../nbs/68_bundle.ipynb #ef20243d
+def _network_of(config: dict, weights: dict[str, Tensor]) -> SiameseNet:
+    "Build a network of whose every weight there is one; claims alone must not take memory."
+    with torch.device('meta'):
+        claimed = SiameseNet.from_config(config).state_dict()
+    shapes = {name: tensor.shape for name, tensor in claimed.items()}
+    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+        raise ValueError('its weights are not those of its network')
+    net = SiameseNet.from_config(config)
+    net.load_state_dict(weights)
+    return net
+
 def _bundle_from(files: dict[str, bytes], id: str, folder: Path, device) -> Bundle:
     "Make a bundle of the content of its files."
     try:
         told = json.loads(files['bundle.json'])
-        net = SiameseNet.from_config(told['net'])
-        net.load_state_dict(tensors_from_bytes(files['weights.safetensors']))
+        net = _network_of(told['net'], tensors_from_bytes(files['weights.safetensors']))
         bundle = Bundle(
             net.to(device),
             Settings(**told['settings']),

@@ -416,7 +416,19 @@ class Settings(Section):
 
 # %% ../nbs/00_config.ipynb #25cf9c0c
 class _PlainLoader(yaml.BaseLoader):
-    "Load YAML as dicts, lists and text, without guessing types, and refuse a repeated key."
+    "Load YAML as dicts, lists and text; refuse a repeated key, aliases, and more than 20 levels."
+
+    depth = 0
+
+    def compose_node(self, parent, index):
+        said = ''
+        if self.check_event(yaml.AliasEvent): said = 'an alias (*) is not read; write it out'
+        if self.depth > 20: said = 'it is nested too deeply'
+        if said: raise yaml.MarkedYAMLError(problem=said, problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node, deep=False):
         seen = set()

@@ -7,11 +7,13 @@ __all__ = ['read_chexpert', 'read_table', 'read_boxes', 'read_folder', 'read_cla
            'read_xrays', 'check_files', 'layout_nih']
 
 # %% ../nbs/12_readers.ipynb #83b0ee47
+import math
 import os
 import re
 import shutil
 import string
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -23,7 +25,7 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smlxray.base import (
-    READERS, DataError, did_you_mean, logger, nearest, resolve_path, shipped_file, write_atomic,
+    READERS, DataError, check_unpacked, did_you_mean, logger, nearest, resolve_path, shipped_file, write_atomic,
 )
 from .config import _PlainLoader, CHEXPERT_FINDINGS
 from .data import XrayTable, as_labels, canonical_finding, derive_no_finding
@@ -47,7 +49,10 @@ def _listing(root: Path, most: int = 6) -> str:
 def _parsed_csv(file: Path, **options) -> pd.DataFrame:
     "Parse a CSV file; raise `DataError` naming the file if that is impossible."
     try:
+        check_unpacked(file)
         return pd.read_csv(file, encoding='utf-8-sig', low_memory=False, **options)
+    except DataError as e:
+        raise DataError(f"The label file {e}") from None
     except OSError as e:
         raise DataError(f"The label file {file} cannot be read ({e.strerror or e}).") from None
     except pd.errors.EmptyDataError:
@@ -931,11 +936,8 @@ _MEDMNIST_PARTS = {'train': 'train', 'val': 'valid', 'test': 'test'}
 
 def _unpack_images(archive: zipfile.ZipFile, member: str, folder: Path) -> int:
     "Write the images of one (N, H, W) uint8 member as PNG files, one after the other; return N."
-    npy = np.lib.format
     with archive.open(member) as file:
-        first = npy.read_magic(file) == (1, 0)
-        header = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
-        shape, fortran, dtype = header(file)
+        shape, fortran, dtype = _npy_header(archive, member, file)
         if len(shape) != 3 or fortran or dtype != np.uint8:
             raise ValueError(f'{member} holds {dtype} of shape {shape}, not (N, H, W) uint8')
         folder.mkdir(parents=True)
@@ -944,23 +946,47 @@ def _unpack_images(archive: zipfile.ZipFile, member: str, folder: Path) -> int:
             Image.fromarray(image).save(folder/f'{i:06d}.png', compress_level=1)
     return shape[0]
 
+def _npy_header(archive: zipfile.ZipFile, member: str, file) -> tuple[tuple, bool, np.dtype]:
+    "Shape, order and type of an array; raise `ValueError` if the archive holds another amount."
+    npy = np.lib.format
+    first = npy.read_magic(file) == (1, 0)
+    header = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+    shape, fortran, dtype = header(file)
+    told, need = archive.getinfo(member), math.prod(shape) * dtype.itemsize
+    if told.file_size - file.tell() != need:
+        raise ValueError(f'{member} claims {need:,} bytes and holds another number')
+    if need > max(20_000_000, 100 * told.compress_size):
+        raise ValueError(f'{member} would grow more than a hundredfold')
+    return shape, fortran, dtype
+
+def _check_labels(file: Path):
+    "Raise `ValueError` for labels that would take more memory than their file explains."
+    with zipfile.ZipFile(file) as archive:
+        for part in _MEDMNIST_PARTS:
+            member = f'{part}_labels.npy'
+            with archive.open(member) as opened: _npy_header(archive, member, opened)
+
 def _unpack(file: Path, target: Path):
     "Unpack all images of an archive into a folder, whole or not at all."
     draft = file.with_name(f'.{file.stem}.unpacking')
     shutil.rmtree(draft, ignore_errors=True)
-    with zipfile.ZipFile(file) as archive:
-        for part, ours in _MEDMNIST_PARTS.items():
-            _unpack_images(archive, f'{part}_images.npy', draft/ours)
-    draft.rename(target)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for part, ours in _MEDMNIST_PARTS.items():
+                _unpack_images(archive, f'{part}_images.npy', draft/ours)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 def _medmnist_labels(file: Path) -> dict[str, np.ndarray]:
     "Unpack an archive unless that was done, and read its labels, part -> (N, 14)."
     target = file.with_suffix('')
     try:
         if not target.exists(): _unpack(file, target)
+        _check_labels(file)
         with np.load(file) as stored:
             return {ours: stored[f'{part}_labels'] for part, ours in _MEDMNIST_PARTS.items()}
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as e:
+    except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, MemoryError) as e:
         reason = str(e).strip('"')
         problem = f'is no ChestMNIST as published ({reason}); download it again'
     except OSError as e:

@@ -1,10 +1,12 @@
 "Files that ask for more than they look: each ends in a sentence, within five seconds and 1 GB."
 
-import io, struct, subprocess, sys, zlib
+import gzip, io, struct, subprocess, sys, zipfile, zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from smlxray.base import SmlxrayError
 
 
 def chunk(kind, body):
@@ -120,3 +122,66 @@ def test_image_bombs_end_in_a_sentence(name, tmp_path):
     print(name, file.stat().st_size, seconds, gigabytes, said)
     assert name in said and said.strip().endswith('.') and '\n' not in said.strip()
     assert float(seconds) < 6 and float(gigabytes) < 1
+
+
+def test_packed_tables_do_not_grow(tmp_path):
+    from smlxray.readers import read_xrays
+
+    with gzip.open(tmp_path / 'Data_Entry_2017_v2020.csv.gz', 'w') as file:
+        for _ in range(300): file.write(b'a' * (1 << 20))
+    with pytest.raises(SmlxrayError, match='Data_Entry.*hundredfold'):
+        read_xrays(tmp_path, 'nih', 'all')
+
+
+def npz(file, shape, content):
+    "A ChestMNIST whose images claim a shape."
+    with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for part in ('train', 'val', 'test'):
+            header, labels = io.BytesIO(), io.BytesIO()
+            told = dict(descr='|u1', fortran_order=False, shape=shape)
+            np.lib.format.write_array_header_1_0(header, told)
+            archive.writestr(f'{part}_images.npy', header.getvalue() + bytes(content))
+            np.save(labels, np.zeros((1, 14), np.uint8))
+            archive.writestr(f'{part}_labels.npy', labels.getvalue())
+
+
+def test_arrays_are_as_large_as_they_claim(tmp_path):
+    from smlxray.readers import read_chestmnist
+
+    liar, bomb = ((1, 60000, 60000), 100, 'claims'), ((1, 6000, 6000), 36_000_000, 'grow')
+    for shape, content, words in (liar, bomb):
+        npz(tmp_path / 'chestmnist.npz', shape, content)
+        with pytest.raises(SmlxrayError, match=words): read_chestmnist(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ['chestmnist.npz']
+
+
+def test_settings_and_mappings_do_not_grow(tmp_path):
+    from smlxray.config import load_settings
+    from smlxray.readers import read_table
+
+    rows = [f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]' for a, b in zip('abcdefgh', 'bcdefghi')]
+    (tmp_path / 'a.yaml').write_text('\n'.join(['a: &a [x, x]', *rows, 'meta: {shots: *i}']))
+    (tmp_path / 'm.yaml').write_text('{a: ' * 20_000)
+    with pytest.raises(SmlxrayError, match='alias'):
+        load_settings('tiny', config=tmp_path / 'a.yaml')
+    with pytest.raises(SmlxrayError, match='deeply'): read_table(tmp_path, tmp_path / 'm.yaml')
+
+
+def test_a_network_is_built_only_for_weights_that_are_there():
+    from smlxray.bundle import _network_of
+    from smlxray.siamese import SiameseNet
+
+    net = SiameseNet('conv4', 8)
+    claimed = net.to_config() | dict(embedding_dim=2_000_000_000)
+    with pytest.raises(ValueError, match='not those of its network'):
+        _network_of(claimed, net.state_dict())
+
+
+def test_a_compressed_finding_is_refused():
+    from smlxray.app.teach import PARTS, import_finding
+
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for part in PARTS: archive.writestr(part, b'[' * 50_000_000)
+    with pytest.raises(SmlxrayError, match='not a finding that was exported here'):
+        import_finding(out.getvalue(), 'finding.zip')

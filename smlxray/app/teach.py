@@ -218,7 +218,8 @@ class Store:
 
 # %% ../../nbs/81_teach.ipynb #ec301bbc
 PARTS = ('finding.json', 'finding.safetensors', 'manifest.json')  # files of a finding
-MAX_FINDING = 400_000_000  # bytes, unpacked
+MAX_FINDING = 400_000_000  # bytes; nothing in it is compressed, so it cannot grow
+MAX_WORDS = 5_000_000      # bytes of its JSON, which takes twenty times as much when it is read
 
 # %% ../../nbs/81_teach.ipynb #013acb78
 def export_finding(finding: TaughtFinding) -> bytes:
@@ -242,8 +243,11 @@ def import_finding(data: bytes, name: str = 'the file') -> TaughtFinding:
 def _unpack(data: bytes) -> TaughtFinding:
     "Read a finding from a zip file; anything may be raised."
     with zipfile.ZipFile(io.BytesIO(data)) as archive, tempfile.TemporaryDirectory() as folder:
-        size = sum(entry.file_size for entry in archive.infolist())
-        if sorted(archive.namelist()) != sorted(PARTS) or size > MAX_FINDING:
-            raise zipfile.BadZipFile
+        entries = archive.infolist()
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        size = sum(entry.file_size for entry in entries)
+        words = sum(entry.file_size for entry in entries if entry.filename.endswith('.json'))
+        if sorted(archive.namelist()) != sorted(PARTS) or not stored: raise zipfile.BadZipFile
+        if size > MAX_FINDING or words > MAX_WORDS: raise zipfile.BadZipFile
         for part in PARTS: (Path(folder) / part).write_bytes(archive.read(part))
         return TaughtFinding.load(folder)
