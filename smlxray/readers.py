@@ -25,7 +25,8 @@ from PIL import Image
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smlxray.base import (
-    READERS, DataError, check_unpacked, did_you_mean, logger, nearest, resolve_path, shipped_file, write_atomic,
+    READERS, DataError, check_unpacked, did_you_mean, logger, nearest, resolve_path,
+    shipped_file, write_atomic,
 )
 from .config import _PlainLoader, CHEXPERT_FINDINGS
 from .data import XrayTable, as_labels, canonical_finding, derive_no_finding
