@@ -9,7 +9,7 @@ __all__ = ['logger', 'BACKBONES', 'LOSSES', 'READERS', 'ALGORITHMS', 'SmlxrayErr
 
 # %% ../nbs/00_base.ipynb #21274ab1
 import bz2, ctypes, difflib, gzip, hashlib, json, logging, lzma, math, os, platform, random
-import select, shutil, signal, subprocess, sys, threading, time, unicodedata, uuid, warnings
+import re, select, shutil, signal, subprocess, sys, threading, time, unicodedata, uuid, warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ class _Remarks(logging.Handler):
     stream = 'stdout'
 
     def emit(self, record):
-        getattr(sys, self.stream).write(f'{self.format(record)}\n')
+        getattr(sys, self.stream).write(f'{for_terminal(self.format(record))}\n')
 
 _remarks = _Remarks()
 
@@ -494,7 +494,8 @@ def check_unpacked(
     most: int = 20_000_000,  # bytes that are always allowed, and 100 times the file
 ) -> None:
     "Raise `DataError` for a packed file that would grow beyond reason; others pass."
-    path, opened = Path(path), {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+    path = Path(path)
+    opened: dict[str, Any] = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
     suffix = path.suffix.lower()
     if suffix in ('.zip', '.zst', '.tar'): raise DataError(f'{path} is packed; unpack it first.')
     if suffix not in opened: return
@@ -511,6 +512,25 @@ def _stays_small(opened: Callable, path: Path, most: int) -> bool:
     with opened(path) as file:
         while left >= 0 and (part := file.read(1 << 20)): left -= len(part)
     return left >= 0
+
+# %% ../nbs/00_base.ipynb #07718ba4
+_DOES_MORE = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]')
+
+def for_terminal(text: Any) -> str:
+    "Show signs that steer a terminal, or turn the direction of writing, as their code."
+    return _DOES_MORE.sub(lambda sign: f'\\u{ord(sign[0]):04x}', str(text))
+
+def for_cell(text: str) -> str:
+    "Make a text harmless in a cell of a table: no formula, nothing that steers."
+    text = for_terminal(text)
+    return f"'{text}" if text[:1] in ('=', '+', '-', '@', '\t') else text
+
+def for_folder(name: str) -> str:
+    "Name a folder after something: a-z, 0-9 and -; other signs than usual ones add a checksum."
+    plain = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
+    if plain and not re.search(r"[^A-Za-z0-9 _/()&,.+':-]", name): return plain
+    composed = unicodedata.normalize('NFC', name).encode('utf-8', 'backslashreplace')
+    return f'{plain or "finding"}-{hashlib.sha256(composed).hexdigest()[:8]}'
 
 # %% ../nbs/00_base.ipynb #e5cc5995
 def repo_root(

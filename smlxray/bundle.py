@@ -25,7 +25,7 @@ from safetensors.torch import load as tensors_from_bytes, save as tensors_to_byt
 from torch import Tensor, nn
 
 from . import __version__
-from .base import ALGORITHMS, ImageError, SmlxrayError, moved
+from .base import ALGORITHMS, ImageError, SmlxrayError, for_cell, for_folder, moved
 from .cache import to_float
 from .config import Settings
 from .data import clean_negatives
@@ -430,7 +430,7 @@ def _trust_text(trust: dict) -> str:
 
 def finding_slug(name: str) -> str:
     "Turn the name of a finding into the name of a folder."
-    return re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-') or 'finding'
+    return for_folder(name)
 
 def support_names(finding: TaughtFinding) -> list[str]:  # (S,) such as 'edema+03'
     "Name the support of a finding neutrally: finding, with (+) or without (-), number."
@@ -847,6 +847,13 @@ def nearest_support(
     return [names[i] for i in at.tolist()], best.numpy()
 
 # %% ../nbs/68_bundle.ipynb #5c3ac31e
+TOLD = ('nearest', 'nearest_similarity', 'unusual', 'remarks', 'model')  # behind the findings
+
+def column_of(finding: str) -> str:
+    "Name the column of a finding, apart from the columns that are there anyway."
+    taken = finding.lower() in ('file', 'error', *TOLD)
+    return for_cell(f'{finding} (finding)' if taken else finding)
+
 def predict_images(
     bundle: Bundle,
     images,                 # (B, 1, H, W) uint8, or what makes such a batch
@@ -864,12 +871,12 @@ def _predict_look(bundle: Bundle, seen: Look, share: dict[str, float]) -> pd.Dat
     row = {}
     for f in bundle.findings.values():
         check_network(bundle, f)
-        row[f.name] = f.probabilities(f.score(bundle.net, seen), share[f.name])
+        row[column_of(f.name)] = f.probabilities(f.score(bundle.net, seen), share[f.name])
     z = seen.embedding.float().cpu()
     row['nearest'], row['nearest_similarity'] = nearest_support(bundle.findings.values(), z)
     row['unusual'] = unusualness(bundle.tensors, seen.features)
     table = pd.DataFrame(row)
-    lost = table[list(bundle.findings)].isna().any(axis=1)
+    lost = table[list(map(column_of, bundle.findings))].isna().any(axis=1)
     return table.assign(unusual=table['unusual'].mask(lost, np.inf))
 
 def _prevalences(bundle: Bundle, given: float | dict | None) -> dict[str, float]:
@@ -1215,8 +1222,6 @@ def decode_ahead(
             for future in waiting: future.cancel()
 
 # %% ../nbs/68_bundle.ipynb #2371f12e
-TOLD = ('nearest', 'nearest_similarity', 'unusual', 'remarks', 'model')  # behind the findings
-
 def _answers(bundle: Bundle, pictures: dict[int, Picture], prevalence, batch_size) -> pd.DataFrame:
     "Answer pictures by number, with everything that is doubtful about each."
     images = torch.stack([torch.from_numpy(picture.pixels)[None] for picture in pictures.values()])
@@ -1249,10 +1254,11 @@ def predict_files(
     for batch in decode_ahead(bundle.picture, paths, batch_size, workers):
         files = [str(path) for path, _ in batch]
         errors = [picture if isinstance(picture, str) else '' for _, picture in batch]
-        table = pd.DataFrame(dict(file=files, error=errors, model=bundle.version))
+        table = pd.DataFrame(dict(file=files, error=errors, model=for_cell(bundle.version)))
         good = {k: picture for k, (_, picture) in enumerate(batch) if not errors[k]}
         if good: table = table.join(_answers(bundle, good, prevalence, batch_size))
-        yield table.reindex(columns=['file', 'error', *bundle.findings, *TOLD])
+        findings = map(column_of, bundle.findings)
+        yield table.reindex(columns=['file', 'error', *findings, *TOLD])
 
 # %% ../nbs/68_bundle.ipynb #08e93f79
 def export_onnx(

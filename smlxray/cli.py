@@ -16,7 +16,8 @@ import typer, typer.core
 from . import __version__
 from smlxray.base import (
     ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, Registry, SmlxrayError, did_you_mean,
-    moved, resolve_path, shipped_file, shipped_notebook, show_remarks, write_atomic,
+    for_cell, for_terminal, moved, resolve_path, shipped_file, shipped_notebook, show_remarks,
+    write_atomic,
 )
 from .config import PRESETS, DataSettings, Settings, load_settings, make_run_folder
 
@@ -102,6 +103,16 @@ def _no_folder(path: Path | None) -> None:
     "Raise `SmlxrayError` early if a file is to be written where a folder is."
     if path and _here(path).is_dir(): raise SmlxrayError(f'{path} is a folder; name a file.')
 
+def _no_input(output: Path | None, *inputs: Path | None) -> None:
+    "Raise `SmlxrayError` early if a file to be written is one to be read, or lies in its folder."
+    if output is None or not _here(output).exists(): return
+    place = _here(output).resolve()
+    for path in filter(None, inputs):
+        source = _here(path).resolve()
+        if source not in (place, *place.parents): continue
+        what = 'is what is read' if source == place else f'is a file of {path}, which is read'
+        raise SmlxrayError(f'{output} {what}; name another file to write.')
+
 def _writable(path: Path | None) -> None:
     "Raise `SmlxrayError` early if there is no folder to write something into."
     if path is None or _here(path).parent.is_dir(): return
@@ -109,17 +120,21 @@ def _writable(path: Path | None) -> None:
     raise SmlxrayError(f'There is no folder {folder} to write {path.name} into; {advice}.')
 
 # %% ../nbs/90_cli.ipynb #15a9e7d3
+def _echo(text: Any = '', err: bool = False) -> None:
+    "Print a text in which names cannot steer the terminal."
+    typer.echo(for_terminal(text), err=err)
+
 def _note(text: str) -> None:
     "Print progress, which is no result."
-    typer.echo(text, err=True)
+    _echo(text, err=True)
 
 def _print_json(value) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
+    _echo(json.dumps(value, indent=1, ensure_ascii=False, default=str))
 
 def _tell(facts: dict, text: str, as_json: bool) -> None:
     "Print facts for a program, or a text for a person."
     if as_json: return _print_json(facts)
-    typer.echo(text)
+    _echo(text)
 
 def _to_the_left(column) -> list[str]:
     "Return texts, and their heading in front, at equal width."
@@ -136,10 +151,10 @@ def _show(frame, as_json: bool = False) -> None:
         if frame[name].dtype != object and not str(frame[name].dtype).startswith('str'): continue
         heads[name], *texts = _to_the_left(frame[name])
         shown[name] = texts
-    typer.echo(shown.rename(columns=heads).to_string(index=False, na_rep=''))
+    _echo(shown.rename(columns=heads).to_string(index=False, na_rep=''))
 
 # %% ../nbs/90_cli.ipynb #282dac01
-def _say(text) -> None: sys.stderr.write(f'smlxray: {text}\n')
+def _say(text) -> None: sys.stderr.write(f'smlxray: {for_terminal(text)}\n')
 
 class _Commands(typer.core.TyperGroup):
     "The command as a whole: Ctrl-C, and a closed pipe as by `head`, end it in peace."
@@ -198,15 +213,16 @@ def _data_check(
     Exit code 1 if there are errors.
     """
     _no_folder(save)
+    _no_input(save, path)
     from smlxray.audit import check_data, count_problems
     table = _table(path, dataset, views)
-    if not as_json: typer.echo(f'{table}\n')
+    if not as_json: _echo(f'{table}\n')
     problems = check_data(table, images, workers, progress=sys.stderr.isatty())
     found = count_problems(problems)
     _show(found, as_json)
     if save: write_atomic(_here(save), problems.to_csv(index=False))
     errors = int((found['level'] == 'error').sum())
-    if not as_json: typer.echo(_kinds(errors, len(found) - errors, images))
+    if not as_json: _echo(_kinds(errors, len(found) - errors, images))
     raise typer.Exit(errors > 0)
 
 def _kinds(errors: int, warnings: int, images: bool) -> str:
@@ -246,7 +262,7 @@ def _layout_nih(
 # %% ../nbs/90_cli.ipynb #7e4510a1
 def _print_version(wanted: bool):
     if not wanted: return
-    typer.echo(f'smlxray {__version__}')
+    _echo(f'smlxray {__version__}')
     raise typer.Exit()
 
 _Version = Annotated[
@@ -285,15 +301,15 @@ def _cache_build(
 
 def _describe(cache) -> None:
     "Say what a cache holds, where it is, and what is lost or doubtful, three of each at most."
-    typer.echo(f'{cache}\n{cache.path}')
+    _echo(f'{cache}\n{cache.path}')
     said = {row: '; '.join(remarks) for row, remarks in cache.remarks.items()}
     _list_rows('quarantine', cache.quarantined, cache.path / 'quarantine.csv')
     _list_rows('doubtful', said, cache.path / 'remarks.csv')
 
 def _list_rows(what: str, rows: dict[int, str], place: Path) -> None:
     "Print the first rows of a list, how many there are, and where all of them stand."
-    for row, why in sorted(rows.items())[:3]: typer.echo(f'  {what}, row {row}: {why}')
-    if rows: typer.echo(f'  {what}: {len(rows):,} in all; the list is {place}')
+    for row, why in sorted(rows.items())[:3]: _echo(f'  {what}, row {row}: {why}')
+    if rows: _echo(f'  {what}: {len(rows):,} in all; the list is {place}')
 
 # %% ../nbs/90_cli.ipynb #b4d8e210
 @_cache.command('info', epilog=_examples('smlxray cache info --json'))
@@ -316,7 +332,7 @@ def _cache_verify(cache_path: _Place = None, as_json: _Json = False):
 def _list(frame, cache_path, as_json=False) -> None:
     "Print a table of caches, or that there are none."
     if len(frame) or as_json: return _show(frame, as_json)
-    typer.echo(f'There is no cache in {_here(cache_path)}.')
+    _echo(f'There is no cache in {_here(cache_path)}.')
 
 # %% ../nbs/90_cli.ipynb #0633b689
 _OLD = 'Folder of an SML-X-ray cache: .pt or .npy files, one per image.'
@@ -379,11 +395,11 @@ def study(
     from smlxray.study import load_plan, run_study
     settings = load_plan(plan and _here(plan), folder=folder and str(_here(folder)))
     path = run_study(settings, fold, workers, output and _here(output), report)
-    typer.echo(f'Written to {os.path.relpath(path)}.')
+    _echo(f'Written to {os.path.relpath(path)}.')
 
 def _list_methods() -> None:
     from smlxray.methods import METHODS
-    for entry in _entries(METHODS): typer.echo(entry)
+    for entry in _entries(METHODS): _echo(entry)
 
 # %% ../nbs/90_cli.ipynb #ad876f8a
 def _value(text: str):
@@ -473,7 +489,7 @@ def run_stages(
     if 'evaluate' in modes: return _print_results(folder, as_json)
     rows = _last_rows(folder, settings, modes)
     if as_json: return _print_json(rows)
-    for row in rows: typer.echo(', '.join(f'{k} {_short(v)}' for k, v in row.items()))
+    for row in rows: _echo(', '.join(f'{k} {_short(v)}' for k, v in row.items()))
 
 def _print_results(folder: Path, as_json: bool) -> None:
     from smlxray.evaluate import print_results, read_results
@@ -569,7 +585,7 @@ def _config_init(
         raise SmlxrayError(f'{path} exists; name another file, or say --force to replace it.')
     shipped = shipped_file('config.yaml' if preset == 'paper' else f'{preset}.yaml')
     write_atomic(_here(path), shipped.read_bytes())
-    typer.echo(path)
+    _echo(path)
 
 @_config.command('show', epilog=_examples(
     'smlxray config show -p preset tiny',
@@ -589,7 +605,7 @@ def _config_check(path: Annotated[Path, _argument('A YAML file of settings.')]):
     settings = load_settings('paper', config=_here(path)).flat()
     other = [key for key, value in load_settings('paper').flat().items() if settings[key] != value]
     different = ', '.join(other) or 'none'
-    typer.echo(f'{path} is sound; settings that differ from the preset paper: {different}.')
+    _echo(f'{path} is sound; settings that differ from the preset paper: {different}.')
 
 # %% ../nbs/90_cli.ipynb #11465ad9
 def _run_of(model: str | None, config: Path | None, given: list[str] | None) -> tuple:
@@ -661,7 +677,7 @@ def compare_many(
         row = dict(a=a, b=b, error=problems.get(a) or problems.get(b) or '')
         if not row['error']: row |= _compare_embeddings(bundle, known[a], known[b])
         row['remarks'] = _of_both({a: doubts.get(a, ''), b: doubts.get(b, '')})
-        rows.append(row)
+        rows.append({key: for_cell(v) if isinstance(v, str) else v for key, v in row.items()})
     return pd.DataFrame(rows, columns=['a', 'b', *_NUMBERS, 'remarks', 'error'])
 
 def _of_both(doubts: dict[str, str]) -> str:
@@ -673,7 +689,7 @@ def _read_pairs(file: Path):
     import pandas as pd
     try:
         pairs = pd.read_csv(file, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:
         raise SmlxrayError(f'{file.name} is empty, or no CSV file.') from None
     if {'a', 'b'} <= set(pairs): return pairs
     found = ', '.join(pairs) or 'none'
@@ -744,6 +760,7 @@ def compare(
     _no_folder(output if pairs else picture)
     _writable(output if pairs else picture)
     if not pairs: _check_format(picture)
+    _no_input(output if pairs else picture, a, b, pairs)
     bundle = _load_model(model, config, given)
     if not pairs: return _compare_two(bundle, a, b, picture, as_json)
     table = compare_many(bundle, _here(pairs))
@@ -772,20 +789,20 @@ def _compare_two(bundle, a: Path, b: Path, picture: Path, as_json: bool) -> None
     if as_json: return _print_json(dict(facts, **told))
     for name, value in facts.items():
         number = f'{value:.1f} %' if name.startswith('percentile') else f'{value:.4f}'
-        typer.echo(f'{name.replace("_", " "):21s} {number}')
+        _echo(f'{name.replace("_", " "):21s} {number}')
     for path, said in doubts.items():
-        if said: typer.echo(f'{path}: {said}')
-    typer.echo(picture)
+        if said: _echo(f'{path}: {said}')
+    _echo(picture)
 
 def _hand_over(table, output: Path | None, as_json: bool) -> None:
     "Write a table to a file, or print it."
     if output:
         table.to_csv(_here(output), index=False)
-        typer.echo(output)
+        _echo(output)
     elif as_json:
         _show(table, True)
     else:
-        typer.echo(table.to_csv(index=False).rstrip())
+        _echo(table.to_csv(index=False).rstrip())
 
 # %% ../nbs/90_cli.ipynb #de6490e2
 class UnfinishedTable:
@@ -812,7 +829,7 @@ class UnfinishedTable:
 
     def _check_same(self):
         noted = self.note.exists()
-        if noted and self.note.read_text() == self.plan: return
+        if noted and self.note.read_bytes() == self.plan.encode(): return
         begun = 'was begun with another model, other findings or other options'
         what, advice = begun if noted else 'exists', 'name another file, or say --overwrite'
         raise SmlxrayError(f'{self.output.name} {what}; {advice}.')
@@ -825,7 +842,11 @@ class UnfinishedTable:
         if whole < len(data): os.truncate(self.output, whole)
         if not whole: return set()
         how = dict(usecols=['file'], dtype=str, keep_default_na=False)
-        return set(pd.read_csv(self.output, **how)['file'])
+        try:
+            return set(pd.read_csv(self.output, **how)['file'])
+        except ValueError:
+            cure = 'say --overwrite, or name another file'
+            raise SmlxrayError(f'{self.output.name} was changed or damaged; {cure}.') from None
 
     def append(self, rows) -> None:
         "Write some rows, after the heading if they are the first."
@@ -835,9 +856,18 @@ class UnfinishedTable:
 
     def finish(self):
         "Take the note away and return the table."
-        import pandas as pd
+        table = self.table()
         self.note.unlink(missing_ok=True)
-        return pd.read_csv(self.output)
+        return table
+
+    def table(self):
+        "Read what is written; raise `SmlxrayError` if that was changed meanwhile."
+        import pandas as pd
+        try:
+            return pd.read_csv(self.output)
+        except ValueError:
+            cure = 'say --overwrite, or name another file'
+            raise SmlxrayError(f'{self.output.name} was changed or damaged; {cure}.') from None
 
 # %% ../nbs/90_cli.ipynb #0c6e5d7f
 def write_predictions(
@@ -858,10 +888,14 @@ def write_predictions(
     if done: _note(f'{output.name}: resuming after {len(done):,} rows.')
     left = [path for path in paths if _name(path, root) not in done]
     how = dict(total=len(paths), initial=len(paths) - len(left), unit='X-ray')
+    gone: list[str] = []
     with tqdm(**how, disable=not sys.stderr.isatty()) as bar:
         for rows in predict_files(bundle, left, prevalence, batch_size, workers):
-            unfinished.append(_without_folder(rows, root))
+            away = _are_gone(rows)
+            gone += rows['file'][away].tolist()
+            unfinished.append(_without_folder(rows[~away], root))
             bar.update(len(rows))
+    if gone: raise SmlxrayError(_gone(gone, output))
     table = unfinished.finish()
     answered = table['error'].isna()
     unusual = int(is_unusual(table['unusual'][answered]).sum())
@@ -875,11 +909,20 @@ def _plan_of(bundle, prevalence, source: Path) -> str:
     assumed = bundle.settings.evaluation.prevalence
     return json.dumps([bundle.version, findings, prevalence, assumed, str(source)])
 
-def _name(path, root: Path) -> str: return Path(path).relative_to(root).as_posix()
+def _name(path, root: Path) -> str: return for_cell(Path(path).relative_to(root).as_posix())
+
+def _are_gone(rows):
+    "Mark the files that were listed and are not there; a disk may be away for a moment."
+    return (rows['error'] != '') & ~rows['file'].map(os.path.exists)
+
+def _gone(files: list[str], output: Path) -> str:
+    "Say that files have gone while they were read, and what to do."
+    count = f'{len(files):,} of the X-rays were gone when they were to be read, such as {files[0]}'
+    return f'{count}; {output.name} holds the others, and the same command resumes there.'
 
 def _without_folder(rows, root: Path):
     "Name files, and the files in errors, from the folder that is predicted."
-    errors = rows['error'].str.replace(f'{root}{os.sep}', '', regex=False)
+    errors = rows['error'].str.replace(f'{root}{os.sep}', '', regex=False).map(for_cell)
     files = [_name(path, root) for path in rows['file']]
     return rows.assign(file=files, error=errors, unusual=rows['unusual'].astype(float))
 
@@ -946,6 +989,7 @@ def predict(
     """
     _no_folder(output)
     _writable(output)
+    if not _here(source).is_dir(): _no_input(output, source)
     if not _here(source).exists(): raise SmlxrayError(f'There is no folder or file {source}.')
     bundle, start = _load_model(model, config, given), time.time()
     _add_taught(bundle, finding)
