@@ -53,6 +53,7 @@ _STYLE = {
     'axes.titleweight': 'bold',
     'svg.fonttype': 'path',
     'svg.hashsalt': 'smlxray',
+    'text.parse_math': False,  # a run may be called $x^$
 }
 
 # %% ../nbs/58_look.ipynb #197ca730

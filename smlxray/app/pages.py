@@ -10,6 +10,7 @@ import hashlib, threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import ipywidgets as widgets
@@ -29,9 +30,9 @@ from smlxray.app.teach import (
 from .session import NETWORK
 from smlxray.app.widgets import (
     Field, Gallery, Link, Notice, Scatter, Shelf, Tabs, Upload, box, button, card, guarded,
-    in_background, item_of, piece, small, styled,
+    fault, in_background, in_turn, item_of, piece, small, styled,
 )
-from ..base import PAGES, SmlxrayError
+from ..base import PAGES, DataError, SmlxrayError, logger
 from ..bundle import BundleError, Comparison, TaughtFinding, finding_slug
 from ..bundle import check_network, support_names
 from ..evaluate import measure_title, read_answers, read_results, span
@@ -160,9 +161,7 @@ class ComparePage:
     def _connect(self, letter: str) -> None:
         "Let one side be filled by its upload, the other by a click on a near case."
         side = self.sides[letter]
-        side.upload.on_files(
-            partial(guarded, self.notice, self.receive, letter)
-        )
+        side.upload.on_files(in_turn(self.notice, partial(self.receive, letter)))
         side.near.on_click(
             partial(guarded, self.notice, self.put, other_side(letter))
         )
@@ -274,7 +273,7 @@ class Tray:
         self.gallery = Gallery(label=f'Marked {mark}')
         self.upload = Upload(label=f'Upload {words}')
         self.gallery.on_click(partial(guarded, notice, session.marks.set))
-        self.upload.on_files(partial(guarded, notice, self.receive))
+        self.upload.on_files(in_turn(notice, self.receive))
         session.marks.on_change(self.refresh)
         self.refresh()
 
@@ -548,7 +547,7 @@ class SavedFindings:
         self.saved = Field(kind='select', label='Saved findings')
         self.upload = Upload(label='Import a finding (zip)', multiple=False)
         self.upload.accept, self.upload.limit = '.zip', MAX_FINDING
-        self.upload.on_files(partial(guarded, notice, self.receive))
+        self.upload.on_files(in_turn(notice, self.receive))
         save, export, load = (
             button(words, partial(guarded, notice, work))
             for words, work in dict(Save=self.save, Export=self.export, Load=self.load).items()
@@ -977,7 +976,7 @@ class FindingsPage:
             piece(),
             Upload(label='Upload an X-ray', multiple=False),
         )
-        self.upload.on_files(partial(guarded, self.notice, self.receive))
+        self.upload.on_files(in_turn(self.notice, self.receive))
         pick = partial(guarded, self.notice, self.put)
         self.shelf = Shelf(session, pick, lambda: {self.key: 'chosen'}, page=12)
         xray = card('The X-ray', self.picture, self.upload)
@@ -986,6 +985,7 @@ class FindingsPage:
             self.notice, columns, card('Choose another', self.shelf.widget)
         )
         if session.library: self.put(session.library[0].key)
+        if session.notes: self.notice.say(*session.notes, level='warn')
 
     def put(self, key: str) -> None:
         "Query an X-ray."
@@ -1018,9 +1018,36 @@ class FindingsPage:
 # %% ../../nbs/83_pages.ipynb #3a763690
 def run_names(runs: str | Path) -> list[str]:  # the one that was evaluated last comes first
     "List the runs that have results."
-    found = list(Path(runs).glob('*/results.json'))
+    found = [path for path in Path(runs).glob('*/results.json') if path.is_file()]
     found.sort(key=lambda path: -path.stat().st_mtime)
     return [path.parent.name for path in found]
+
+def part_html(what: str, work: Callable, *args) -> str:
+    "Make a part of a page; a sentence in its place if that fails."
+    try:
+        return work(*args)
+    except SmlxrayError as error:
+        words = str(error)
+    except Exception as error:
+        kind = type(error).__name__
+        words = f'{what} cannot be shown ({kind}); evaluate the run again, or remove its folder.'
+    return Html(f'<p class="sx-small sx-part">{escape(words)}</p>')
+
+def rows_of_run(folder: Path) -> list[dict]:
+    "Read the rows of a run's results; raise `DataError` for a file that was damaged."
+    try:
+        rows = read_results(folder)['rows']
+        if rows and all({*row} >= NEEDED for row in rows): return rows
+    except SmlxrayError:
+        raise
+    except Exception:
+        pass  # no JSON, or none of ours
+    how = 'evaluate the run again, or remove the file'
+    raise DataError(f'The results of the run {folder.name} are damaged (results.json); {how}.')
+
+NEEDED = {
+    'method', 'finding', 'auc', 'auc_low', 'auc_high', 'adapted_steps', 'episodes', 'patients',
+}
 
 def results_chart(
     runs: dict[str, list[dict]],  # run -> rows of its results
@@ -1104,6 +1131,16 @@ def answers_html(folder: Path, method: str) -> Html:
         )
     return Html(out)
 
+def auc_html(tables: dict[str, list[dict]], finding: str) -> Html:
+    "Draw the AUC of every method."
+    return chart_html(results_chart(tables, finding), 'AUC of every method, as in the table below')
+
+def steps_html(tables: dict[str, list[dict]], finding: str) -> Html:
+    "Draw AUC against inner steps; nothing if no method was asked with and without."
+    steps = steps_chart(tables, finding)
+    if steps is None: return Html('')
+    return chart_html(steps, 'AUC against inner steps', 'With and without adaptation')
+
 def shared_html(folders: Sequence[Path]) -> Html:
     "Compare two runs on the episodes that they share; nothing unless both kept their answers."
     kept = [folder for folder in folders if (folder / 'answers.npz').is_file()]
@@ -1163,10 +1200,14 @@ class ResultsPage:
             for name in chosen
             if name not in (self.NONE, self.NO_OTHER, None)
         ]
-        return {
-            name: read_results(self.session.runs / name)['rows']
-            for name in names
-        }
+        tables, said = {}, []
+        for name in names:
+            try:
+                tables[name] = rows_of_run(self.session.runs / name)
+            except SmlxrayError as error:
+                said.append(str(error))
+        self.notice.say(*said, level='wrong' if said else '')
+        return tables
 
     def offer(self, tables: dict[str, list[dict]]) -> None:
         "Offer the findings and methods that the runs have."
@@ -1187,6 +1228,9 @@ class ResultsPage:
     def draw(self) -> None:
         "Show tables and charts."
         tables = self.tables()
+        if not tables and self.notice.lines:
+            self.body.value = '<p>Choose another run.</p>'
+            return
         if not tables:
             self.body.value = (
                 '<p>No run has been evaluated here yet. Run <code>make demo</code>, or the '
@@ -1195,25 +1239,22 @@ class ResultsPage:
             return
         self.offer(tables)
         finding = self.finding.value
-        words = 'AUC of every method, as in the table below'
-        parts = [chart_html(results_chart(tables, finding), words)]
+        parts = [part_html('The chart of the AUCs', auc_html, tables, finding)]
         for name, rows in tables.items():
-            parts += [
-                Html(f'<h3>{escape(name)}</h3>'),
-                results_html(rows, finding),
-            ]
-        if steps := steps_chart(tables, finding):
-            title = 'With and without adaptation'
-            parts.append(chart_html(steps, 'AUC against inner steps', title))
-        parts.append(
-            self.kept_html([self.session.runs / name for name in tables])
-        )
+            parts.append(Html(f'<h3>{escape(name)}</h3>'))
+            parts.append(part_html(f'The table of {name}', results_html, rows, finding))
+        parts.append(part_html('The chart of the steps', steps_html, tables, finding))
+        parts.append(self.kept_html([self.session.runs / name for name in tables]))
         self.body.value = ''.join(parts)
 
     def kept_html(self, folders: list[Path]) -> Html:
         "Show what the answers of the runs say."
-        parts = [answers_html(folder, self.method.value) for folder in folders]
-        kept = ''.join([*parts, shared_html(folders)])
+        method, parts = self.method.value, []
+        for folder in folders:
+            what = f'What {folder.name} answered'
+            parts.append(part_html(what, answers_html, folder, method))
+        parts.append(part_html('The comparison of the two runs', shared_html, folders))
+        kept = ''.join(parts)
         return Html(kept or (
             '<p class="sx-small">ROC, precision-recall and confusion matrices need the answers '
             'that a run keeps in answers.npz; this run has none.</p>'
@@ -1241,7 +1282,7 @@ class App:
         stores: str | Path = '',  # folder for the findings of all visitors; '': nothing is kept
     ):
         self.session, self.stores = session, stores
-        self.pages = {name: PAGES[name](session) for name in PAGES}
+        self.pages = {name: self._page(name) for name in PAGES}
         self.tabs, self.link = Tabs(labels=[*self.pages]), Link(self.enter)
         session.give = self.link.give
         self.places = [
@@ -1252,6 +1293,16 @@ class App:
             piece(head_html(session)), self.tabs, *self.places, self.link
         )
         self.open()
+
+    def _page(self, name: str) -> Any:
+        "Make a page; if that fails, one that says so, so that the others can be used."
+        try:
+            return PAGES[name](self.session)
+        except Exception as error:
+            logger.error('the page %s failed', name, exc_info=True)
+            notice = Notice()
+            notice.say(fault(error), level='wrong')
+            return SimpleNamespace(widget=card(name, notice))
 
     def open(self) -> None:
         "Show the page whose tab is open."

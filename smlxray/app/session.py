@@ -88,6 +88,8 @@ class Xray:
 
 # %% ../../nbs/80_session.ipynb #e213fae0
 MAX_UPLOAD = 50_000_000  # bytes of one file
+MAX_YOURS = 200          # uploads of one visitor
+MANY = f'a visitor may upload {MAX_YOURS} X-rays; reload the page to begin again.'
 
 def file_name(name: str) -> str:
     "Keep the last part of a file name, without control characters, at a readable length."
@@ -225,8 +227,14 @@ class Told:
         self._calls.append(call)
 
     def tell(self) -> None:
-        "Let all know that there was a change."
-        for call in self._calls: call()
+        "Let all know that there was a change; the first error is raised when all have been told."
+        errors = []
+        for call in self._calls:
+            try:
+                call()
+            except Exception as error:
+                errors.append(error)
+        if errors: raise errors[0]
 
 # %% ../../nbs/80_session.ipynb #a8604dba
 MARKS = {'with': 30, 'without': 30, 'query': 100}  # marks, and how many X-rays may have each
@@ -256,7 +264,7 @@ class Marks(Told):
     def add(self, keys: Iterable[str], mark: str) -> list[str]:
         "Mark as many X-rays as there is room for; say how many were left out."
         keys, room = list(keys), self.room(mark)
-        self.by_key |= dict.fromkeys(keys[:room], mark)
+        self.by_key = self.by_key | dict.fromkeys(keys[:room], mark)  # others may be reading it
         self.tell()
         return [f'{_full(mark)} {len(keys) - room} more were left out.'] if len(keys) > room else []
 
@@ -314,6 +322,9 @@ class Session(Told):
         "Take uploads: the X-rays that could be read, and what is to be said about the files."
         good, said = [], []
         for name, data in files:
+            if len(self.yours) + len(good) >= MAX_YOURS:
+                said.append(f'{file_name(name)} is left out: {MANY}')
+                continue
             try:
                 good.append(open_upload(self.bundle, name, data, f'yours-{self._uploads + 1}'))
             except SmlxrayError as error:
@@ -321,7 +332,7 @@ class Session(Told):
                 continue
             self._uploads += 1
             said += good[-1].notes
-        self.xrays |= {x.key: x for x in good}
+        self.xrays = self.xrays | {x.key: x for x in good}  # others may be reading it
         if good: self.tell()
         return good, said
 
