@@ -310,6 +310,11 @@ def _whole_task(
 # %% ../nbs/62_engines.ipynb #279a8c24
 def _refuse_what_vmap_cannot(model: nn.Module, plans: list[Plan]) -> None:
     "Say what one run for all tasks cannot honour."
+    if torch.is_autocast_enabled(next(model.parameters()).device.type):
+        raise AdaptationError(
+            "Engine 'vmap' cannot mix precisions (its gradients come in another type than the "
+            'weights): choose another engine, or full precision.'
+        )
     for name, module in model.named_modules():
         if _counts(module):
             raise AdaptationError(

@@ -42,7 +42,7 @@ from .lab import Lab, pick_device, table_digest
 from .losses import label_similarity, query_scores
 from .maml import AdaptationError, MetaGradient, accumulate, meta_gradient
 from .metrics import auc, choose_threshold, similarity_accuracy
-from .siamese import SiameseNet, cosine_similarity, norm_mode
+from .siamese import SiameseNet, batch_norms, cosine_similarity, norm_mode
 from .tasks import InnerLoop, TaskModel, make_task
 
 # %% ../nbs/65_train.ipynb #53f773ce
@@ -863,6 +863,7 @@ class MetaObjective(Objective):
     def task_gradient(self, model: TaskModel, episode: Episode, generator=None) -> MetaGradient:
         "Give the gradient of one task's query loss after adaptation."
         m, task = self.lab.settings.meta, make_task(self.lab, episode, generator)
+        if m.batch_norm == 'transductive': _refuse_half(model.net)
         blocks = model.net.blocks() if m.checkpoint_backbone else []
         with norm_mode(model.net, m.batch_norm, task.support), checkpointed(blocks):
             try:
@@ -875,6 +876,15 @@ class MetaObjective(Objective):
         return dict(step=number + 1, episodes=(number + 1) * self.size, query_loss=loss)
 
 # %% ../nbs/65_train.ipynb #211bf847
+def _refuse_half(net: SiameseNet) -> None:
+    "Refuse half precision where batch statistics are part of the gradient."
+    if not batch_norms(net) or not torch.is_autocast_enabled(net.scale.device.type): return
+    raise SmlxrayError(
+        'Half precision spoils the meta-gradient through the statistics of a batch (it points '
+        "elsewhere by 30 to 50 degrees): set training.precision to 'no', or meta.batch_norm to "
+        "'frozen' or 'support'."
+    )
+
 def _gradient_of(task, model: TaskModel, inner: InnerLoop, engine='auto', memory_gb=4.0):
     "Hand the two losses of a task to an engine: what the inner loop descends, and the outer."
     support, query, features = inner.inputs(model, task.support, task.query)

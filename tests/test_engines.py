@@ -212,6 +212,13 @@ def test_vmap_refuses_what_it_cannot_honour():
     refused(made(), 'Task 2 of 3: The support loss is nan at inner step 1 of 2', tasks=sick)
 
 
+def test_vmap_refuses_mixed_precision_in_a_sentence():
+    net, pair = made(), losses(points())
+    with torch.autocast('cpu', torch.bfloat16):
+        with pytest.raises(AdaptationError, match='cannot mix precisions'):
+            meta_gradient(net, *pair, 2, 0.1, engine='vmap')
+
+
 # Features that are computed once
 
 

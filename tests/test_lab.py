@@ -19,7 +19,15 @@ from smlxray.methods import (
 )
 from smlxray.metrics import auc
 from smlxray.siamese import SiameseNet
-from smlxray.train import ensure_siamese, recipe, train_meta, train_siamese, training_batches
+from smlxray.tasks import TaskModel
+from smlxray.train import (
+    MetaObjective,
+    ensure_siamese,
+    recipe,
+    train_meta,
+    train_siamese,
+    training_batches,
+)
 
 
 @pytest.fixture(scope='module')
@@ -152,6 +160,23 @@ def test_nothing_is_gained_where_nothing_adapts(lab, mode, shots):
     rows = [r for r in evaluate(own, methods, blocks).rows if r['method'] in nets]
     assert len(rows) == 6 and all(r['views'] == 2 // shots for r in rows)
     assert [(r['gain'], r['gain_low'], r['gain_high']) for r in rows] == [(0.0, 0.0, 0.0)] * 6
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_half_precision_is_refused_where_it_spoils_the_gradient(lab, precision):
+    settings = lab.settings.model_copy(deep=True)
+    settings.training.precision, settings.meta.batch_norm = precision, 'transductive'
+    objective = MetaObjective(dataclasses.replace(lab, settings=settings), 'maml')
+    (episodes,) = objective.batches(0)
+    for norm in ('batch', 'group'):
+        model = TaskModel(SiameseNet('conv4', 16, norm=norm).eval())
+        half = torch.bfloat16 if precision == 'bf16' else torch.float16
+        with torch.autocast('cpu', half):
+            if norm == 'group':
+                objective.task_gradient(model, episodes[0])
+                continue
+            with pytest.raises(SmlxrayError, match='Half precision spoils'):
+                objective.task_gradient(model, episodes[0])
 
 
 def test_a_gain_over_other_statistics_is_not_given(lab, caplog):
