@@ -4,7 +4,7 @@
 #   make test TORCH_INDEX=URL       torch from another index; empty: the default build
 #   make test CONSTRAINTS=          the newest versions that fit, instead of the tested ones
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-slow .runs .others lab app docs export clean
+.PHONY: help demo real test test-slow fuzz .runs .others lab app docs export clean
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -18,6 +18,7 @@ LOGS   := build/test
 LAB    ?=
 REAL   ?=
 APP    ?=
+FUZZ   ?=
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 # phantoms that many chapters and tests ask for are drawn once per `make test`
@@ -72,6 +73,9 @@ test-slow: $(STAMP)  ## run the slow tests and the slow cells of the chapters (u
 	@rm -rf $(PHANTOMS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m slow --durations 20
 	@for nb in $(SLOW); do echo "$$nb"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path "$$nb" --flags slow || exit 1; done
+
+fuzz: $(STAMP)  ## try 20,000 mutated inputs on all readers (20 minutes; options: FUZZ='--seed 1')
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab (options: LAB='--no-browser --port 9999')
 	$(BIN)/jupyter lab nbs $(LAB)
