@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 # %% ../nbs/00_base.ipynb #33b5d964
 class SmlxrayError(ValueError):
@@ -257,6 +258,25 @@ def check_seal(
     "Raise `ValueError` if a dict is not what it was when it was sealed."
     if 'digest' not in value or sealed(value)['digest'] == value['digest']: return value
     raise ValueError('its content was changed')
+
+# %% ../nbs/00_base.ipynb #0fa4b53a
+class Fields(BaseModel):
+    "What an own file must hold: types are strict, numbers finite, further keys allowed."
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra='allow')
+
+def check_fields(
+    fields: type[Fields],
+    value: Any,        # plain data
+) -> Any:              # the same
+    "Raise `ValueError` that names the first key of a wrong type, or one that is missing."
+    try:
+        fields.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = '.'.join(map(str, first['loc'])) or 'the file'
+        raise ValueError(f'{where}: {first["msg"]}') from None
+    return value
 
 # %% ../nbs/00_base.ipynb #ce7f26c9
 @contextmanager

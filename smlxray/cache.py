@@ -24,7 +24,10 @@ import torch.nn.functional as F
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from .base import DataError, ImageError, logger, moved, resolve_path, write_atomic
+from smlxray.base import (
+    DataError, ImageError, check_seal, logger, moved, parse_json, resolve_path, sealed,
+    write_atomic,
+)
 from .data import XrayTable
 from .dicom import flat
 from .images import TRANSFORM, Picture, read_picture, resize_image
@@ -120,10 +123,21 @@ def _read_pieces(
             bar.update(len(piece.pixels))
 
 # %% ../nbs/20_cache.ipynb #0b7b7a50
-def _digest_of(pixels) -> str:
-    "The digest by which a piece is known again."
-    return hashlib.blake2b(pixels, digest_size=16).hexdigest()
+def _hash(data) -> bytes:  # 16 of them
+    return hashlib.blake2b(data, digest_size=16).digest()
 
+def _row_digests(pixels: np.ndarray) -> list[bytes]:
+    "The digest of each row (n, H, W) uint8."
+    return [_hash(row) for row in np.ascontiguousarray(pixels)]
+
+def _root(nodes: list[bytes]) -> bytes:
+    "Hash digests two by two until one is left; a last odd one waits for the next round."
+    while len(nodes) > 1:
+        pairs = [_hash(b'+' + a + b) for a, b in zip(nodes[::2], nodes[1::2])]
+        nodes = pairs + nodes[2 * len(pairs):]
+    return nodes[0]
+
+# %% ../nbs/20_cache.ipynb #89d34124
 def _write_journal(folder: Path, records: Iterable[dict]):
     "Write a journal of these pieces and no others, whole or not at all."
     write_atomic(folder/'journal.jsonl', ''.join(json.dumps(r) + '\n' for r in records))
@@ -137,11 +151,16 @@ def _read_journal(folder: Path) -> dict[int, dict]:
     records = {}
     for line in lines:
         try:
-            record = json.loads(line)
-            records[int(record['start'])] = record
-        except (ValueError, KeyError, TypeError):
+            record = parse_json(line)
+            if _is_record(record): records[record['start']] = record
+        except ValueError:
             continue
     return records
+
+def _is_record(record: dict) -> bool:
+    "Has a line of a journal, or a piece of a manifest, what it must have?"
+    kinds = dict(start=int, digest=str, quarantine=dict)
+    return all(isinstance(record.get(key), kind) for key, kind in kinds.items())
 
 # %% ../nbs/20_cache.ipynb #0b7b7a51
 def _npy_header(rows: int, size: tuple[int, int]) -> bytes:
@@ -159,7 +178,7 @@ def _safe_pieces(
     "Find the pieces of a draft that are whole and made from the files as they are now."
     try:
         before, file = np.load(folder/'sources.npy'), open(folder/'pixels.npy', 'rb')
-    except (OSError, ValueError):
+    except Exception:  # numpy's parser of headers raises errors of several families
         return {}
     header = len(_npy_header(len(sources), size))
     image = size[0] * size[1]
@@ -169,7 +188,11 @@ def _safe_pieces(
         unchanged = (before[start:start + PIECE] == now).all()
         if record['quarantine'] or not unchanged: return False
         file.seek(header + start * image)
-        return _digest_of(file.read(len(now) * image)) == record['digest']
+        data = file.read(len(now) * image)
+        if not len(now) or len(data) < len(now) * image: return False
+        rows = _row_digests(np.frombuffer(data, np.uint8).reshape(-1, image))
+        record['rows'] = b''.join(rows).hex()
+        return _root(rows).hex() == record['digest']
 
     with file:
         if before.shape != sources.shape: return {}
@@ -198,9 +221,11 @@ class _Draft:
     def add(self, piece: _Piece) -> dict:
         "Write a piece to its place; its line in the journal follows when the disk has it."
         _write_at(self.fd, piece.pixels, len(self.header) + piece.start * self.image)
+        rows = _row_digests(piece.pixels)
         record = {
             'start': piece.start,
-            'digest': _digest_of(piece.pixels),
+            'digest': _root(rows).hex(),
+            'rows': b''.join(rows).hex(),
             'quarantine': {str(row): why for row, why in piece.reasons.items()},
             'remarks': {str(row): list(said) for row, said in piece.remarks.items()},
         }
@@ -272,15 +297,15 @@ class StaleCache(DataError):
     "The cache is missing, incomplete, or was made from something else than what is wanted."
 
 # %% ../nbs/20_cache.ipynb #8ab1932c
-FORMAT = 2  # of the folder: pixels.npy, sources.npy, manifest.json, and perhaps two lists
+FORMAT = 3  # of the folder: pixels, sources, rows (.npy), manifest.json, perhaps two lists
 
 def _read_manifest(folder: Path) -> dict:
     "Read the manifest of a finished cache; raise `StaleCache` if there is none, or it is damaged."
     try:
-        return dict(json.loads((folder/'manifest.json').read_text()))
+        return check_seal(parse_json((folder/'manifest.json').read_bytes()))
     except FileNotFoundError:
         raise StaleCache(f'There is no cache {folder.name} yet; build it.') from None
-    except (ValueError, TypeError):
+    except ValueError:
         message = f'The manifest of cache {folder.name} is damaged; build it again.'
         raise StaleCache(message) from None
 
@@ -308,7 +333,18 @@ def _manifest(
     pixels = folder/key/'pixels.npy'
     if not pixels.exists() or pixels.stat().st_size != manifest.get('bytes'):
         raise StaleCache(f'The pixels of cache {key} are incomplete; {again}')
+    if _known_rows(folder/key, manifest) is None:
+        raise StaleCache(f'The digests of cache {key} are damaged; {again}')
     return manifest
+
+def _known_rows(folder: Path, manifest: dict) -> np.ndarray | None:  # (N, 16)
+    "Read the digest of each row; None if these are not those of the manifest."
+    try:
+        rows = np.load(folder/'rows.npy', allow_pickle=False)
+    except Exception:  # as above
+        return None
+    whole = rows.shape == (manifest['rows'], 16) and _hash(rows.tobytes()).hex()
+    return rows if whole == manifest.get('rows_digest') else None
 
 # %% ../nbs/20_cache.ipynb #64e9cbcd
 def _check_folder(folder: Path, need: int) -> None:
@@ -354,7 +390,9 @@ def _finish(
     **more,                    # further entries of the manifest
 ) -> dict:                     # the manifest
     "Write manifest and quarantine list; raise `ImageError` if not one image could be read."
-    pieces = [records[start] for start in range(0, len(table), PIECE)]
+    pieces = [dict(records[start]) for start in range(0, len(table), PIECE)]
+    rows = bytes.fromhex(''.join(piece.pop('rows') for piece in pieces))
+    np.save(draft/'rows.npy', np.frombuffer(rows, np.uint8).reshape(-1, 16))
     quarantine, remarks = _by_row(pieces, 'quarantine'), _by_row(pieces, 'remarks')
     if len(quarantine) == len(table):
         none = f'None of the {len(table):,} images of {table.name} can be read'
@@ -371,6 +409,7 @@ def _finish(
         'root': str(Path(table.root).resolve()),
         'sources': _digest(sources.tobytes()),
         'sha256': _digest([r['digest'] for r in pieces]),
+        'rows_digest': _hash(rows).hex(),
         'bytes': (draft/'pixels.npy').stat().st_size,
         'quarantined': len(quarantine),
         'remarked': len(remarks),
@@ -379,6 +418,7 @@ def _finish(
         'pieces': pieces,
         **more,
     }
+    manifest = sealed(json.loads(json.dumps(manifest)))
     write_atomic(draft/'manifest.json', json.dumps(manifest))
     return manifest
 
@@ -410,12 +450,11 @@ def _take_over(old: Path, draft: Path):
     "Begin a draft with the pieces of an older cache, if there is one that was decoded here."
     draft.mkdir()
     try:
-        manifest = json.loads((old/'manifest.json').read_text())
+        manifest = _read_manifest(old)
         records = [] if manifest.get('converted') else manifest['pieces']
-    except (OSError, ValueError, KeyError, TypeError):
+        for name in ('pixels.npy', 'sources.npy'): shutil.copyfile(old/name, draft/name)
+    except (OSError, StaleCache, KeyError):
         return
-    for name in ('pixels.npy', 'sources.npy'):
-        shutil.copyfile(old/name, draft/name)
     _write_journal(draft, records)
 
 # %% ../nbs/20_cache.ipynb #ca8468ec
@@ -492,6 +531,8 @@ class ImageCache:
         self.path, self.manifest = Path(path), manifest
         self.image_size = tuple(manifest['image_size'])
         self._pixels = None
+        self._digests = _known_rows(self.path, manifest)
+        self._unseen = None if self._digests is None else np.ones(len(self), bool)
 
     @classmethod
     def build(
@@ -530,6 +571,25 @@ class ImageCache:
         usable = self.usable if self.quarantined else None
         return self.pixels.reshape(len(self), -1).take, batch_shape, usable
 
+    @property
+    def digest(self) -> str:  # 16 hex digits
+        "Fingerprint the pixels of all rows: the root of a tree over them."
+        return _root([bytes.fromhex(p['digest']) for p in self.manifest['pieces']]).hex()[:16]
+
+    def _check(self, rows: np.ndarray) -> None:
+        "Compare rows with their digests when they are used for the first time."
+        if self._unseen is None: return
+        fresh = rows[self._unseen[rows]]
+        if not len(fresh): return
+        for row in np.unique(fresh).tolist():
+            if _hash(self.pixels[row]) == self._digests[row].tobytes(): continue
+            raise StaleCache(
+                f'The pixels of row {row} of cache {self.path.name} were altered; '
+                'delete the folder to build it again.'
+            )
+        self._unseen[fresh] = False
+        if not self._unseen.any(): self._unseen = None
+
     @cached_property
     def quarantined(self) -> dict[int, str]:
         "Rows that could not be read, with the reason."
@@ -553,6 +613,7 @@ class ImageCache:
         rows = index if _plain(index) else row_numbers(index, len(self))
         try:
             if usable is None or usable[rows].all():
+                if self._unseen is not None: self._check(rows)
                 return torch.from_numpy(take(rows, 0).reshape(shape))
         except IndexError:
             row_numbers(rows, len(self))   # says which row it was
@@ -566,7 +627,7 @@ class ImageCache:
         for piece in self.manifest['pieces']:
             start = piece['start']
             pixels = np.ascontiguousarray(self.pixels[start:start + PIECE])
-            if _digest_of(pixels) != piece['digest']:
+            if _root(_row_digests(pixels)).hex() != piece['digest']:
                 rows = f'rows {start} to {start + len(pixels) - 1} of cache {self.path.name}'
                 raise StaleCache(f'The pixels of {rows} were altered; '
                                  'delete the folder to build it again.')
@@ -584,7 +645,7 @@ class ImageCache:
 
 def _reopen(path: Path) -> ImageCache:
     "Open a cache by its own folder, as another process does."
-    return ImageCache(path, json.loads((path/'manifest.json').read_text()))
+    return ImageCache(path, _read_manifest(path))
 
 # %% ../nbs/20_cache.ipynb #7b28a681
 _STATES = {'.building': 'half built', '.converting': 'half built', '.stale': 'left over'}
@@ -592,8 +653,8 @@ _STATES = {'.building': 'half built', '.converting': 'half built', '.stale': 'le
 def _finished_manifest(path: Path) -> dict:
     "The manifest of a finished cache, or {} if that or the pixels are damaged."
     try:
-        manifest = dict(json.loads((path/'manifest.json').read_text()))
-    except (OSError, ValueError, TypeError):
+        manifest = _read_manifest(path)
+    except (OSError, StaleCache):
         return {}
     complete = {'table', 'rows', 'image_size', 'pieces'} <= set(manifest)
     whole = (path/'pixels.npy').stat().st_size == manifest.get('bytes')
@@ -633,7 +694,7 @@ def _verdict(path: Path, state: str) -> str:
         _reopen(path).verify()
     except StaleCache as error:
         return str(error)
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # a damaged .npy file raises errors of several families
         return f'Cache {path.name} is damaged; delete the folder to build it again.'
     return 'sound'
 
@@ -676,6 +737,16 @@ class DirectPixels:
         for at, row in enumerate(rows):
             batch[at, 0] = torch.from_numpy(self._read(int(row)))
         return batch
+
+    @cached_property
+    def digest(self) -> str:  # 16 hex digits
+        "Fingerprint the pixels of all rows, as `ImageCache` does; reads every file once."
+        logger.info(f'Reading every image of {self.table.name} once, for their digest.')
+        starts = range(0, len(self), PIECE)
+        pool = joblib.Parallel(joblib.cpu_count(), backend='threading', return_as='generator')
+        read = joblib.delayed(_read_piece)
+        pieces = pool(read(self.table, start, self.image_size) for start in starts)
+        return _root([_root(_row_digests(piece.pixels)) for piece in pieces]).hex()[:16]
 
     @property
     def usable(self) -> np.ndarray:

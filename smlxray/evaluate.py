@@ -11,15 +11,18 @@ import json, platform, subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np, pandas as pd, torch
 from matplotlib.axes import Axes
+from pydantic import Field
 from tqdm.auto import tqdm
 from smlxray.base import (
-    DataError, SmlxrayError, atomic_path, logger, moved, repo_root, resolve_path, write_atomic,
+    DataError, Fields, SmlxrayError, atomic_path, check_fields, check_seal, logger, moved,
+    own_file, read_json, repo_root, resolve_path, sealed, write_atomic,
 )
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock
@@ -31,8 +34,8 @@ from smlxray.look import (
     show_images,
 )
 from .look import plot_confusion as draw_counts
-from .lab import Lab, table_digest
-from .train import pair_similarities, similarity_report
+from .lab import Lab
+from .train import pair_similarities, run_lock, similarity_report
 from .methods import AdaptedMethod, Method
 
 # %% ../nbs/70_evaluate.ipynb #bc3518b1
@@ -151,6 +154,7 @@ class Results:
         for finding, given in {**answers, 'mean': pooled}.items():
             self.answers[method.name, finding] = given
             row = make_row(self.lab, method, finding, given)
+            row['network'] = getattr(method, 'network', '')
             if (before, finding) in self.answers:
                 row = add_gain(row, given, self.answers[before, finding], before)
             self.rows.append(row)
@@ -165,9 +169,10 @@ def evaluate(
     blocks = blocks or {finding: lab.episodes(finding) for finding in lab.findings.novel}
     results = Results(lab, episodes=blocks)
     quiet = not lab.settings.training.progress
-    for method in tqdm(methods, desc='answer episodes', unit='method', disable=quiet):
-        answers = {finding: answer(method, block, lab) for finding, block in blocks.items()}
-        results.add(method, answers)
+    with run_lock(lab):
+        for method in tqdm(methods, desc='answer episodes', unit='method', disable=quiet):
+            answers = {finding: answer(method, block, lab) for finding, block in blocks.items()}
+            results.add(method, answers)
     return results
 
 # %% ../nbs/70_evaluate.ipynb #0f643d9f
@@ -221,9 +226,19 @@ def save_answers(
         support_labels=_joined(every, 'support_labels', 'i1'),
         scores=_score_table(answers, episodes, methods),
     )
+    arrays['digest'] = np.array(_digest_of(arrays))
     with atomic_path(path) as draft:
         np.savez_compressed(draft, **arrays)
     return Path(path)
+
+def _digest_of(arrays: dict[str, np.ndarray]) -> str:
+    "Fingerprint arrays by name, type, shape and content."
+    sha = blake2b(digest_size=8)
+    for name, array in sorted(arrays.items()):
+        if name == 'digest': continue
+        sha.update(f'{name} {array.dtype.str} {array.shape}'.encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
 
 # %% ../nbs/70_evaluate.ipynb #1375e83a
 def _joined(episodes: list[Episode], part: str, kind: str) -> np.ndarray:
@@ -260,7 +275,13 @@ def read_answers(
     folder: Path,  # of a run
 ) -> Answers:
     "Read a run's `answers.npz`; raise `SmlxrayError` if the run has none."
-    z = _arrays(_file_of_run(folder, 'answers.npz'))
+    path = _file_of_run(folder, 'answers.npz')
+    with own_file(path, _AGAIN):
+        check_pair(path.parent)
+        return _answers_of(_arrays(path))
+
+def _answers_of(z: dict[str, np.ndarray]) -> Answers:
+    "Find answers and episodes in the arrays of a file."
     findings, methods = z['findings'].tolist(), z['methods'].tolist()
     answers, episodes = defaultdict(list), defaultdict(list)
     for i, number in enumerate(z['finding']):
@@ -292,10 +313,14 @@ def _check_format(found: int, path: Path) -> None:
         f'{FORMAT}; please update smlxray.'
     )
 
+_AGAIN = 'evaluate the run again'
+
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as z:
+        _check_format(int(z['format']) if 'format' in z else 1, path)
         arrays = {key: z[key] for key in z.files}
-    _check_format(int(arrays.get('format', 1)), path)
+    if str(arrays.get('digest', _digest_of(arrays))) != _digest_of(arrays):
+        raise ValueError('its content was changed')
     return arrays
 
 def _shown(z: dict, i: int) -> Support | None:
@@ -303,6 +328,21 @@ def _shown(z: dict, i: int) -> Support | None:
     if 'support_patients' not in z: return None
     support = slice(*z['support_start'][i : i + 2])
     return Support(z['support_patients'][support], z['support_labels'][support])
+
+def _digest_in(path: Path) -> str:
+    "Read the digest of some answers, and nothing else of them; '' for an older file."
+    with own_file(path, _AGAIN), np.load(path, allow_pickle=False) as z:
+        return str(z['digest']) if 'digest' in z else ''
+
+def check_pair(folder: Path) -> None:
+    "Raise `SmlxrayError` if the results and the answers of a folder are of two evaluations."
+    results, answers = folder / 'results.json', folder / 'answers.npz'
+    if not results.exists() or not answers.exists(): return
+    told = read_json(results, _AGAIN).get('answers')
+    if told is None or told == _digest_in(answers): return
+    raise SmlxrayError(
+        f'results.json and answers.npz in {folder.name}/ are of two evaluations; {_AGAIN}.'
+    )
 
 def _read_episode(z: dict, i: int, finding: str) -> Episode:
     def part(key, start):
@@ -340,6 +380,21 @@ def _git(root: Path, *words: str) -> str | None:
 def save_results(results: Results) -> Path:
     "Write `results.json`, `results.csv` and `answers.npz` into the run folder."
     lab, folder = results.lab, results.lab.folder
+    with run_lock(lab):
+        answers = None
+        if results.episodes:
+            path = folder / 'answers.npz'
+            save_answers(path, results.answers, results.episodes, lab.table.patients)
+            answers = _digest_in(path)
+        saved = json.dumps(sealed(_saved(results, answers)), indent=1)
+        write_atomic(folder / 'results.json', saved)
+        write_atomic(folder / 'results.csv', results.frame().to_csv(index=False))
+        lab.settings.to_yaml(folder / 'config.yaml')
+    return folder / 'results.json'
+
+def _saved(results: Results, answers: str | None) -> dict:
+    "All that `results.json` holds, as plain data; what is no number is null."
+    lab = results.lab
     saved = dict(
         format=FORMAT,
         settings=lab.settings.model_dump(mode='json'),
@@ -349,14 +404,9 @@ def save_results(results: Results) -> Path:
         rows=_plain_rows(results),
         similarity=results.similarity,
         tables=results.tables,
+        answers=answers,
     )
-    write_atomic(folder / 'results.json', json.dumps(saved, indent=1, default=_plain))
-    write_atomic(folder / 'results.csv', results.frame().to_csv(index=False))
-    lab.settings.to_yaml(folder / 'config.yaml')
-    if results.episodes:
-        answers = folder / 'answers.npz'
-        save_answers(answers, results.answers, results.episodes, lab.table.patients)
-    return folder / 'results.json'
+    return json.loads(json.dumps(saved, default=_plain), parse_constant=lambda word: None)
 
 # %% ../nbs/70_evaluate.ipynb #8230ef43
 def _data_facts(lab: Lab) -> dict:
@@ -365,7 +415,7 @@ def _data_facts(lab: Lab) -> dict:
         name=lab.table.name,
         rows=len(lab.table),
         patients=len(np.unique(lab.table.patients)),
-        digest=table_digest(lab.table),
+        digest=lab.digest,
         base=list(lab.findings.base),
         novel=list(lab.findings.novel),
         related=list(lab.findings.related),
@@ -382,14 +432,53 @@ def _plain_rows(results: Results) -> list[dict]:
 def _plain(value):
     return value.item() if isinstance(value, np.generic) else np.asarray(value).tolist()
 
+# %% ../nbs/70_evaluate.ipynb #3e5cb199
+class _SavedRow(Fields):
+    method: str
+    finding: str
+    auc: float
+    auc_low: float | None = None
+    auc_high: float | None = None
+    shots: int | None = None
+    queries: int | None = None
+    episodes: int | None = None
+    patients: int | None = None
+    adapted_steps: int | None = None
+    control: str | None = None
+    network: str | None = None
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+
+class _SavedData(Fields):
+    name: str
+    rows: int
+    patients: int
+    digest: str
+    base: list[str]
+    novel: list[str]
+
+class _SavedResults(Fields):
+    rows: list[_SavedRow] = Field(min_length=1)
+    data: _SavedData | None = None
+    settings: dict | None = None
+    default: str = ''
+    similarity: list[dict] = []
+    tables: dict[str, list[dict]] = {}
+    versions: dict[str, str] = {}
+    commit: str | None = ''
+
 # %% ../nbs/70_evaluate.ipynb #efcaf3e6
 def read_results(
     folder: Path,  # of a run
 ) -> dict:
     "Read a run's `results.json`; raise `SmlxrayError` if the run has none."
     path = _file_of_run(folder, 'results.json')
-    saved = json.loads(path.read_text(encoding='utf-8'))
-    _check_format(saved.get('format', 1), path)
+    with own_file(path, _AGAIN):
+        saved = read_json(path, _AGAIN)
+        _check_format(int(saved.get('format', 1)), path)
+        check_fields(_SavedResults, check_seal(saved))
+    check_pair(path.parent)
     return saved
 
 # %% ../nbs/70_evaluate.ipynb #726d502e

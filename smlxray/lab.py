@@ -154,6 +154,12 @@ class Lab:
         return pick_device(self.settings)
 
     @cached_property
+    def digest(self) -> str:  # 16 hex digits
+        "Fingerprint the data: paths, patients and labels of the table, and every pixel."
+        parts = f'{table_digest(self.table)} {self.pixels.digest}'
+        return blake2b(parts.encode(), digest_size=8).hexdigest()
+
+    @cached_property
     def normal(self) -> np.ndarray:  # (N,) bool
         "Mark the X-rays that are said to show no finding."
         if 'No Finding' not in self.table.findings: return np.zeros(len(self.table), bool)

@@ -7,6 +7,7 @@ __all__ = ['METHODS', 'Method', 'FrozenMethod', 'PriorMethod', 'Context', 'Adapt
            'TunedMethod', 'standard_methods']
 
 # %% ../nbs/67_methods.ipynb #89d781ac
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
@@ -21,6 +22,7 @@ from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock, EpisodeSampler, strata
 from .lab import Lab
 from .tasks import InnerLoop, make_task
+from .train import network_digest
 
 # %% ../nbs/67_methods.ipynb #a9dab881
 class Method:
@@ -30,6 +32,7 @@ class Method:
     steps: int       # gradient steps on the support
     batch_norm: str  # as in `siamese.norm_mode`
     views: int = 1   # of each support image
+    network = ''     # digest of the weights that it answers with, if it has any
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
         raise NotImplementedError
@@ -661,4 +664,6 @@ def standard_methods(
         before = f'{algorithm}, 0 steps'
         methods.append(adapted_method(context, before, algorithm, algorithm, steps=0))
         methods.append(adapted_method(context, algorithm, algorithm, algorithm))
+    digests = {name: network_digest(net) for name, net in context.nets.items()}
+    for method in methods: method.network = digests.get(re.split(', | [+] ', method.name)[0], '')
     return methods

@@ -404,6 +404,7 @@ def recipe(
     without = {*NOT_IN_RECIPE} | ({*ONLY_FOR_TASKS} if phase == 'siamese' else set())
     lost = int((~lab.pixels.usable).sum())
     made_by: dict = dict(phase=phase, table=table_digest(lab.table), unreadable=lost)
+    made_by['pixels'] = lab.pixels.digest
     for name in sections:
         section = getattr(lab.settings, name).model_dump(mode='json')
         made_by |= {key: value for key, value in section.items() if key not in without}
@@ -415,6 +416,7 @@ def recipe_changes(old: dict, new: dict) -> list[str]:
     usual = {}
     for section in Settings().model_dump(mode='json').values():
         usual |= section
+    usual['pixels'] = new.get('pixels')  # 0.2 did not tell
     before = {key: old.get(key, usual.get(key)) for key in new}
     return [f'{key}: {before[key]} -> {new[key]}' for key in new if before[key] != new[key]]
 
