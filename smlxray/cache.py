@@ -531,8 +531,8 @@ class ImageCache:
         self.path, self.manifest = Path(path), manifest
         self.image_size = tuple(manifest['image_size'])
         self._pixels = None
-        self._digests = _known_rows(self.path, manifest)
-        self._unseen = None if self._digests is None else np.ones(len(self), bool)
+        self._digests: Any = _known_rows(self.path, manifest)
+        self._unseen: Any = None if self._digests is None else np.ones(len(self), bool)
 
     @classmethod
     def build(
