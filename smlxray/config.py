@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHEXPERT_FINDINGS', 'PATH_SETTINGS', 'PRESETS', 'Settings', 'load_settings',
-           'notebook_settings', 'make_run_folder']
+           'stated_preset', 'notebook_settings', 'make_run_folder']
 
 # %% ../nbs/00_config.ipynb #a5af097b
 import os, re, sys
@@ -486,6 +486,7 @@ class _Layers:
     def lay_file(self, path: Path, name: str) -> None:
         "Lay a settings file, called `name` in messages, on top."
         for section, keys in read_yaml(path, name).items():
+            if section == 'preset': continue  # see `stated_preset`
             if section not in Settings.model_fields:
                 self.problems.append(f'{name}: {_unknown(Settings, section)}')
             elif not isinstance(keys, dict):
@@ -516,17 +517,26 @@ class _Layers:
 
 # %% ../nbs/00_config.ipynb #fccae0fc
 def load_settings(
-    preset: str | None = 'demo',              # one of `PRESETS`; None means 'demo'
+    preset: str | None = None,                # one of `PRESETS`; None: that of the file, or 'demo'
     config: str | os.PathLike | None = None,  # a YAML file of your own, laid over the preset
     **overrides,                              # leaf keys, as shots=7, on top; None changes nothing
 ) -> Settings:
     "Lay defaults, preset, `config` and `overrides` over each other; name all problems at once."
-    preset = 'demo' if preset is None else preset
+    preset = preset or stated_preset(config)
     layers = _Layers()
     layers.lay_file(_preset_file(preset), f'preset {preset}')
     if config is not None: layers.lay_file(resolve_path(config), str(config))
     for leaf, value in overrides.items(): layers.lay_value(leaf, value)
     return layers.settings()
+
+def stated_preset(config: str | os.PathLike | None) -> str:
+    "Read which preset a settings file is laid over, from its key `preset`; 'demo' if it has none."
+    if config is None: return 'demo'
+    stated = read_yaml(resolve_path(config), str(config)).get('preset') or 'demo'
+    if stated in PRESETS: return stated
+    raise ConfigError(
+        f'{config}: preset is {_shown(stated)}; it must be one of {", ".join(PRESETS)}.'
+    )
 
 # %% ../nbs/00_config.ipynb #f1a3cb49
 def notebook_settings(

@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from .config import Settings
 from .data import apply_policy
 from .engines import checkpointed
 from .episodes import Episode, balanced_batches
-from .lab import Lab, pick_device, table_digest
+from .lab import Lab, open_lab, pick_device, table_digest
 from .losses import label_similarity, query_scores
 from .maml import AdaptationError, MetaGradient, accumulate, meta_gradient
 from .metrics import auc, choose_threshold, similarity_accuracy
@@ -932,6 +933,21 @@ def train_meta(
         fit(model, MetaObjective(lab, algorithm), course, record)
         record.end(model.net)
     return model.net
+
+# %% ../nbs/65_train.ipynb #1bb3da50
+def try_settings(settings: Settings) -> None:
+    "Open the data and try a batch, a training task and an evaluation episode; raise what is wrong."
+    with TemporaryDirectory() as place:
+        trial = settings.model_copy(deep=True)
+        trial.evaluation.runs_path, trial.data.use_cache, trial.meta.adapt_steps = place, False, 1
+        lab = open_lab(trial)
+        net = new_network(trial).to(lab.device)
+        model = NamingSiamese(net, len(lab.findings.base)).to(lab.device).train()
+        batch = training_batches(lab, 0)[0][:8]
+        SiameseObjective(lab).loss(model, batch, None).backward()
+        tasks = MetaObjective(lab)
+        tasks.task_gradient(TaskModel(net), tasks.sampler.sample(0))
+        for finding in lab.findings.novel: lab.episodes(finding, 1)
 
 # %% ../nbs/65_train.ipynb #11ac4941
 def _ensure(lab: Lab, phase: str, train: Callable[[], SiameseNet]) -> SiameseNet:
