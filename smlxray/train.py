@@ -755,7 +755,7 @@ def new_network(settings: Settings) -> SiameseNet:
     except SmlxrayError:
         raise
     except Exception as error:
-        why = str(error).partition('\n')[0] or type(error).__name__
+        why = str(error).partition('\n')[0].rstrip('.') or type(error).__name__
         raise SmlxrayError(
             f'siamese.backbone is {s.backbone!r}, which cannot embed images of data.image_size '
             f'{height} x {width} ({why}); choose another backbone or another image_size.'
@@ -934,14 +934,15 @@ def train_meta(
         record.end(model.net)
     return model.net
 
-# %% ../nbs/65_train.ipynb #1bb3da50
+# %% ../nbs/65_train.ipynb #3e3aa9a9
 def try_settings(settings: Settings) -> None:
     "Open the data and try a batch, a training task and an evaluation episode; raise what is wrong."
     with TemporaryDirectory() as place:
         trial = settings.model_copy(deep=True)
         trial.evaluation.runs_path, trial.data.use_cache, trial.meta.adapt_steps = place, False, 1
+        net = new_network(trial)
         lab = open_lab(trial)
-        net = new_network(trial).to(lab.device)
+        net.to(lab.device)
         model = NamingSiamese(net, len(lab.findings.base)).to(lab.device).train()
         batch = training_batches(lab, 0)[0][:8]
         SiameseObjective(lab).loss(model, batch, None).backward()
