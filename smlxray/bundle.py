@@ -4,41 +4,50 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'BundleError', 'read_pth', 'TaughtFinding', 'plot_comparison', 'Bundle',
-           'make_bundle', 'bundle_of_run', 'model_card', 'predict_files', 'export_onnx']
+           'make_bundle', 'bundle_of_run', 'lab_of_weights', 'measured_rows',
+           'model_card', 'predict_files', 'export_onnx']
 
 # %% ../nbs/68_bundle.ipynb #36d6a4bf
-import contextlib, hashlib, io, json, logging, os, re, shutil, uuid, warnings
+import contextlib, hashlib, io, json, logging, os, re, uuid, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pydantic import Field
+from safetensors import safe_open
 from safetensors.torch import load as tensors_from_bytes, save as tensors_to_bytes
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import __version__
-from .base import ALGORITHMS, ImageError, SmlxrayError, for_cell, for_folder, moved
+from smlxray.base import (
+    ALGORITHMS, Fields, ImageError, SmlxrayError, check_fields, check_seal, draft_folder, for_cell,
+    for_folder, logger, moved, own_file, parse_json, recover_folder, replace_folder,
+)
 from .cache import to_float
 from .config import Settings
 from .data import clean_negatives
 from .images import Picture, read_image, read_picture, resize_image
 from .intervals import chance_interval
-from .lab import Lab, table_digest
+from .lab import Lab, open_lab
 from .losses import query_scores
 from .maml import use
 from .methods import class_weights
 from .metrics import auc, fit_calibration, probability
 from .siamese import SiameseNet, cosine_similarity, pairwise_distance
 from .tasks import InnerLoop, adapt_to_support, task_of_images
-from .train import checkpoint_path, load_checkpoint, pair_similarities
+from smlxray.train import (
+    check_finite, checkpoint_path, load_checkpoint, network_digest, network_of, pair_similarities,
+    recipe, recipe_changes,
+)
 
 # %% ../nbs/68_bundle.ipynb #d1f8cdfb
 class BundleError(SmlxrayError):
@@ -98,20 +107,15 @@ def write_folder(
 ) -> str:                      # the id of the manifest, 64 hex digits
     "Write files and their manifest as one folder; raise `BundleError` if another thing is there."
     folder = Path(folder).absolute()
+    recover_folder(folder)
     if folder.exists() and _kind_of(folder) != kind:
         raise BundleError(f'{folder.name} exists and is no {kind}; name another folder.')
     manifest = _manifest(kind, version, files)
-    draft = folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}')
-    old = draft.with_name(draft.name + '.old')
-    try:
+    with draft_folder(folder.parent) as place:
+        draft = place / folder.name
         for name, data in {**files, MANIFEST: _json(manifest)}.items():
             _write_synced(draft / name, data)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(draft, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        replace_folder(draft, folder)
     return manifest['id']
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -139,6 +143,7 @@ def _path_inside(folder: Path, name) -> Path:
 
 def _read_manifest(folder: Path, kind: str, version: int) -> dict:
     "Read and check a manifest."
+    recover_folder(folder)
     if not folder.is_dir():
         raise BundleError(f'There is no folder {folder.name} to read a {kind} from.')
     try:
@@ -199,15 +204,6 @@ def _read_exactly(path: Path, size: int) -> bytes | None:
         return path.read_bytes() if path.stat().st_size == size else b''
     except OSError:
         return None
-
-# %% ../nbs/68_bundle.ipynb #87392daa
-def network_digest(net: nn.Module) -> str:  # 16 hex digits
-    "Fingerprint the weights of a network."
-    sha = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        sha.update(f'{name}{tuple(tensor.shape)}'.encode())
-        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]
 
 # %% ../nbs/68_bundle.ipynb #e15f030c
 class Look(NamedTuple):
@@ -458,19 +454,39 @@ def _finding_files(f: TaughtFinding) -> dict[str, bytes]:
 
 def _finding_from(files: dict[str, bytes], place: str) -> TaughtFinding:
     "Find the finding in some files; raise `BundleError` if they hold none."
-    try:
-        told = json.loads(files['finding.json'])
+    with own_file(f'{place}/finding.json', 'teach the finding again', BundleError):
+        told = check_fields(_FindingFields, parse_json(files['finding.json']))
         tensors = tensors_from_bytes(files['finding.safetensors'])
+        check_finite(tensors, place)
         support, labels = tensors.pop('support'), tensors.pop('labels')
         fast = {name.removeprefix('fast.'): tensor for name, tensor in tensors.items()}
         plain = {k: told[k] for k in _PLAIN} | dict(guessing=told.get('guessing', []))
         f = TaughtFinding(support=support, labels=labels, fast=fast, **plain)
-        assert isinstance(f.name, str) and support.ndim == 2 and len(support) == len(labels)
-        return f
-    except Exception:
-        raise BundleError(
-            f'{place} holds no finding that this smlxray can read; teach it again.'
-        ) from None
+        _check_support(f)
+    return f
+
+class _FindingFields(Fields):
+    name: str = Field(min_length=1)
+    network: str
+    algorithm: str
+    steps: int = Field(ge=0)
+    views: int = Field(ge=1)
+    scale: float
+    slope: float
+    offset: float
+    calibrated_on: str
+    held_out: list[float]
+    held_labels: list[Literal[0, 1]]
+    guessing: list[float] = []
+
+def _check_support(f: TaughtFinding) -> None:
+    "Raise `ValueError` if the parts of a finding do not fit each other."
+    if f.support.ndim != 2 or f.labels.shape != f.support.shape[:1]:
+        raise ValueError('each support needs one label')
+    if not ((f.labels == 0) | (f.labels == 1)).all():
+        raise ValueError('labels are 0 or 1')
+    if len(f.held_out) != len(f.held_labels):
+        raise ValueError('each held-out score needs one label')
 
 # %% ../nbs/68_bundle.ipynb #6fe07eaf
 def adapted_finding(
@@ -978,9 +994,7 @@ def run_facts(lab: Lab, phase: str) -> dict:
         base=list(lab.findings.base),
         novel=list(lab.findings.novel),
         split=split_counts(lab),
-        data=dict(
-            name=table.name, rows=len(table), patients=patients, digest=table_digest(table)
-        ),
+        data=dict(name=table.name, rows=len(table), patients=patients, digest=lab.digest),
         labels=dict(labels, matched_on=list(d.match_on)),
     )
 
@@ -1009,6 +1023,24 @@ def make_bundle(
         bundle.findings[name] = network_finding(lab, bundle, name, rows, embedded)
     return bundle
 
+# %% ../nbs/68_bundle.ipynb #93243f77
+def networks_of(folder: Path) -> list[Path]:
+    "List the networks that a run has trained, without states and without its bundle."
+    found = folder.glob('*/*.safetensors')
+    return [p for p in found if p.parent.name != 'bundle' and '.state.' not in p.name]
+
+def made_of(folder: Path) -> dict[str, str]:
+    "The digests of what the bundle of a run is made of, by file."
+    parts = [*networks_of(folder), *folder.glob('results.json')]
+    return {path.relative_to(folder).as_posix(): _digest_of_file(path) for path in sorted(parts)}
+
+def _digest_of_file(path: Path) -> str:
+    "The digest that a checkpoint carries, or that of the bytes of another file."
+    if path.suffix == '.safetensors':
+        with contextlib.suppress(Exception), safe_open(path, 'pt') as file:
+            return file.metadata()['digest']
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
 # %% ../nbs/68_bundle.ipynb #abc5252f
 def bundle_of_run(
     lab: Lab,                  # the lab of the run
@@ -1017,22 +1049,54 @@ def bundle_of_run(
     "Make a bundle of a run's checkpoint and results; raise `SmlxrayError` if it is not trained."
     algorithm = lab.settings.meta.algorithm
     phase = phase or (algorithm if checkpoint_path(lab, algorithm).exists() else 'siamese')
-    net = load_checkpoint(checkpoint_path(lab, phase), lab.device)[0]
-    results = lab.folder / 'results.json'
-    metrics = json.loads(results.read_text())['rows'] if results.exists() else ()
-    return make_bundle(lab, net, phase, metrics)
+    net, made_by = load_checkpoint(checkpoint_path(lab, phase), lab.device)
+    bundle = make_bundle(lab_of_weights(lab, made_by), net, phase, measured_rows(lab.folder, net))
+    bundle.facts['made_of'] = made_of(lab.folder)
+    return bundle
+
+def lab_of_weights(
+    lab: Lab,       # of a run
+    made_by: dict,  # the recipe inside a checkpoint of it
+) -> Lab:
+    "Open the lab that some weights were trained in, whatever the settings of the run say now."
+    if not recipe_changes(made_by, recipe(lab, made_by['phase'])): return lab
+    values = lab.settings.model_dump(mode='json')
+    for section in values.values(): section |= {k: made_by[k] for k in section if k in made_by}
+    settings = lab.settings.model_copy(update=dict(Settings(**values)))
+    then = open_lab(settings)
+    changes = recipe_changes(made_by, recipe(then, made_by['phase']))
+    if not changes: return then
+    raise SmlxrayError(
+        f'The weights {made_by["phase"]} of the run {lab.folder.name!r} were trained on other data '
+        f'than there is now ({"; ".join(changes)}); bring the data back, or train again.'
+    )
+
+def measured_rows(folder: Path, net: SiameseNet) -> list[dict]:
+    "Read the rows of a run's results that measured these weights; say so if there are none."
+    if not (folder / 'results.json').exists(): return []
+    path, network = folder / 'results.json', network_digest(net)
+    try:
+        with own_file(path, 'evaluate again'):
+            rows = check_seal(parse_json(path.read_bytes()))['rows']
+            mine = [row for row in rows if row.get('network') == network]
+            check_fields(_MetricsFields, dict(rows=mine))
+    except SmlxrayError as error:
+        logger.warning(f'The results are left out: {error}')
+        return []
+    if not mine:
+        said = 'measured other weights than these, or do not say which'
+        logger.warning(f'The results of {folder.name} {said}, and are left out; evaluate again.')
+    return mine
 
 # %% ../nbs/68_bundle.ipynb #ca7bec01
-def networks_of(folder: Path) -> list[Path]:
-    "List the networks that a run has trained, without states and without its bundle."
-    found = folder.glob('*/*.safetensors')
-    return [p for p in found if p.parent.name != 'bundle' and '.state.' not in p.name]
-
 def is_fresh(folder: Path) -> bool:
-    "Tell whether a run's bundle is there, and no older than its networks and results."
-    made = folder / 'bundle' / 'manifest.json'
-    parts = [*networks_of(folder), *folder.glob('results.json')]
-    return made.exists() and all(p.stat().st_mtime <= made.stat().st_mtime for p in parts)
+    "Tell whether a run's bundle is there, and was made of its networks and results as they are."
+    recover_folder(folder / 'bundle')
+    try:
+        told = parse_json((folder / 'bundle' / 'bundle.json').read_bytes())
+        return told['facts']['made_of'] == made_of(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 # %% ../nbs/68_bundle.ipynb #4285b014
 def _data_lines(facts: dict) -> list[str]:
@@ -1117,6 +1181,7 @@ def _bundle_files(b: Bundle) -> dict[str, bytes]:
         )
     settings = b.settings.without_folders().model_dump(mode='json')
     told = dict(net=b.net.to_config(), network=b.network, settings=settings)
+    check_finite(b.net.state_dict() | b.tensors, 'The network of this bundle')
     files = {
         'bundle.json': _json(dict(told, facts=counts_only(b.facts), findings=slugs)),
         'weights.safetensors': _tensor_bytes(b.net.state_dict()),
@@ -1129,42 +1194,74 @@ def _bundle_files(b: Bundle) -> dict[str, bytes]:
     return files
 
 # %% ../nbs/68_bundle.ipynb #ef20243d
-def _network_of(config: dict, weights: dict[str, Tensor]) -> SiameseNet:
-    "Build a network of whose every weight there is one; claims alone must not take memory."
-    with torch.device('meta'):
-        claimed = SiameseNet.from_config(config).state_dict()
-    shapes = {name: tensor.shape for name, tensor in claimed.items()}
-    if shapes != {name: tensor.shape for name, tensor in weights.items()}:
-        raise ValueError('its weights are not those of its network')
-    net = SiameseNet.from_config(config)
-    net.load_state_dict(weights)
-    return net
-
 def _bundle_from(files: dict[str, bytes], id: str, folder: Path, device) -> Bundle:
     "Make a bundle of the content of its files."
-    try:
-        told = json.loads(files['bundle.json'])
-        net = _network_of(told['net'], tensors_from_bytes(files['weights.safetensors']))
+    with own_file(folder / 'bundle.json', 'fetch or make the bundle again', BundleError):
+        told = check_fields(_BundleFields, parse_json(files['bundle.json']))
+        metrics = parse_json(files['metrics.json'], list)
+        check_fields(_MetricsFields, dict(rows=metrics))
+        weights, statistics = (
+            tensors_from_bytes(files[f'{name}.safetensors']) for name in ('weights', 'statistics')
+        )
+        check_finite(weights | statistics, folder.name)
         bundle = Bundle(
-            net.to(device),
+            network_of(told['net'], weights).to(device),
             Settings(**told['settings']),
             _findings_of(files, told['findings'], folder.name),
-            tensors_from_bytes(files['statistics.safetensors']),
+            statistics,
             told['facts'],
-            json.loads(files['metrics.json']),
+            metrics,
             id,
             folder,
         )
-    except SmlxrayError:
-        raise
-    except Exception as error:
-        raise BundleError(
-            f'{folder.name} is complete, but nothing that this smlxray can read '
-            f'({type(error).__name__}).'
-        ) from None
     if bundle.network == told['network']: return bundle
     told = 'are not those that its findings were made with'
     raise BundleError(f'The weights in {folder.name} {told}.')
+
+class _DataFields(Fields):
+    name: str
+    rows: int
+    patients: int
+    digest: str
+
+class _LabelFields(Fields):
+    uncertain: str
+    blanks: str
+    negatives: str
+    matched_on: list[str]
+
+class _SideFields(Fields):
+    patients: int
+
+class _FactFields(Fields):
+    phase: str
+    smlxray: str
+    base: list[str]
+    novel: list[str]
+    split: dict[str, _SideFields]
+    data: _DataFields
+    labels: _LabelFields
+    made_of: dict[str, str] = {}
+
+class _BundleFields(Fields):
+    net: dict
+    network: str
+    settings: dict
+    facts: _FactFields
+    findings: list[str]
+
+class _MetricFields(Fields):
+    method: str
+    finding: str
+    shots: int
+    auc: float
+    auc_low: float
+    auc_high: float
+    episodes: int
+    patients: int
+
+class _MetricsFields(Fields):
+    rows: list[_MetricFields]
 
 def _findings_of(files: dict, slugs: list[str], place: str) -> dict[str, TaughtFinding]:
     "Read the findings of a bundle, by name."

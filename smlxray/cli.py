@@ -16,10 +16,12 @@ import typer, typer.core
 from . import __version__
 from smlxray.base import (
     ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, Registry, SmlxrayError, did_you_mean,
-    for_cell, for_terminal, moved, resolve_path, shipped_file, shipped_notebook, show_remarks,
-    write_atomic,
+    for_cell, for_terminal, moved, only_one, resolve_path, shipped_file, shipped_notebook,
+    show_remarks, write_atomic,
 )
-from .config import PRESETS, DataSettings, Settings, load_settings, make_run_folder
+from smlxray.config import (
+    PRESETS, DataSettings, Settings, load_settings, make_run_folder, stated_preset,
+)
 
 # %% ../nbs/90_cli.ipynb #08eeb49a
 _DEFAULT = DataSettings()
@@ -485,7 +487,8 @@ def run_stages(
     "Run the notebooks of some modes, and print what came out."
     parameters, settings = _parameters(config, given, resume=resume)
     folder = make_run_folder(settings)
-    for mode in modes: run_notebook(STAGES[mode], parameters, folder)
+    with only_one(folder / 'command', f'at work on the run {folder.name}'):
+        for mode in modes: run_notebook(STAGES[mode], parameters, folder)
     if 'evaluate' in modes: return _print_results(folder, as_json)
     rows = _last_rows(folder, settings, modes)
     if as_json: return _print_json(rows)
@@ -598,14 +601,23 @@ def _config_show(config: _Config = None, given: _Set = None, as_json: _Json = Fa
 
 @_config.command('check', epilog=_examples('smlxray config check config/demo.yaml') + _choices())
 def _config_check(path: Annotated[Path, _argument('A YAML file of settings.')]):
-    """Say what is wrong with a file of settings.
+    """Say what is wrong with a file of settings, and try it.
 
-    Exit code 1 if something is.
+    Opens the data and tries one batch and one episode. Exit code 1 if something is wrong.
     """
-    settings = load_settings('paper', config=_here(path)).flat()
-    other = [key for key, value in load_settings('paper').flat().items() if settings[key] != value]
-    different = ', '.join(other) or 'none'
-    _echo(f'{path} is sound; settings that differ from the preset paper: {different}.')
+    base = stated_preset(_here(path))
+    settings = load_settings(config=_here(path))
+    usual, chosen = load_settings(base).flat(), settings.flat()
+    different = ', '.join(key for key in chosen if chosen[key] != usual[key]) or 'none'
+    _note('The settings can be read; trying one batch and one episode.')
+    _try_out(settings)
+    _echo(f'{path} is sound; settings that differ from the preset {base}: {different}.')
+
+def _try_out(settings: Settings) -> None:
+    "Try settings, fold by fold, on their data; raise `SmlxrayError` with what is wrong."
+    from smlxray.protocols import fold_settings
+    from smlxray.train import try_settings
+    for one in fold_settings(settings): try_settings(one)
 
 # %% ../nbs/90_cli.ipynb #11465ad9
 def _run_of(model: str | None, config: Path | None, given: list[str] | None) -> tuple:
@@ -633,7 +645,8 @@ def _make_bundle(folder: Path) -> None:
     if not config.exists():
         advice = f'`smlxray train siamese -p run {name}` does it'
         raise SmlxrayError(f'The run {name!r} was not trained yet; {advice}.')
-    made = bundle_of_run(open_lab(load_settings('paper', config=config)))
+    place = dict(run=name, runs_path=str(folder.parent))
+    made = bundle_of_run(open_lab(load_settings('paper', config=config, **place)))
     _note(f'{name}: making its bundle.')
     made.save(folder / 'bundle')
 
@@ -884,19 +897,20 @@ def write_predictions(
     from tqdm import tqdm
     root, paths = (source if source.is_dir() else source.parent), image_files(source)
     unfinished = UnfinishedTable(output, _plan_of(bundle, prevalence, source))
-    done = unfinished.start(overwrite)
-    if done: _note(f'{output.name}: resuming after {len(done):,} rows.')
-    left = [path for path in paths if _name(path, root) not in done]
-    how = dict(total=len(paths), initial=len(paths) - len(left), unit='X-ray')
-    gone: list[str] = []
-    with tqdm(**how, disable=not sys.stderr.isatty()) as bar:
-        for rows in predict_files(bundle, left, prevalence, batch_size, workers):
-            away = _are_gone(rows)
-            gone += rows['file'][away].tolist()
-            unfinished.append(_without_folder(rows[~away], root))
-            bar.update(len(rows))
-    if gone: raise SmlxrayError(_gone(gone, output))
-    table = unfinished.finish()
+    with only_one(output, f'writing {output.name}'):
+        done = unfinished.start(overwrite)
+        if done: _note(f'{output.name}: resuming after {len(done):,} rows.')
+        left = [path for path in paths if _name(path, root) not in done]
+        how = dict(total=len(paths), initial=len(paths) - len(left), unit='X-ray')
+        gone: list[str] = []
+        with tqdm(**how, disable=not sys.stderr.isatty()) as bar:
+            for rows in predict_files(bundle, left, prevalence, batch_size, workers):
+                away = _are_gone(rows)
+                gone += rows['file'][away].tolist()
+                unfinished.append(_without_folder(rows[~away], root))
+                bar.update(len(rows))
+        if gone: raise SmlxrayError(_gone(gone, output))
+        table = unfinished.finish()
     answered = table['error'].isna()
     unusual = int(is_unusual(table['unusual'][answered]).sum())
     return dict(rows=len(table), new=len(left), errors=int((~answered).sum()), unusual=unusual)
