@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'BundleError', 'read_pth', 'TaughtFinding', 'plot_comparison', 'Bundle',
-           'make_bundle', 'bundle_of_run', 'lab_of_weights', 'measured_rows',
-           'model_card', 'predict_files', 'export_onnx']
+           'make_bundle', 'bundle_of_run', 'model_card', 'predict_files', 'export_onnx']
 
 # %% ../nbs/68_bundle.ipynb #36d6a4bf
 import contextlib, hashlib, io, json, logging, os, re, uuid, warnings
@@ -1054,6 +1053,7 @@ def bundle_of_run(
     bundle.facts['made_of'] = made_of(lab.folder)
     return bundle
 
+# %% ../nbs/68_bundle.ipynb #25f8e877
 def lab_of_weights(
     lab: Lab,       # of a run
     made_by: dict,  # the recipe inside a checkpoint of it

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHEXPERT_FINDINGS', 'PATH_SETTINGS', 'PRESETS', 'Settings', 'load_settings',
-           'stated_preset', 'notebook_settings', 'make_run_folder']
+           'notebook_settings', 'make_run_folder']
 
 # %% ../nbs/00_config.ipynb #a5af097b
 import os, re, sys
@@ -529,6 +529,7 @@ def load_settings(
     for leaf, value in overrides.items(): layers.lay_value(leaf, value)
     return layers.settings()
 
+# %% ../nbs/00_config.ipynb #ff2d9848
 def stated_preset(config: str | os.PathLike | None) -> str:
     "Read which preset a settings file is laid over, from its key `preset`; 'demo' if it has none."
     if config is None: return 'demo'
