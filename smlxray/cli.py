@@ -415,6 +415,19 @@ def _value(text: str):
             pass
     return text
 
+def _kinds_in(annotation) -> set:
+    "All plain types in an annotation, such as str and None in Optional[str]."
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal: return set(map(type, parts))
+    return set().union(*map(_kinds_in, parts)) if parts else {annotation}
+
+def _is_text(key: str) -> bool:
+    "Tell whether a setting is a text, so that what looks like a number in it stays as typed."
+    sections = [section.annotation.model_fields for section in Settings.model_fields.values()]
+    fields = [fields[key] for fields in sections if key in fields]
+    kinds = [_kinds_in(field.annotation) for field in fields]
+    return bool(kinds) and all(str in kind and kind.isdisjoint({int, float}) for kind in kinds)
+
 def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[dict, Settings]:
     "Turn --config and -p into a notebook's parameters, and the settings that they mean."
     out = {k: v for k, v in more.items() if v}
@@ -424,7 +437,8 @@ def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[d
         if not sign or not key:
             wanted = f'a key and its value, such as -p shots 7, not {word!r} alone'
             raise typer.BadParameter(f'-p takes {wanted}.')
-        out[key.strip()] = _value(value)
+        key, text = key.strip(), value.strip()
+        out[key] = text if _is_text(key) and text != 'None' else _value(text)
     return out, load_settings(**out)
 
 def _joined(words: list[str]) -> list[str]:

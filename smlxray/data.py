@@ -106,8 +106,9 @@ def by_value(
 ) -> pd.Series:
     "Change each different value of a column once; NaN is a value like any other."
     codes, values = pd.factorize(column, use_na_sentinel=False)
-    changed = np.array([change(value) for value in values], object)
-    return pd.Series(changed[codes] if len(changed) else [], column.index, object)
+    changed = np.empty(len(values), object)
+    changed[:] = [change(value) for value in values]
+    return pd.Series(changed[codes], column.index, object)
 
 def one_spelling(ids: pd.Series) -> pd.Series:
     "Write tidy ids that mean the same as the first of them is written."

@@ -7,6 +7,7 @@ __all__ = ['read_chexpert', 'read_table', 'read_boxes', 'read_folder', 'read_cla
            'read_xrays', 'check_files', 'layout_nih']
 
 # %% ../nbs/12_readers.ipynb #83b0ee47
+import io
 import math
 import os
 import re
@@ -22,14 +23,18 @@ import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
+from pydicom.filereader import read_partial
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smlxray.base import (
-    READERS, DataError, check_unpacked, did_you_mean, logger, nearest, resolve_path,
-    shipped_file, write_atomic,
+    READERS, DataError, check_unpacked, did_you_mean, logger, nearest, plain_name,
+    resolve_path, same_name, shipped_file, write_atomic,
 )
 from .config import _PlainLoader, CHEXPERT_FINDINGS
-from .data import XrayTable, as_labels, canonical_finding, derive_no_finding
+from smlxray.data import (
+    Reading, XrayTable, as_labels, by_value, canonical_finding, derive_no_finding, id_key,
+    respelled, tidy_id, tidy_text, view_of, years,
+)
 
 # %% ../nbs/12_readers.ipynb #7a5748ad
 def _folder(folder: str | Path) -> Path:
@@ -105,9 +110,9 @@ def _texts(raw: pd.DataFrame, column: str) -> pd.Series:
     return values.astype(object).where(values.notna(), '').astype(str)
 
 def _ages(raw: pd.DataFrame, column: str) -> pd.Series:
-    "A column as numbers, whatever is none as NaN."
+    "A column of ages in years, NaN where there is none."
     if column not in raw: return pd.Series(np.nan, raw.index)
-    return pd.to_numeric(raw[column], errors='coerce')
+    return by_value(raw[column], years).astype(float)
 
 def _sexes(texts: pd.Series) -> pd.Series:
     "Write sex as 'F', 'M' or '' for unknown."
@@ -115,7 +120,9 @@ def _sexes(texts: pd.Series) -> pd.Series:
     return initials.where(initials.isin(['F', 'M']), '')
 
 # %% ../nbs/12_readers.ipynb #edd2efb4
-_CHEXPERT_PATH = re.compile(r'(?:.*/)?((train|valid|test)/(patient[^/]+)/(study[^/]+)/[^/]*\.\w+)')
+_CHEXPERT_PATH = re.compile(
+    r'(?:.*/)?((train|valid|val|test)/(patient[^/]+)/(study[^/]+)/[^/]*\.\w+)'
+)
 
 def _chexpert_places(
     raw: pd.DataFrame,
@@ -123,13 +130,14 @@ def _chexpert_places(
 ) -> pd.DataFrame:      # path, split, patient, study
     "Cut the path of each row into what it says."
     places = []
-    for i, path in enumerate(_texts(raw, 'Path')):
+    for i, path in enumerate(_texts(raw, 'Path').str.strip()):
         match = _CHEXPERT_PATH.fullmatch(path)
         if not match:
             example = 'train/patient00001/study1/view1_frontal.jpg'
             raise DataError(f"Row {i + 2} of {file} has the path {path!r}; "
                             f"CheXpert's paths end in {example} or the like.")
-        places.append(match.groups())
+        places.append([*match.groups()])
+        if match[2] == 'val': places[-1][1] = 'valid'
     return pd.DataFrame(places, columns=['path', 'split', 'patient', 'study'])
 
 def _chexpert_views(
@@ -175,21 +183,49 @@ def _in_view(
     frame: pd.DataFrame,
     views: str,           # 'frontal' or 'all'
     root: Path,           # for errors
+    reading: Reading,     # counts what is left out
 ) -> pd.DataFrame:
     "Leave lateral images out if only frontal ones are wanted; raise `DataError` if none is left."
-    if views == 'frontal': frame = frame[frame['view'] == 'frontal']
+    if views == 'frontal':
+        reading.drop('not frontal', (frame['view'] != 'frontal').sum())
+        frame = frame[frame['view'] == 'frontal']
     if not len(frame):
         raise DataError(f"The label files of {root} list no frontal image; "
                         "use views='all' to read the lateral ones.")
     return frame
 
+def _seen_from(frame: pd.DataFrame) -> pd.DataFrame:
+    "Take the view from the projection where no column tells it; what does not tell is frontal."
+    if 'view' in frame: return frame
+    views = by_value(frame['projection'], view_of) if 'projection' in frame else ''
+    return frame.assign(view=pd.Series(views, frame.index).replace('', 'frontal'))
+
 def _has_columns(file: Path, columns: Sequence[str]) -> bool:
     "Is there a label file with these columns, perhaps among others?"
     return file.is_file() and set(columns) <= set(_read_csv(file, (), nrows=1).columns)
 
+_CHEXPERT_FILES = {       # part -> its label file, in CheXpert or in CheXlocalize
+    'train': ('train.csv',),
+    'valid': ('valid.csv', 'val_labels.csv'),
+    'test': ('test.csv', 'test_labels.csv'),
+}
+
+def _chexpert_files(root: Path) -> list[Path]:
+    "The label files of CheXpert in a folder; raise `DataError` for two of one part."
+    files = []
+    for part, names in _CHEXPERT_FILES.items():
+        there = [root/name for name in names if (root/name).is_file()]
+        if len(there) > 1:
+            both = ' and '.join(file.name for file in there)
+            raise DataError(f'The folder {root} holds two label files of the part {part}, {both}; '
+                            'leave only one there.')
+        files += there
+    return files
+
 def _is_chexpert(root: Path) -> bool:
     "Is there a train.csv or valid.csv as CheXpert has them?"
-    return any(_has_columns(root/name, ['Path']) for name in ('train.csv', 'valid.csv'))
+    names = [name for names in _CHEXPERT_FILES.values() for name in names if name != 'test.csv']
+    return any(_has_columns(root/name, ['Path']) for name in names)
 
 # %% ../nbs/12_readers.ipynb #719b5a62
 @recognised('train.csv, valid.csv', _is_chexpert)
@@ -201,13 +237,14 @@ def read_chexpert(
     "Read CheXpert or anything in its layout; raise `DataError` with file and row of what is wrong."
     _check_views(views)
     root = _folder(folder)
-    files = [root/f'{part}.csv' for part in ('train', 'valid', 'test')]
-    files = [file for file in files if file.is_file()]
+    files = _chexpert_files(root)
     if not files:
         holds = _listing(root)
         raise DataError(f"The folder {root} holds neither train.csv nor valid.csv; {holds}")
     frame = pd.concat([_chexpert_frame(file) for file in files], ignore_index=True)
-    return XrayTable(_in_view(frame, views, root), CHEXPERT_FINDINGS, root, name or root.name)
+    reading = Reading('the folder in the path', views='Frontal/Lateral, or the name of the file')
+    frame = _in_view(frame, views, root, reading)
+    return XrayTable(frame, CHEXPERT_FINDINGS, root, name or root.name, reading)
 
 # %% ../nbs/12_readers.ipynb #d10262a9
 NIH_FINDINGS = (
@@ -236,7 +273,7 @@ def _is_realcxr(root: Path) -> bool:
 @recognised('labels.csv', _is_realcxr)
 def read_realcxr(
     folder: str | Path,       # holds labels.csv and images/
-    views: str = 'frontal',   # all images are: of no effect here
+    views: str = 'frontal',   # 'frontal' or 'all'; all images of the study are frontal
     name: str | None = None,  # what reports call the data set; the folder's name if None
 ) -> XrayTable:               # NIH's findings under the names of this project
     "Read a small NIH collection; raise `DataError` with file and row of what is wrong."
@@ -251,7 +288,6 @@ def read_realcxr(
         'path': raw['path'],
         'patient': raw['patient_id'],
         'study': _texts(raw, 'path').str.extract(r'_(\d+)\.\w+$')[0].fillna(''),
-        'view': 'frontal',
         'projection': _texts(raw, 'view'),
         'age': _ages(raw, 'age'),
         'sex': _sexes(_texts(raw, 'sex')),
@@ -259,7 +295,9 @@ def read_realcxr(
     })
     if 'split' in raw: frame['split'] = _texts(raw, 'split')
     frame = frame.join(pd.DataFrame(labels, columns=findings))
-    return XrayTable(frame, findings, root, name or root.name)
+    frame, reading = _seen_from(frame), Reading('the column patient_id', views='the column view')
+    return XrayTable(_in_view(frame, views, root, reading), findings, root, name or root.name,
+                     reading)
 
 # %% ../nbs/12_readers.ipynb #b3077730
 def _template(value: str) -> str:
@@ -477,11 +515,32 @@ def _translated(
     return out if other == 'drop' else out.where(~strange, other)
 
 # %% ../nbs/12_readers.ipynb #da62c281
-def _said(texts: pd.Series, separator: str) -> pd.Series:
+_EMPTY = {'', '[]', 'nan', 'none', 'null', 'na', 'n/a'}
+_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
+
+def _names_in(text: str, separator: str) -> list[str] | None:
+    "The names that a text lists; None where quoted names were expected and there are none."
+    if tidy_text(text).lower() in _EMPTY: return []
+    if separator != 'quoted': names = text.split(separator)
+    else:
+        if re.sub(r"['\"\[\]\s,]", '', text) and not _QUOTED.search(text): return None
+        names = [one or two for one, two in _QUOTED.findall(text)]
+    names = map(tidy_text, names)
+    return [name for name in names if name.lower() not in _EMPTY]
+
+def _said(texts: pd.Series, separator: str, file: str) -> pd.Series:
     "The names that each text lists, as one list per row."
-    names = texts.str.findall("'([^']*)'")
-    if separator != 'quoted': names = texts.str.split(separator, regex=False)
-    return names.map(lambda row: [name.strip() for name in row])
+    said = by_value(texts, lambda text: _names_in(text, separator))
+    strange = said.isna().to_numpy()
+    if strange.any():
+        i = int(strange.argmax())
+        raise DataError(f"Row {i + 2} of {file} has {texts.iloc[i]!r}, which lists no quoted name; "
+                        "write ['a', 'b'], or name the separator.")
+    return said
+
+def _translation(names: dict) -> dict:
+    "The names that a mapping translates, by what counts of them."
+    return {plain_name(name): ours for name, ours in names.items()}
 
 def _listed(
     rule: dict,           # a `_ListRule`
@@ -494,17 +553,40 @@ def _listed(
     if absent is None:
         raise DataError('A list of findings must say what absence means: '
                         'write absent: negative, or absent: unknown.')
-    texts = _column(raw, rule['list'], file)
-    said = _said(texts, rule.get('separator', '|'))
-    void, drops = set(rule.get('void', ())), rule.get('others', 'keep') == 'drop'
+    said = _said(_column(raw, rule['list'], file), rule.get('separator', '|'), file)
+    void, known = set(map(plain_name, rule.get('void', ()))), _translation(names)
+    drops = rule.get('others', 'keep') == 'drop'
     every = said.explode().dropna()
-    keep = [n for n in every[every != ''].unique() if n not in void and (n in names or not drops)]
-    silent = (texts == '') | said.map(lambda row: not void.isdisjoint(row))
+    keep = [name for name in every.unique() if plain_name(name) not in void
+            and (plain_name(name) in known or not drops)]
+    silent = said.map(lambda row: not row or not void.isdisjoint(map(plain_name, row)))
     blank = np.where(silent, np.nan, absent).astype(np.float32)
     out = pd.DataFrame({name: blank for name in keep}, raw.index)
     for name in keep:
         out.loc[every.index[every == name], name] = 1
     return out
+
+# %% ../nbs/12_readers.ipynb #45b71169
+_KNOWN_FINDINGS = {*CHEXPERT_FINDINGS, *map(canonical_finding, NIH_FINDINGS)}
+_NO_FINDING_WORDS = set('''
+    train training valid validation val test testing fold split partition holdout subset dataset
+    cohort batch group cluster index idx row id ids count number num offset followup visit date time
+    year month day age male female sex gender race ethnicity insurance adult pediatric paediatric
+    child infant pregnant smoker smoking inpatient outpatient emergency icu hospital ward site
+    scanner portable bedside mobile supine erect upright ap pa frontal lateral view projection
+    rotated rotation inverted flipped quality duplicate excluded exclude reviewed annotated labeled
+    labelled consensus confidence unnamed weight height width intubated intubation extubated
+    supplemental admitted discharged readmitted survival survived died dead death deceased mortality
+    pcr temperature saturation film
+'''.split())
+
+def is_aside(
+    column: str,  # name of a column
+) -> bool:
+    "Tell whether a column's name speaks of anything but a finding."
+    if canonical_finding(column) in _KNOWN_FINDINGS: return False
+    spaced = re.sub('(?<=[a-z])(?=[A-Z])', ' ', tidy_text(column))
+    return not _NO_FINDING_WORDS.isdisjoint(re.findall('[a-z]+', spaced.lower()))
 
 # %% ../nbs/12_readers.ipynb #da62c282
 def _either(a: pd.Series, b: pd.Series) -> pd.Series:
@@ -522,7 +604,7 @@ def _label_columns(
     "The columns that a rule names; raise `DataError` for a rule or a column that does not exist."
     columns = rule
     if rule == 'chexpert': columns = list(CHEXPERT_FINDINGS)
-    if rule == 'rest': columns = [c for c in raw.columns if c not in used]
+    if rule == 'rest': columns = [c for c in raw.columns if c not in used and not is_aside(c)]
     if isinstance(columns, str):
         raise DataError(f'The mapping says findings: {columns}; '
                         'write chexpert, rest, a list of columns, or list: with a column.')
@@ -543,17 +625,22 @@ def _mapped_labels(
         columns = _label_columns(rule, raw, used, file)
         labels = pd.DataFrame(as_labels(raw, columns, file, first_row=2), raw.index, columns)
     merged: dict[str, pd.Series] = {}
+    known = _translation(names)
     for column in labels.columns:
-        name, label = canonical_finding(names.get(column, column)), labels[column]
+        name, label = canonical_finding(known.get(plain_name(column), column)), labels[column]
+        name = same_name(name, merged) or name
         merged[name] = _either(merged[name], label) if name in merged else label
     return pd.DataFrame(merged, raw.index)
 
 # %% ../nbs/12_readers.ipynb #f5ea9570
 def _label_file(root: Path, pattern: str) -> Path:
-    "The first file of a folder that fits a pattern; raise `DataError` for none."
+    "The one file of a folder that fits a pattern; raise `DataError` for none, and for several."
     hits = sorted(root.glob(pattern))
-    if hits: return hits[0]
-    raise DataError(f"The folder {root} holds no {pattern}; {_listing(root)}")
+    if len(hits) == 1: return hits[0]
+    if not hits: raise DataError(f"The folder {root} holds no {pattern}; {_listing(root)}")
+    names = ', '.join(file.name for file in hits)
+    raise DataError(f'The folder {root} holds several files that fit {pattern}: {names}; '
+                    'leave only one of them there.')
 
 def _read_text(file: Path) -> pd.DataFrame:
     "Read a CSV file (perhaps gzipped) or a file of JSON lines, all as text."
@@ -575,11 +662,38 @@ def _join(
     for column in on:
         _column(raw, column, str(file))
         _column(more, column, str(second))
-    if more.duplicated(on).any():
+    keys, theirs = _keys(raw, on), _keys(more, on)
+    more = more.assign(**{_KEY: theirs})[theirs != ''].drop(columns=on)
+    if more.duplicated(_KEY).any():
         raise DataError(f"The label file {second} has two rows for the same "
                         f"{' and '.join(on)}; it cannot be joined to {file.name}.")
-    columns = [c for c in more.columns if c in on or c not in raw.columns]
-    return raw.merge(more[columns], how='left', on=on)
+    _check_matches(keys.isin(more[_KEY]), file, second, on)
+    columns = [c for c in more.columns if c not in raw.columns]
+    return raw.assign(**{_KEY: keys}).merge(more[columns], how='left', on=_KEY).drop(columns=_KEY)
+
+_KEY = '(key)'
+
+def _keys(raw: pd.DataFrame, on: list[str]) -> pd.Series:
+    "What counts of the ids by which rows are joined; '' where one is missing."
+    parts = [by_value(raw[column], lambda value: id_key(tidy_id(value)) if tidy_id(value) else '')
+             for column in on]
+    keys = parts[0]
+    for part in parts[1:]:
+        keys = (keys + '|' + part).where((keys != '') & (part != ''), '')
+    return keys
+
+LEAST_MATCH = 0.5  # share of rows below which a join has found the wrong keys
+
+def _check_matches(found: pd.Series, file: Path, second: Path, on: list[str]):
+    "Refuse a join that finds few of its rows; say what a better one misses."
+    hits, rows = int(found.sum()), len(found)
+    if hits == rows: return
+    example = f'row {int((~found).to_numpy().argmax()) + 2} for one'
+    said = f"{hits:,} of the {rows:,} rows of {file.name} find their {' and '.join(on)} in"
+    if hits < LEAST_MATCH * rows:
+        raise DataError(f'Only {said} {second} (not {example}); are the ids written alike, and are '
+                        'these the files that belong together?')
+    logger.warning(f'{said} {second.name}; the others ({example}) have no labels from it.')
 
 def _joined(
     root: Path,
@@ -592,14 +706,46 @@ def _joined(
         raw = _join(raw, file, _label_file(root, other['table']), other['on'])
     return raw, str(file)
 
+def _places(root: Path, names: set[str]) -> dict[str, list[str]]:
+    "Where files of these names lie below a folder, hidden folders left out."
+    places: dict[str, list[str]] = {}
+    for folder, below, files in os.walk(root):
+        below[:] = sorted(d for d in below if not d.startswith(('.', '__')))
+        for file in names.intersection(files):
+            place = os.path.relpath(os.path.join(folder, file), root)
+            places.setdefault(file, []).append(place)
+    return places
+
 def _found(root: Path, names: pd.Series) -> pd.Series:
-    "Look file names up anywhere below a folder; a name that is nowhere stays as it is."
-    place = {}
-    for folder, _, files in os.walk(root):
-        place |= {file: os.path.relpath(os.path.join(folder, file), root) for file in files}
-    return names.map(lambda name: place.get(name, name))
+    "Look file names up below a folder; refuse one that is there twice, keep one that is nowhere."
+    places = _places(root, set(names))
+    for name in names:
+        if len(places.get(name, ())) > 1:
+            both = ' and '.join(places[name])
+            raise DataError(f'The image {name} may be {both} (in {root}): move the folder that '
+                            'holds no X-rays out of it, or write path: in a column mapping.')
+    return names.map(lambda name: places.get(name, [name])[0])
 
 # %% ../nbs/12_readers.ipynb #f5ea9573
+def _ballots(
+    frame: pd.DataFrame,    # rows of images, perhaps several per reader
+    readers: pd.Series,     # who says it
+    findings: list[str],
+) -> pd.DataFrame:          # one row per image and reader
+    "Join what one reader says of an image: a 1 in any row is a 1, then doubt, then a 0."
+    said, who = frame[findings], [frame['path'], readers]
+    strength = said.replace({-1: 0.5})                 # 1 beats doubt, doubt beats 0
+    strongest = strength.groupby(who, sort=False).max().replace({0.5: -1})
+    first = frame.groupby(who, sort=False).first().drop(columns=findings)
+    return first.join(strongest).reset_index(level='path').reset_index(drop=True)
+
+def _one_per_image(frame: pd.DataFrame, column: str, file: str):
+    "Refuse an image whose rows disagree on something that is one per image."
+    several = frame.groupby('path', sort=False)[column].nunique() > 1
+    if several.any():
+        image = several.index[several][0]
+        raise DataError(f'The rows of {image} in {file} name two {column}s; correct one of them.')
+
 def _voted(
     frame: pd.DataFrame,    # one row per image and reader
     findings: list[str],
@@ -634,7 +780,12 @@ def _split_of(
     for listing, part in rule['lists'].items():
         if (root/listing).is_file():
             part_of |= dict.fromkeys((root/listing).read_text().split(), part)
-    return _filled(rule['key'], raw, file).map(lambda name: part_of.get(name, ''))
+    keys = _filled(rule['key'], raw, file)
+    listed = keys.isin(list(part_of))
+    if part_of and not listed.any():
+        raise DataError(f'None of the {len(keys):,} rows of {file} is in '
+                        f"{', '.join(rule['lists'])}; are these the lists of that file?")
+    return keys.map(part_of).where(listed, '')
 
 def _used_columns(part: dict) -> set[str]:
     "The columns that a part of a mapping uses for other things than findings."
@@ -660,29 +811,43 @@ def _mapped_frame(
         'study': translate('study'),
         'projection': translate('projection'),
         'origin': translate('origin'),
-        'view': translate('view', 'frontal'),
         'sex': _sexes(fill('sex')),
         'age': np.nan,
     })
+    if 'view' in part: frame['view'] = _our_views(translate('view'))
     if 'age' in part:
-        digits = _column(raw, part['age'], file).str.extract(r'(\d+(?:\.\d+)?)')[0]
-        frame['age'] = pd.to_numeric(digits, errors='coerce')
+        _column(raw, part['age'], file)
+        frame['age'] = _ages(raw, part['age'])
     return frame.assign(split=_split_of(part.get('split', ''), raw, root, file))
+
+def _our_views(texts: pd.Series) -> pd.Series:
+    "Views in our words where they mean one of them; NaN, which drops a row, stays."
+    return by_value(texts, lambda text: view_of(text) or text)
 
 def _mapped_part(
     root: Path,
     part: dict,                         # of a mapping
+    reading: Reading,                   # counts what is left out
 ) -> tuple[pd.DataFrame, list[str]]:    # the frame of an `XrayTable`, and its findings
     "Read one part of a mapping."
     raw, file = _joined(root, part)
     frame = _mapped_frame(raw, part, root, file)
     names, used = part.get('names', {}), _used_columns(part)
     labels = _mapped_labels(part['findings'], raw, names, used, file)
-    frame = frame.join(labels)
+    frame = _seen_from(frame).join(labels)
     if 'reader' in part:
-        _column(raw, part['reader'], file)
+        _one_per_image(frame, 'patient', file)
+        readers = by_value(_column(raw, part['reader'], file), tidy_id)
+        frame = _ballots(frame, readers, list(labels))
         frame = _voted(frame, list(labels), part.get('combine', 'majority'))
-    return frame.dropna(subset=['view', 'projection', 'split']), list(labels)
+    for word in ('view', 'projection', 'split'):
+        unsaid = frame[word].isna()
+        if not unsaid.any(): continue
+        reading.drop(f'no known {word}', unsaid.sum())
+        said = f'{unsaid.sum():,} rows of {Path(file).name} say no {word} that the mapping knows'
+        reading.note(f'{said}; they are left out.', warn=True)
+        frame = frame[~unsaid]
+    return frame, list(labels)
 
 # %% ../nbs/12_readers.ipynb #e6e45f23
 def read_table(
@@ -695,13 +860,14 @@ def read_table(
     "Read a data set by a column mapping; raise `DataError` naming file, row or word."
     _check_views(views)
     root, text = _folder(folder), _load_mapping(mapping)
-    parts = [_mapped_part(root, {**text, **part}) for part in text.get('parts', [{}])]
+    reading = Reading('what the mapping calls patient', views='what the mapping calls view')
+    parts = [_mapped_part(root, {**text, **part}, reading) for part in text.get('parts', [{}])]
     frame = pd.concat([part for part, _ in parts], ignore_index=True)
     named = dict.fromkeys(finding for _, findings in parts for finding in findings)
     ours = [finding for finding in CHEXPERT_FINDINGS if finding in named]  # first, in their order
     findings = list(dict.fromkeys([*ours, *named]))
     name = name or text.get('name') or root.name
-    return XrayTable(_in_view(frame, views, root), findings, root, name)
+    return XrayTable(_in_view(frame, views, root, reading), findings, root, name, reading)
 
 # %% ../nbs/12_readers.ipynb #67dee45a
 class MappedReader:
@@ -758,10 +924,11 @@ _FOLDER_COLUMNS = {       # our column -> what it may be called in the file
     'path': ('path', 'image', 'file', 'filename', 'image_path'),
     'patient': ('patient', 'patient_id', 'patientid', 'subject_id', 'subject'),
     'study': ('study', 'study_id'),
-    'view': ('view',),
-    'projection': ('projection', 'ap/pa', 'view_position'),
-    'age': ('age', 'patient_age'),
-    'sex': ('sex', 'gender', 'patient_sex'),
+    'view': ('view', 'views', 'frontal/lateral', 'image view', 'xray view', 'view name'),
+    'projection': ('projection', 'ap/pa', 'view_position', 'position', 'orientation', 'view type',
+                   'projection type'),
+    'age': ('age', 'patient_age', 'age_years', 'age in years'),
+    'sex': ('sex', 'gender', 'patient_sex', 'patient_gender'),
     'origin': ('origin', 'source', 'site'),
     'split': ('split',),
 }
@@ -771,20 +938,19 @@ def _only_csv(root: Path) -> Path | None:
     files = sorted(root.glob('*.csv'))
     return files[0] if len(files) == 1 else None
 
-def _plain(column: str) -> str:
-    "A column's name in lower case, with underscores."
-    return str(column).strip().lower().replace(' ', '_').replace('-', '_')
+def _columns_named(ours: str, columns: Sequence[str]) -> list[str]:
+    "The columns of a file that bear a name of one of our columns, the surest first."
+    plain = {plain_name(column): column for column in reversed(columns)}
+    names = dict.fromkeys(map(plain_name, _FOLDER_COLUMNS[ours]))
+    return [plain[name] for name in names if name in plain]
 
 def _folder_columns(
     columns: Sequence[str],   # of the file
     file: Path,               # for errors
 ) -> dict[str, str]:          # our column -> column of the file
     "Find out which column is which; raise `DataError` without images or patients."
-    plain = {_plain(column): column for column in reversed(columns)}
-    found = {}
-    for ours, names in _FOLDER_COLUMNS.items():
-        hits = [plain[name] for name in names if name in plain]
-        if hits: found[ours] = hits[0]
+    named = {ours: _columns_named(ours, columns) for ours in _FOLDER_COLUMNS}
+    found = {ours: hits[0] for ours, hits in named.items() if hits}
     for ours, what in (('path', 'images'), ('patient', 'patients')):
         if ours not in found:
             names = ', '.join(_FOLDER_COLUMNS[ours])
@@ -794,13 +960,14 @@ def _folder_columns(
     return found
 
 # %% ../nbs/12_readers.ipynb #44df746c
-_KNOWN_FINDINGS = {*CHEXPERT_FINDINGS, *map(canonical_finding, NIH_FINDINGS)}
-
 def _is_finding(column: str, values: pd.Series) -> bool:
-    "Tell whether a column holds labels: a known name, or mostly 1, 0 and -1."
-    answers = pd.to_numeric(values.dropna(), errors='coerce').isin([1, 0, -1])
+    "Tell whether a column holds labels: a known name, or mostly 1, 0 and -1 and no other number."
+    numbers = pd.to_numeric(values.dropna(), errors='coerce')
+    answers = numbers.isin([1, 0, -1])
     if not len(answers): return False
-    return canonical_finding(column) in _KNOWN_FINDINGS or answers.mean() > 0.5
+    if canonical_finding(column) in _KNOWN_FINDINGS: return True
+    if is_aside(column) or (numbers.notna() & ~answers).any(): return False
+    return answers.mean() > 0.5
 
 def _without_count(column: str, columns: Sequence[str]) -> str:
     "The name of a repeated column, for pandas calls a second Edema Edema.1."
@@ -828,18 +995,47 @@ def _folder_findings(
 # %% ../nbs/12_readers.ipynb #44df746d
 _BLANK = ['', 'NA', 'N/A', 'nan', 'NaN', 'null', 'None']
 
+def _tells_views(values: pd.Series) -> bool:
+    "Does a column hold nothing but words for views, one of them longer than a letter?"
+    words = values.dropna().unique()
+    return any(len(word) > 1 for word in words) and all(map(view_of, words))
+
+def _view_columns(raw: pd.DataFrame, rest: Sequence[str]) -> list[str]:
+    "The columns that tell views: by their names or, where there is none, by what they hold."
+    columns = list(raw.columns)
+    named = _columns_named('view', columns) + _columns_named('projection', columns)
+    return named or [column for column in rest if _tells_views(raw[column])]
+
+def _first_told(raw: pd.DataFrame, columns: list[str], reading: Reading) -> pd.Series:
+    "The view of each row as the first column says that tells it; frontal where none does."
+    views = pd.Series('', raw.index)
+    for column in columns:
+        texts = raw[column].fillna('')
+        told = by_value(texts, view_of)
+        views = views.where(views != '', told)
+        unclear = texts[(views == '') & (texts != '')]
+        if len(unclear):
+            example = f'{unclear.iloc[0]!r} in {column!r}'
+            reading.note(f'{len(unclear):,} rows name no view ({example}): taken for frontal.',
+                         warn=True)
+    return views.replace('', 'frontal')
+
 def _folder_frame(
     raw: pd.DataFrame,
     columns: dict[str, str],   # our column -> column of the file
-    views: str,                # 'frontal' leaves lateral images out
+    rest: list[str],           # columns of the file that have no name of ours
+    reading: Reading,
 ) -> pd.DataFrame:
     "The columns of an `XrayTable` that are no findings."
     frame = pd.DataFrame({ours: raw[column] for ours, column in columns.items()})
-    if 'age' in frame: frame['age'] = _ages(frame, 'age')
     if 'sex' in frame: frame['sex'] = _sexes(_texts(frame, 'sex'))
-    if 'view' not in frame: return frame
-    frame['view'] = frame['view'].str.lower().fillna('frontal')
-    return frame[frame['view'] != 'lateral'] if views == 'frontal' else frame
+    telling = _view_columns(raw, rest)
+    frame['view'] = _first_told(raw, telling, reading)
+    reading.views = f"the column {', '.join(telling)}" if telling else 'all taken for frontal'
+    if telling and 'projection' not in frame:
+        texts = raw[telling[0]].fillna('')
+        frame['projection'] = texts.where(~texts.str.lower().isin(['frontal', 'lateral']), '')
+    return frame
 
 # %% ../nbs/12_readers.ipynb #9ebf2b9a
 @recognised('a single CSV file', lambda root: _only_csv(root) is not None, general=True)
@@ -856,51 +1052,109 @@ def read_folder(
         raise DataError(f"The folder {root} holds no single CSV file: {cure}; {_listing(root)}")
     raw = _read_csv(file, (), dtype=str, keep_default_na=False, na_values=_BLANK)
     columns = _folder_columns(list(raw.columns), file)
+    reading = Reading(f"the column {columns['patient']}")
     rest = [column for column in raw.columns if column not in columns.values()]
     findings = _folder_findings(raw, rest, file)
     labels = as_labels(raw, list(findings.values()), str(file), first_row=2)
-    frame = _folder_frame(raw, columns, views).join(pd.DataFrame(labels, columns=list(findings)))
+    frame = _folder_frame(raw, columns, rest, reading)
+    frame = _in_view(frame.join(pd.DataFrame(labels, columns=list(findings))), views, root, reading)
     aside = [column for column in rest if column not in findings.values()]
     if aside:
-        names = ', '.join(aside)
-        logger.info(f'{file.name}: the columns {names} are no findings and were left aside.')
-    return XrayTable(frame, list(findings), root, name or root.name)
+        names, kept = ', '.join(aside), ', '.join(findings)
+        reading.note(f'{file.name}: {kept} are read as findings; the columns {names} are no '
+                     'findings and were left aside.')
+    return XrayTable(frame, list(findings), root, name or root.name, reading)
 
 # %% ../nbs/12_readers.ipynb #96a6f8bb
 _IMAGE_ENDINGS = ('.png', '.jpg', '.jpeg', '.dcm', '.dicom')
-_NORMAL = ('normal', 'healthy', 'no finding', 'no_finding', 'negative')
+_NORMAL = {'normal', 'normals', 'healthy', 'nofinding', 'nofindings', 'negative', 'control'}
+_DERIVED = {'mask', 'masks', 'heatmap', 'heatmaps', 'segmentation', 'segmentations', 'annotations'}
 _PART_FOLDERS = {'train': 'train', 'valid': 'valid', 'val': 'valid', 'test': 'test'}
 
 def _subfolders(folder: Path) -> list[Path]:
-    "The folders in a folder, but for hidden ones."
-    return sorted(d for d in folder.iterdir() if d.is_dir() and d.name[0] not in '._')
+    "The folders in a folder, but for hidden ones and those of masks."
+    folders = sorted(d for d in folder.iterdir() if d.is_dir() and d.name[0] not in '._')
+    return [d for d in folders if plain_name(d.name) not in _DERIVED]
 
 def _class_folders(root: Path) -> list[tuple[str, Path]]:
     "The class folders below a folder, each with the part of a split that it lies in."
     folders = _subfolders(root)
-    if folders and all(folder.name in _PART_FOLDERS for folder in folders):
-        return [(_PART_FOLDERS[part.name], d) for part in folders for d in _subfolders(part)]
+    if folders and all(folder.name.lower() in _PART_FOLDERS for folder in folders):
+        parts = [(_PART_FOLDERS[folder.name.lower()], folder) for folder in folders]
+        return [(part, d) for part, folder in parts for d in _subfolders(folder)]
     return [('', folder) for folder in folders]
+
+def _images_in(folder: Path) -> list[Path]:
+    "The images in a class folder or, where it has none, in its folder `images`."
+    files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in _IMAGE_ENDINGS]
+    if files or not (folder/'images').is_dir(): return files
+    return _images_in(folder/'images')
 
 def _class_images(root: Path) -> list[tuple[str, str, str]]:
     "Path, part of the split and class of every image below a folder of classes."
     images = []
     for part, folder in _class_folders(root):
-        name = 'No Finding' if folder.name.lower() in _NORMAL else folder.name
-        files = [f for f in sorted(folder.iterdir()) if f.suffix.lower() in _IMAGE_ENDINGS]
-        images += [(str(file.relative_to(root)), part, name) for file in files]
+        normal = plain_name(folder.name) in _NORMAL
+        name = 'No Finding' if normal else respelled(folder.name)
+        name = same_name(name, [kind for _, _, kind in images]) or name
+        images += [(str(file.relative_to(root)), part, name) for file in _images_in(folder)]
     return images
+
 def _has_class_images(root: Path) -> bool:
     "Is there an image in one of the class folders?"
     return bool(_class_images(root))
+
+# %% ../nbs/12_readers.ipynb #e93f9537
+_PERSON = re.compile(r'(?:^|[-_ .])((?:(?:person|patient|pat|subject|subj|sub|pid)[-_ ]?[a-z]?\d+'
+                     r'|p\d{4,})[a-z]?)(?=[-_ .]|$)', re.IGNORECASE)
+_SEEN_FROM = re.compile(r'[-_ .](ap|pa|lat|lateral|frontal|ll|rl)$', re.IGNORECASE)
+_NUMBERED = re.compile(r'((?:.*[-_ ])?\d+)[-_ ]\d{1,4}')
+_MOST_IMAGES = 10  # per person on average; what has more is no person's number
+_ANONYMOUS = {'', '0', 'anonymous', 'anonymized', 'anonymised', 'anon', 'unknown', 'none', 'na'}
+
+def person_in(stem: str) -> tuple[str, bool]:
+    "The person that a file's name tells, '' for none, and whether it says that it is one."
+    if found := _PERSON.search(stem): return found[1], True
+    numbered = _NUMBERED.fullmatch(_SEEN_FROM.sub('', stem))
+    return (numbered[1] if numbered else ''), False
+
+def _dicom_person(file: Path) -> str:
+    "The patient that a DICOM file names, '' for none or for a placeholder."
+    try:
+        with file.open('rb') as stream:
+            head = io.BytesIO(stream.read(65536))          # the patient stands far in front
+        header = read_partial(head, lambda tag, vr, length: tag > 0x00100020, force=True)
+        person = tidy_id(header.get('PatientID', ''))
+    except Exception:
+        return ''  # whatever is wrong with it is said when its pixels are read
+    return '' if plain_name(person) in _ANONYMOUS else person
+
+def _persons(root: Path, paths: Sequence[str]) -> tuple[list[str], Reading]:
+    "Who is on each image, as DICOM tags and file names say; the path itself where neither does."
+    dicom = {p: _dicom_person(root/p) for p in paths if p.lower().endswith(('.dcm', '.dicom'))}
+    named = {p: person_in(Path(p).stem) for p in paths}
+    guesses = [person for person, sure in named.values() if person and not sure]
+    trusted = len(guesses) <= _MOST_IMAGES * len(set(guesses))
+    told = [dicom.get(p) or (named[p][0] if named[p][1] or trusted else '') for p in paths]
+    known = sum(map(bool, told))
+    if known == len(told):
+        where = 'DICOM tags' if all(map(dicom.get, paths)) else 'names of the files'
+        reading = Reading(f'the {where}, such as {told[0]} in {Path(paths[0]).name}')
+    else:
+        what = f'of {len(told) - known:,} images' if known else 'of all images'
+        reading = Reading(f'unknown {what}, each of which counts as a patient', known=False)
+    reading.note(f'Patients are known by {reading.patients}.' if reading.known else
+                 f'The patients are {reading.patients}: no split can keep a person on one side.',
+                 warn=not reading.known)
+    return [person or path for person, path in zip(told, paths)], reading
 
 # %% ../nbs/12_readers.ipynb #96a6f8bc
 @recognised('one subfolder of images per class', _has_class_images, general=True)
 def read_classes(
     folder: str | Path,       # one subfolder per class, perhaps below train/, valid/ and test/
-    views: str = 'frontal',   # of no effect: such folders know no views
+    views: str = 'frontal',   # 'frontal' leaves images out whose names end in _lateral
     name: str | None = None,  # what reports call the data set; the folder's name if None
-) -> XrayTable:               # one finding per class; every image its own patient
+) -> XrayTable:               # one finding per class; patients as tags and names of files tell
     "Read a folder of classes; raise `DataError` unless there are two classes with images."
     root = _folder(folder)
     images = _class_images(root)
@@ -911,10 +1165,18 @@ def read_classes(
             f"one subfolder per class, with images in at least two; {_listing(root)}"
         )
     frame = pd.DataFrame(images, columns=['path', 'split', 'class'])
-    frame.insert(1, 'patient', frame['path'])
+    persons, reading = _persons(root, frame['path'].tolist())
+    frame.insert(1, 'patient', persons)
+    frame['view'] = [_name_view(path) for path in frame['path']]
+    reading.views = 'the names of the files'
     labels = {kind: (frame['class'] == kind).astype(np.float32) for kind in classes}
-    frame = frame[['path', 'patient', 'split']].join(pd.DataFrame(labels))
-    return XrayTable(frame, classes, root, name or root.name)
+    frame = frame[['path', 'patient', 'split', 'view']].join(pd.DataFrame(labels))
+    return XrayTable(_in_view(frame, views, root, reading), classes, root, name or root.name,
+                     reading)
+
+def _name_view(path: str) -> str:
+    "The view that the end of a file's name tells."
+    return 'lateral' if re.search(r'[-_ .](lat|lateral)$', Path(path).stem.lower()) else 'frontal'
 
 # %% ../nbs/12_readers.ipynb #d827752d
 CHESTMNIST_FINDINGS = (
@@ -1015,7 +1277,9 @@ def read_chestmnist(
     frame = pd.DataFrame({'path': path, 'patient': path, 'split': split})
     frame = frame.join(pd.DataFrame(y, columns=list(CHESTMNIST_FINDINGS)))
     frame['No Finding'] = derive_no_finding(y, CHESTMNIST_FINDINGS)
-    return XrayTable(frame, ('No Finding', *CHESTMNIST_FINDINGS), root, name or file.stem)
+    who = 'unknown of all images, each of which counts as a patient'
+    return XrayTable(frame, ('No Finding', *CHESTMNIST_FINDINGS), root, name or file.stem,
+                     Reading(who, known=False, views='all frontal'))
 
 # %% ../nbs/12_readers.ipynb #49c7ab4f
 def _readers() -> dict[str, Any]:
@@ -1120,9 +1384,8 @@ def _nih_entries(folder: Path) -> pd.DataFrame:
     "Labels and patients of the NIH's table, by image; it lies in the folder or just above it."
     table = 'Data_Entry_2017*.csv*'
     for place in (folder, folder.parent):
-        files = sorted(place.glob(table))
-        if not files: continue
-        mapping = {**_load_mapping('nih'), 'table': files[-1].name, 'path': '{Image Index}'}
+        if not holds_file(place, [table]): continue
+        mapping = {**_load_mapping('nih'), 'path': '{Image Index}'}
         del mapping['find'], mapping['split']
         return read_table(place, mapping).frame.set_index('path')
     raise DataError(f"Neither {folder} nor the folder above it holds {table}, the NIH's table of "
@@ -1154,7 +1417,7 @@ def _realcxr_labels(
         'path': [f'images/{name}' for name in names],
         'patient_id': rows['patient'].tolist(),
         'view': entries['projection'],
-        'age': entries['age'].astype('Int64'),
+        'age': entries['age'].map(lambda age: '' if np.isnan(age) else f'{age:g}'),
         'sex': entries['sex'],
         'origin': rows['origin'].tolist(),
         'split': rows['split'].tolist(),
