@@ -9,15 +9,15 @@ __all__ = ['app', 'main']
 import json, os, sys, time
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer, typer.core
 
 from . import __version__
 from smlxray.base import (
     ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, Registry, SmlxrayError, did_you_mean,
-    for_cell, for_terminal, moved, only_one, resolve_path, shipped_file, shipped_notebook,
-    show_remarks, write_atomic,
+    for_cell, for_terminal, moved, only_one, resolve_path, same_name, shipped_file,
+    shipped_notebook, show_remarks, write_atomic,
 )
 from smlxray.config import (
     PRESETS, DataSettings, Settings, load_settings, make_run_folder, stated_preset,
@@ -961,6 +961,7 @@ def _prevalence(words: list[str] | None, bundle) -> dict | None:
     everywhere, single = None, {}
     for word in words:
         name, _, number = word.rpartition('=')
+        name = same_name(name, bundle.findings) or name
         share = _share(word, number)
         if name and name not in bundle.findings:
             hint = did_you_mean(name, bundle.findings)
@@ -1062,8 +1063,8 @@ def teach(
     "Teach a model a finding from a handful of X-rays, and say how far to trust it."
     with_it, without = _example_files(positive, negative)
     bundle = _load_model(model, config, given)
-    if output is None and name.strip() in bundle.findings:
-        taken = f'The model answers {name.strip()!r} already'
+    if output is None and (known := same_name(name.strip(), bundle.findings)):
+        taken = f'The model answers {known!r} already'
         raise SmlxrayError(f'{taken}; give the finding another name.')
     examples = bundle.read(with_it), bundle.read(without)
     how = dict(algorithm=algorithm, steps=steps, lr=lr, progress=_held_out())
