@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
-from .base import ImageError
+from .base import ImageError, logger
 from .cache import DirectPixels, ImageCache, row_numbers
 from .data import HIERARCHY, NEVER_NOVEL, PatientSplit, XrayTable
 from .images import read_picture
@@ -46,7 +46,19 @@ def _unlabelled(table: XrayTable) -> Iterator[tuple[np.ndarray, str]]:
     "The rows (N,) bool without any label, and what to say of them."
     yield np.isnan(table.labels).all(1), 'no finding has an answer'
 
+def _study_at_odds(table: XrayTable) -> Iterator[tuple[np.ndarray, str]]:
+    "For each finding, the rows (N,) bool whose study says 1 of one image and 0 of another."
+    study = table.frame['study']
+    names = (table.frame['patient'] + '/' + study)[study != '']
+    if not names.duplicated().any(): return
+    for finding, labels in zip(table.findings, table.labels.T):
+        said = pd.Series(labels).loc[names.index]
+        yes, no = (said == 1).groupby(names).any(), (said == 0).groupby(names).any()
+        both = table.frame.index.isin(names.index[names.isin(yes.index[yes & no])])
+        yield both, f'the images of its study say both 1 and 0 of {finding}'
+
 _CONTRADICTIONS = {
+    'study': _study_at_odds,
     'no finding': _ill_and_normal,
     'hierarchy': _without_parent,
     'unlabelled': _unlabelled,
@@ -103,6 +115,59 @@ def fingerprints(
         shape[part] = _shapes(batch)
     return Fingerprints(digest, shape)
 
+# %% ../nbs/22_audit.ipynb #ee029df1
+def _middle_lines(pixels: ImageCache | DirectPixels, rows: np.ndarray) -> list[bytes]:
+    "What tells most images apart: a line of pixels; for files that are not cached, their size."
+    if isinstance(pixels, DirectPixels): return [_size(pixels, row) for row in rows]
+    stored = pixels.pixels
+    middle = stored.shape[-2] // 2
+    return [stored[row][..., middle, :].tobytes() for row in rows]
+
+def _size(pixels: DirectPixels, row: int) -> bytes:
+    "The size of a file as text; a text of its own for a file that is not there."
+    path = os.path.join(pixels.table.root, pixels.table.frame['path'].iloc[row])
+    return f'{os.path.getsize(path)}'.encode() if os.path.isfile(path) else f'none {row}'.encode()
+
+def _digest_of_row(pixels: ImageCache | DirectPixels, row: int) -> int | None:
+    "The digest of an image; None for one that cannot be read, or shows nothing."
+    try:
+        image = pixels.gather([row]).numpy()
+    except ImageError:
+        return None
+    return None if image.min() == image.max() else _pixel_digest(image)
+
+def copies(
+    pixels: ImageCache | DirectPixels,  # of the whole table
+) -> np.ndarray:                        # (M, 2): row of a copy, and the first row that it repeats
+    "Find the X-rays that show the same pixels as an earlier row."
+    rows = np.flatnonzero(pixels.usable)
+    lines = pd.Series(_middle_lines(pixels, rows), rows, dtype=object)
+    candidates = rows[lines.duplicated(keep=False).to_numpy()]
+    first: dict[int, int] = {}
+    found = []
+    for row in candidates:
+        digest = _digest_of_row(pixels, row)
+        if digest is None: continue
+        leader = first.setdefault(digest, row)
+        if leader != row: found.append((row, leader))
+    return np.array(found, np.int64).reshape(-1, 2)
+
+def counted_once(
+    table: XrayTable,                   # of the pixels
+    pixels: ImageCache | DirectPixels,
+) -> np.ndarray:                        # (N,) bool
+    "Mark the rows that stay when copies count once; copies with contradicting labels all go."
+    keep, pairs = np.ones(len(table), bool), copies(pixels)
+    if not len(pairs): return keep
+    keep[pairs[:, 0]] = False
+    row, leader = (table.labels[pairs[:, side]] for side in (0, 1))
+    against = ((row == 1) & (leader == 0) | (row == 0) & (leader == 1)).any(1)
+    keep[pairs[against].ravel()] = False
+    names = table.frame['path']
+    logger.warning(f'{(~keep).sum():,} X-rays are left out as copies of others, '
+                   f'{names.iloc[pairs[0, 0]]} of {names.iloc[pairs[0, 1]]} for one.')
+    return keep
+
 # %% ../nbs/22_audit.ipynb #c1b65220
 NEAR = 0.06  # distance of two shapes below which two images count as copies of each other
 
@@ -154,7 +219,7 @@ def _pixel_pairs(prints: Fingerprints) -> dict[str, np.ndarray]:
 
 def _names(frame: pd.DataFrame) -> dict[str, pd.Series]:
     "What may be shared by name: patients, studies (where they are known) and files."
-    names = {'patient': frame['patient']}
+    names = {'patient': frame['patient']}  # as far as the table knows them
     if (frame['study'] != '').any():
         names['study'] = frame['patient'] + '/' + frame['study']
     return names | {'file': frame['path']}
@@ -197,6 +262,46 @@ def leakage_report(
     shared = [*_shared_names(table.frame, split)]
     if prints is not None: shared += _shared_pixels(table.frame, split, prints)
     return pd.DataFrame(shared, columns=['kind', 'parts', 'count', 'example'])
+
+# %% ../nbs/22_audit.ipynb #3858b737
+def _who(table: XrayTable) -> str:
+    "How many patients there are, and how that is known."
+    count = table.frame['patient'].nunique()
+    if table.reading.known: return f'{count:,}, known by {table.reading.patients}'
+    return f'{table.reading.patients}: a split cannot keep a person on one side'
+
+def _seen_from(table: XrayTable) -> str:
+    "How many X-rays are frontal and lateral, and how that is known."
+    lateral = int((table.frame['view'] == 'lateral').sum())
+    how = f' ({table.reading.views})' if table.reading.views else ''
+    return f'{len(table) - lateral:,} frontal, {lateral:,} lateral{how}'
+
+def _normals(table: XrayTable) -> str:
+    "How many X-rays are said to be normal."
+    if 'No Finding' not in table.findings: return 'unknown, for there is no column No Finding'
+    return f"{int(table.positive('No Finding').sum()):,} with No Finding"
+
+def _left_out(table: XrayTable) -> str:
+    "The rows that the reader left out, and why."
+    dropped = table.reading.dropped.items()
+    return ', '.join(f'{rows:,} ({why})' for why, rows in dropped) or 'none'
+
+def understanding(
+    table: XrayTable,  # any table of X-rays
+) -> str:              # about ten lines
+    "Say how a data folder was understood: rows, patients, views, findings, normals, dropped rows."
+    findings = [finding for finding in table.findings if finding != 'No Finding']
+    lines = {
+        'data set': f'{table.name} in {table.root}',
+        'rows': f"{len(table):,}, of them {int(np.isnan(table.labels).all(1).sum()):,} unlabelled",
+        'left out': _left_out(table),
+        'patients': _who(table),
+        'views': _seen_from(table),
+        'findings': ', '.join(findings) or 'none',
+        'normals': _normals(table),
+    }
+    lines |= {f'note {i}': note for i, note in enumerate(table.reading.notes[:3], 1)}
+    return '\n'.join(f'{word + ":":10} {text}' for word, text in lines.items())
 
 # %% ../nbs/22_audit.ipynb #f864beac
 class _Glance(NamedTuple):
@@ -273,6 +378,7 @@ def _image_problems(
 
 # %% ../nbs/22_audit.ipynb #a0d10008
 _CONFLICT_TITLES = {
+    'study': 'one study, two answers',
     'no finding': 'No Finding beside a finding',
     'hierarchy': 'finding without its parent',
     'unlabelled': 'no label at all',

@@ -846,8 +846,27 @@ def _examples(encoder: Encoder, name: str, positives, negatives, inner: InnerLoo
             f'{name!r} has no example {word} it; give at least one X-ray with it and one without.'
         )
     parts = [as_batch(part, encoder.size) for part in (positives, negatives)]
+    parts = without_copies(name, *parts)
     labels = [1.0] * len(parts[0]) + [0.0] * len(parts[1])
     return torch.cat(parts), torch.tensor(labels)
+
+def without_copies(name: str, positives: Tensor, negatives: Tensor) -> list[Tensor]:
+    "Count X-rays with the same pixels once; refuse one that is both with and without a finding."
+    kept, seen = [], {}
+    for part, word in ((positives, 'with'), (negatives, 'without')):
+        keys = [image.numpy().tobytes() for image in part.cpu()]
+        if any(seen.get(key, word) != word for key in keys):
+            raise BundleError(
+                f'The same X-ray is among the examples with and without {name!r}, perhaps under '
+                'two names; leave it out of one of them.'
+            )
+        seen |= dict.fromkeys(keys, word)
+        first = sorted({key: i for i, key in reversed([*enumerate(keys)])}.values())
+        if copies := len(part) - len(first):
+            logger.warning(f'{copies} of the {len(part)} X-rays {word} {name!r} are copies of '
+                           'others; each picture counts once.')
+        kept.append(part[first])
+    return kept
 
 # %% ../nbs/68_bundle.ipynb #6e7813da
 def nearest_support(

@@ -211,14 +211,14 @@ def _data_check(
 ):
     """Look for whatever would spoil a study.
 
-    Missing, corrupt and repeated images, conflicting labels, odd views, and patients on two sides.
-    Exit code 1 if there are errors.
+    First how the folder was understood, then missing, corrupt and repeated images, conflicting
+    labels, odd views, and patients on two sides. Exit code 1 if there are errors.
     """
     _no_folder(save)
     _no_input(save, path)
-    from smlxray.audit import check_data, count_problems
+    from smlxray.audit import check_data, count_problems, understanding
     table = _table(path, dataset, views)
-    if not as_json: _echo(f'{table}\n')
+    if not as_json: _echo(f'{understanding(table)}\n\n{table}\n')
     problems = check_data(table, images, workers, progress=sys.stderr.isatty())
     found = count_problems(problems)
     _show(found, as_json)

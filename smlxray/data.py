@@ -612,6 +612,9 @@ def split_patients(
 ) -> PatientSplit:
     "Split patients by a seeded hash of their names, stable when rows are added."
     _check_fractions(valid_fraction, test_fraction)
+    if not table.reading.known:
+        logger.warning(f'The patients of {table.name!r} are {table.reading.patients}: this split '
+                       'cannot keep a person on one side.')
     number = _uniform(_patient_hashes(table), seed)[table.patients]
     test, valid = number < test_fraction, number >= 1 - valid_fraction
     split = PatientSplit(*map(np.flatnonzero, (~test & ~valid, valid, test)))

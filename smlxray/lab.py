@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import ConfigError, DataError, SmlxrayError, logger
+from .audit import counted_once
 from .cache import DirectPixels, ImageCache, augment, open_pixels, to_float
 from .config import DataSettings, Settings, make_run_folder
 from smlxray.data import (
@@ -254,7 +255,7 @@ def open_lab(
     check_patient_disjoint(table, patients.train, patients.valid, patients.test)
     check_finding_disjoint(findings.base, findings.novel)
     pixels = _open_pixels(settings, table)
-    usable = readable(table, pixels)
+    usable = readable(table, pixels) & counted_once(table, pixels)
     patients = PatientSplit(*(rows[usable[rows]] for rows in patients))
     train = training_rows(table, patients.train, findings.novel)
     valid = training_rows(table, patients.valid, findings.novel)
