@@ -623,6 +623,8 @@ class Registry:
 
     def add(self, name: str, code: Any, help: str = '') -> None:
         "Add an entry; `code` is the object itself, or its place as 'module:attribute'."
+        if isinstance(code, str) and ':' not in code:
+            raise ConfigError(f"'{code}' is no place of code: write it as 'module:attribute'.")
         self._entries[name] = (code, help)
 
     def key(self, name: str) -> str | None:
@@ -657,7 +659,9 @@ class Registry:
         code = self._entry(name)[0]
         if not isinstance(code, str): return code
         module, _, attribute = code.partition(':')
-        return getattr(import_module(module), attribute)
+        found = getattr(import_module(module), attribute, None)
+        if found is None: raise ConfigError(f"the {self.kind} '{name}': {module} has no {attribute}.")
+        return found
 
 # %% ../nbs/00_base.ipynb #1bee0f8e
 BACKBONES = Registry('backbone', {

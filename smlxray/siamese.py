@@ -147,7 +147,7 @@ def _use_group_norm(net: nn.Module) -> None:
             setattr(parent, name, _group_norm(layer.num_features, most=32))
 
 def torchvision_backbone(
-    name: str,                 # 'resnet18', 'resnet50' or 'densenet121'; with _gn for group norm
+    name: str,                 # of a ResNet or DenseNet; with _gn for group norm
     pretrained: bool = False,  # must be False: the weights would have to be downloaded
     **options,                 # `norm`: 'batch' (as published) or 'group'
 ) -> Backbone:
@@ -155,10 +155,12 @@ def torchvision_backbone(
     from torchvision import models  # only here, as it takes seconds to load
     _check_options(options, ('norm',))
     _refuse_weights(name, pretrained)
-    published, _, group = name.partition('_')
-    norm = options.get('norm', 'group' if group else 'batch')
+    published = name.removesuffix('_gn')
+    norm = options.get('norm', 'batch' if published == name else 'group')
     choose('norm', norm, ('batch', 'group'))
-    net = getattr(models, published)(weights=None)
+    if not published.startswith(('resnet', 'wide_resnet', 'resnext', 'densenet')):
+        raise ConfigError(f"'{published}' is no ResNet and no DenseNet: it needs its own builder.")
+    net = models.get_model(published, weights=None)
     backbone = _adapt_densenet(net) if hasattr(net, 'classifier') else _adapt_resnet(net)
     if norm == 'group': _use_group_norm(net)
     return backbone
