@@ -660,7 +660,8 @@ class Registry:
         if not isinstance(code, str): return code
         module, _, attribute = code.partition(':')
         found = getattr(import_module(module), attribute, None)
-        if found is None: raise ConfigError(f"the {self.kind} '{name}': {module} has no {attribute}.")
+        if found is None:
+            raise ConfigError(f"the {self.kind} '{name}': {module} has no {attribute}.")
         return found
 
 # %% ../nbs/00_base.ipynb #1bee0f8e
