@@ -4,7 +4,7 @@
 #   make test TORCH_INDEX=URL       torch from another index; empty: the default build
 #   make test CONSTRAINTS=          the newest versions that fit, instead of the tested ones
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-slow fuzz .runs .others lab app docs export clean
+.PHONY: help demo real test test-slow fuzz torture .runs .others lab app docs export clean
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -76,6 +76,9 @@ test-slow: $(STAMP)  ## run the slow tests and the slow cells of the chapters (u
 
 fuzz: $(STAMP)  ## try 20,000 mutated inputs on all readers (20 minutes; options: FUZZ='--seed 1')
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ)
+
+torture: $(STAMP)  ## kill every long command at random moments and compare the results (up to 30 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_torture.py -q -s -m slow
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab (options: LAB='--no-browser --port 9999')
 	$(BIN)/jupyter lab nbs $(LAB)

@@ -6,7 +6,7 @@
 __all__ = ['app', 'main']
 
 # %% ../nbs/90_cli.ipynb #a90ba89c
-import json, os, sys, time
+import json, os, re, sys, time
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin
@@ -481,8 +481,26 @@ def run_notebook(name: str, parameters: dict, folder: Path) -> Path:
         papermill.execute_notebook(source, str(made), parameters, **how)
     except papermill.PapermillExecutionError as error:
         raise SmlxrayError(_sentence(error, name, made)) from None
+    finally:
+        if made.is_file(): _hide_folders(made, parameters)
     _note(f'{name}: {time.time() - start:.0f} s, {made}')
     return made
+
+def _hide_folders(notebook: Path, parameters: dict) -> None:
+    "Cut the folders of this machine out of a notebook that was run, for it may be passed on."
+    told = json.loads(notebook.read_text(encoding='utf-8'))
+    for key in ('input_path', 'output_path'): told['metadata'].get('papermill', {}).pop(key, None)
+    text = json.dumps(told, indent=1, ensure_ascii=False)
+    given = [Path(v) for v in parameters.values() if isinstance(v, str) and Path(v).is_absolute()]
+    run = notebook.parent.absolute()
+    names = {f: f.name for f in (*given, run, run.parent)}
+    names |= {Path.cwd(): '.', Path.home(): '~'}
+    for folder in sorted(names, key=lambda f: -len(str(f))):
+        if len(folder.parts) < 2: continue  # the root of the disk tells nothing
+        written = re.escape(json.dumps(str(folder), ensure_ascii=False)[1:-1])
+        shown = json.dumps(names[folder], ensure_ascii=False)[1:-1].replace('\\', r'\\')
+        text = re.sub(rf'(?<![/.]){written}(?![\w-])', shown, text)
+    write_atomic(notebook, text + '\n')
 
 # %% ../nbs/90_cli.ipynb #7cfa92ab
 STAGES = {  # mode -> notebook, in order

@@ -397,7 +397,7 @@ def _saved(results: Results, answers: str | None) -> dict:
     lab = results.lab
     saved = dict(
         format=FORMAT,
-        settings=lab.settings.model_dump(mode='json'),
+        settings=lab.settings.without_folders().model_dump(mode='json'),
         data=_data_facts(lab),
         **repeat_facts(),
         default=results.default,
