@@ -40,6 +40,9 @@ def check_examples(name: str, positives: Sequence, negatives: Sequence) -> None:
             f'{len(part)} X-rays {mark} the finding are marked; 1 to {MARKS[mark]} are needed. '
             'Click X-rays in the gallery, or upload some.'
         )
+    pictures = [x.pixels.numpy().tobytes() for x in (*positives, *negatives)]
+    if len(set(pictures)) < len(pictures):
+        raise BundleError('Two of the marked X-rays are the same picture; unmark one of them.')
 
 # %% ../../nbs/81_teach.ipynb #17652451
 class Stopped(SmlxrayError):
