@@ -327,6 +327,7 @@ def one_reader(name: str, home: Path, count: int, seed: int, seconds: float) -> 
     with tempfile.TemporaryDirectory(dir=home) as folder:
         place = Path(folder)
         os.chdir(place)
+        tempfile.tempdir = folder
         read_once = random.Random(0)
         try:
             read(seeds, place, read_once)  # imports and caches, before the clock runs
