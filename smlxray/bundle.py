@@ -293,6 +293,7 @@ def guess_left_out(
     labels: Sequence[int],  # (S,) 1 and 0
     rounds: int = 16,       # as in `hold_out`
     level: float = 0.95,
+    known: np.ndarray | float = 0.0,  # (S,) what is added to each score whatever the labels
 ) -> list[float]:           # where the AUC of examples left out falls with this chance: low, high
     "Put the examples in many random orders, and leave them out in each."
     y, rng = np.asarray(labels, int), np.random.default_rng(0)
@@ -303,6 +304,7 @@ def guess_left_out(
     for part in np.array_split(np.arange(draws), draws * len(y) ** 2 // 10**6 + 1):
         rows = order[part]
         scores = left_out_scores(similar[rows[:, :, None], rows[:, None, :]], y, rounds)
+        scores += np.broadcast_to(known, len(y))[rows]
         duels = scores[:, y == 1, None] - scores[:, None, y == 0]
         aucs[part] = ((duels > 0) + (duels == 0) / 2).mean((1, 2))
     ends = 1 - np.quantile(1 - aucs, (1 + level) / 2, method='inverted_cdf')
@@ -363,6 +365,7 @@ class TaughtFinding:
     held_out: list[float] = field(default_factory=list)    # scores of examples left out
     held_labels: list[int] = field(default_factory=list)   # their labels
     guessing: list[float] = field(default_factory=list)    # ends of the AUC of guessing
+    prior: Tensor | None = None     # (D + 1,) of the network's own embedding: see `prior_line`
 
     @property
     def examples(self) -> tuple[int, int]:  # with and without
@@ -404,7 +407,13 @@ class TaughtFinding:
     def score(self, net: SiameseNet, seen: Look) -> Tensor:
         "Score a batch: (B,) float32 on the CPU, logits before calibration."
         z = embed_at(net, self.fast, seen).float().cpu()
-        return query_scores(z, self.support, self.labels, self.scale)
+        known = self.known(seen.embedding.float().cpu())
+        return query_scores(z, self.support, self.labels, self.scale) + known
+
+    def known(self, embeddings: Tensor) -> Tensor:  # (B,)
+        "Say what was known before any example: the prior of the network's embeddings (B, D)."
+        if self.prior is None: return torch.zeros(len(embeddings))
+        return embeddings @ self.prior[:-1] + self.prior[-1]
 
     def save(self, folder: str | Path) -> Path:
         "Write the finding as a folder, whole or not at all."
@@ -447,6 +456,7 @@ def _tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
 def _finding_files(f: TaughtFinding) -> dict[str, bytes]:
     "Give a finding as the content of its files."
     tensors = dict(support=f.support, labels=f.labels)
+    if f.prior is not None: tensors['prior'] = f.prior
     tensors |= {f'fast.{name}': tensor for name, tensor in f.fast.items()}
     told = {key: getattr(f, key) for key in (*_PLAIN, 'guessing')}
     return {'finding.json': _json(told), 'finding.safetensors': _tensor_bytes(tensors)}
@@ -458,9 +468,10 @@ def _finding_from(files: dict[str, bytes], place: str) -> TaughtFinding:
         tensors = tensors_from_bytes(files['finding.safetensors'])
         check_finite(tensors, place)
         support, labels = tensors.pop('support'), tensors.pop('labels')
+        prior = tensors.pop('prior', None)
         fast = {name.removeprefix('fast.'): tensor for name, tensor in tensors.items()}
         plain = {k: told[k] for k in _PLAIN} | dict(guessing=told.get('guessing', []))
-        f = TaughtFinding(support=support, labels=labels, fast=fast, **plain)
+        f = TaughtFinding(support=support, labels=labels, fast=fast, prior=prior, **plain)
         _check_support(f)
     return f
 
@@ -963,18 +974,22 @@ def network_finding(
     finding: str,
     rows: np.ndarray,    # (S,) of the support, positives first
     valid: Tensor,       # (M, D) embeddings of all validation rows
+    prior: Tensor | None = None,  # of `prior_line`
 ) -> TaughtFinding:
     "Make a finding from the table, compared by the network as it is."
     labels = (torch.arange(len(rows)) < len(rows) // 2).float()
     support = features_of(lab, encoder.net, rows)[1]
-    f = TaughtFinding(finding, support, labels, encoder.network)
+    f = TaughtFinding(finding, support, labels, encoder.network, prior=prior)
     yes = lab.table.positive(finding)[lab.patients.valid]
     no = clean_negatives(lab.table, finding)[lab.patients.valid]
     if min(yes.sum(), no.sum()) < 5:
         scores, held = _each_left_out(support, labels)
-        guessing = guess_left_out(support, held, len(held)) if held else []
+        if held: scores = (torch.tensor(scores) + f.known(support)).tolist()
+        known = f.known(support).numpy()
+        guessing = guess_left_out(support, held, len(held), known=known) if held else []
         return calibrated(replace(f, held_out=scores, held_labels=held, guessing=guessing))
-    scores = query_scores(torch.cat([valid[yes], valid[no]]), support, labels).tolist()
+    asked = torch.cat([valid[yes], valid[no]])
+    scores = (query_scores(asked, support, labels) + f.known(asked)).tolist()
     held = [1] * int(yes.sum()) + [0] * int(no.sum())
     told = f'validation patients: {yes.sum()} X-rays with it, {no.sum()} certainly without'
     f = calibrated(replace(f, held_out=scores, held_labels=held))
@@ -1016,6 +1031,28 @@ def run_facts(lab: Lab, phase: str) -> dict:
         labels=dict(labels, matched_on=list(d.match_on)),
     )
 
+# %% ../nbs/68_bundle.ipynb #f4460038
+PRIOR_WEIGHT = 0.15  # as in `methods.PriorMethod`
+
+def prior_line(
+    known: Tensor,         # (T, D) embeddings of training X-rays
+    abnormal: np.ndarray,  # (T,) bool
+) -> Tensor | None:        # (D + 1,) weights and offset; None if all or none are abnormal
+    "Learn how abnormal an X-ray looks, in standard deviations, times the weight of a prior."
+    from sklearn.linear_model import LogisticRegression  # only here, as it takes a second to load
+    if not len(abnormal) or abnormal.all() or not abnormal.any(): return None
+    judge = LogisticRegression(max_iter=1000).fit(known.numpy(), abnormal)
+    line = torch.from_numpy(np.append(judge.coef_[0], judge.intercept_[0])).float()
+    looks = known @ line[:-1] + line[-1]
+    line[-1] -= looks.mean()
+    return PRIOR_WEIGHT * line / looks.std()
+
+def development_auc(findings: dict[str, TaughtFinding], base: Iterable[str]) -> tuple[float, int]:
+    "Give the mean AUC of base findings on validation patients, and of how many; NaN of none."
+    proven = [findings[name] for name in base if name in findings]
+    aucs = [f.trust['auc'] for f in proven if f.calibrated_on.startswith('validation')]
+    return float(np.mean(aucs)) if aucs else float('nan'), len(aucs)
+
 # %% ../nbs/68_bundle.ipynb #cc238340
 def make_bundle(
     lab: Lab,                      # the lab that the network was trained in
@@ -1024,22 +1061,48 @@ def make_bundle(
     metrics: Sequence[dict] = (),  # rows of `results.json`; those of this phase are kept
     supports: int = 32,            # support patients per class and finding, at most
     most: int = 4000,              # training X-rays behind the statistics, at most
+    prior: bool = False,           # may a prior be added, if validation patients are for it?
 ) -> Bundle:
     "Turn a trained network into a bundle."
     train = np.sort(np.random.default_rng(0).permutation(lab.train)[:most])
     valid, embedded = features_of(lab, net, lab.patients.valid)
-    tensors = neighbourhood(features_of(lab, net, train)[0], valid) if len(valid) else {}
+    trained, known = features_of(lab, net, train)
+    tensors = neighbourhood(trained, valid) if len(valid) else {}
     tensors |= pair_quantiles(lab, net)
-    mine = [r for r in metrics if str(r.get('method', '')).split(',')[0] == phase]
+    mine = [r for r in metrics if _phase_of(str(r.get('method', ''))) == phase]
     own = SiameseNet.from_config(net.to_config()).to(lab.device)
     own.load_state_dict(net.state_dict())
     settings = lab.settings.without_folders()
     bundle = Bundle(own, settings, {}, tensors, run_facts(lab, phase), mine)
+    line = prior_line(known, ~lab.normal[train]) if prior else None
+    every = {}
+    for method, added in {phase: None, f'{phase} + prior': line}.items():
+        if method == phase or added is not None:
+            every[method] = _network_findings(lab, bundle, embedded, supports, added)
+    _choose_method(bundle, every)
+    return bundle
+
+def _phase_of(method: str) -> str:
+    "Say whose network a method of the table compares."
+    return method.split(',')[0].removesuffix(' + prior')
+
+def _network_findings(lab: Lab, bundle: Bundle, valid: Tensor, supports: int, prior) -> dict:
+    "Make all findings of a table, by name."
+    out = {}
     for name in (*lab.findings.base, *lab.findings.novel):
         rows = support_rows(lab, name, supports)
-        if rows is None: continue
-        bundle.findings[name] = network_finding(lab, bundle, name, rows, embedded)
-    return bundle
+        if rows is not None: out[name] = network_finding(lab, bundle, name, rows, valid, prior)
+    return out
+
+def _choose_method(bundle: Bundle, every: dict[str, dict]) -> None:
+    "Take the findings of the method that validation patients are for, and say why."
+    aucs = {m: development_auc(f, bundle.facts['base'])[0] for m, f in every.items()}
+    best = max(aucs, key=lambda m: np.nan_to_num(aucs[m]))
+    said = ', '.join(f'{m} {value:.3f}' for m, value in aucs.items())
+    why = f'mean AUC over base findings of validation patients: {said}'
+    if np.isnan(aucs[best]): why = 'too few validation patients to choose by'
+    bundle.findings = every[best]
+    bundle.facts |= dict(method=best, why=why)
 
 # %% ../nbs/68_bundle.ipynb #93243f77
 def networks_of(folder: Path) -> list[Path]:
@@ -1065,12 +1128,22 @@ def bundle_of_run(
     phase: str | None = None,  # None: the settings' algorithm if it was trained, else siamese
 ) -> Bundle:
     "Make a bundle of a run's checkpoint and results; raise `SmlxrayError` if it is not trained."
-    algorithm = lab.settings.meta.algorithm
-    phase = phase or (algorithm if checkpoint_path(lab, algorithm).exists() else 'siamese')
+    own = lab.settings.meta.algorithm
+    names = [own, 'siamese', *(name for name in ALGORITHMS if name != own)]
+    trained = [name for name in names if checkpoint_path(lab, name).exists()]
+    bundles = [_bundle_of(lab, name) for name in ([phase] if phase else trained or ['siamese'])]
+    aucs = [development_auc(b.findings, lab.findings.base)[0] for b in bundles]
+    best = bundles[int(np.argmax(np.nan_to_num(aucs)))]
+    others = [b.facts for b in bundles if b is not best]
+    best.facts['others'] = [f'{told["method"]}: {told["why"]}' for told in others]
+    best.facts['made_of'] = made_of(lab.folder)
+    return best
+
+def _bundle_of(lab: Lab, phase: str) -> Bundle:
+    "Make a bundle of one checkpoint of a run."
     net, made_by = load_checkpoint(checkpoint_path(lab, phase), lab.device)
-    bundle = make_bundle(lab_of_weights(lab, made_by), net, phase, measured_rows(lab.folder, net))
-    bundle.facts['made_of'] = made_of(lab.folder)
-    return bundle
+    rows = measured_rows(lab.folder, net)
+    return make_bundle(lab_of_weights(lab, made_by), net, phase, rows, prior=True)
 
 # %% ../nbs/68_bundle.ipynb #25f8e877
 def lab_of_weights(
@@ -1159,6 +1232,14 @@ def _markdown_table(head: list[str], rows: list[list]) -> str:
     texts = ['| ' + ' | '.join(map(str, line)) + ' |' for line in lines]
     return '\n'.join([texts[0], '|---' * len(head) + '|', *texts[1:]])
 
+# %% ../nbs/68_bundle.ipynb #27ba54ec
+def _method_lines(facts: dict) -> list[str]:
+    "Say how a bundle answers, and why so; nothing of a bundle of version 0.1."
+    if 'method' not in facts: return []
+    lines = [f'It answers by `{facts["method"]}` ({facts["why"]}).']
+    if facts.get('others'): lines.append('Not chosen: ' + '; '.join(facts['others']) + '.')
+    return lines
+
 # %% ../nbs/68_bundle.ipynb #732a3c6a
 def model_card(
     bundle: Bundle,
@@ -1171,6 +1252,7 @@ def model_card(
         f'# {bundle.version}',
         f'A {s.siamese.backbone} that embeds chest X-rays ({h} x {w} pixels, grey) in '
         f'{s.siamese.embedding_dim} dimensions; {trained}.',
+        *_method_lines(facts),
         'Research software: not a medical device, and nothing it says is a diagnosis.',
         '## Data',
         '\n'.join(_data_lines(facts)),

@@ -8,12 +8,14 @@ from smlxray.bundle import (
     BundleError,
     TaughtFinding,
     decode_ahead,
+    development_auc,
     export_onnx,
     guess_left_out,
     is_unusual,
     left_out_scores,
     make_bundle,
     predict_files,
+    prior_line,
     spatial_features,
 )
 from smlxray.cache import to_float
@@ -22,6 +24,7 @@ from smlxray.episodes import EpisodeSampler
 from smlxray.images import resize_image
 from smlxray.intervals import chance_interval, duel_chances
 from smlxray.lab import open_lab
+from smlxray.losses import query_scores
 from smlxray.methods import AdaptedMethod, network_method
 from smlxray.metrics import auc
 from smlxray.phantom import draw_phantom
@@ -416,3 +419,23 @@ def test_what_is_not_known_is_unusual(bundle):
     lost.support = lost.support * float('nan')
     sick = replace(bundle, findings={lost.name: lost})
     assert is_unusual(sick.predict(images)['unusual']).all()
+
+
+def test_the_prior_travels_with_the_bundle_if_validation_patients_are_for_it(lab, net, tmp_path):
+    made = make_bundle(lab, net, prior=True)
+    plain = make_bundle(lab, net)
+    aucs = [development_auc(b.findings, lab.findings.base)[0] for b in (made, plain)]
+    assert aucs[0] >= aucs[1] and 'validation patients' in made.facts['why']
+    assert made.facts['method'] in ('siamese', 'siamese + prior')
+    line = prior_line(torch.randn(30, made.net.head[-1].out_features), np.arange(30) < 12)
+    for f in made.findings.values():
+        f.prior = line
+    images = lab.pixels.gather(lab.test[:3])
+    name, f = next(iter(made.findings.items()))
+    z = made.embed(images)
+    wanted = query_scores(z, f.support, f.labels) + z @ line[:-1] + line[-1]
+    assert np.allclose(made.scores(f, images), wanted, atol=1e-5)
+    made.save(tmp_path / 'with')
+    again = Bundle.load(tmp_path / 'with')
+    assert np.allclose(again.predict(images)[name], made.predict(images)[name])
+    assert 'It answers by `siamese' in (tmp_path / 'with' / 'card.md').read_text()

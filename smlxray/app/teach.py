@@ -164,9 +164,10 @@ def answer_queries(
     check_network(bundle, finding)
     z, y = embeddings_at(bundle, finding, xrays), finding.labels
     similarity = cosine_similarity(z, finding.support).numpy()
-    score = query_scores(z, finding.support, y, finding.scale).numpy()
+    known = finding.known(torch.stack([x.embedding for x in xrays])).numpy()
+    score = query_scores(z, finding.support, y, finding.scale).numpy() + known
     p = finding.probabilities(score, prevalence, temperature)
-    draws = finding.scale * resampled_scores(similarity, y.numpy())
+    draws = known[:, None] + finding.scale * resampled_scores(similarity, y.numpy())
     spread = finding.probabilities(draws, prevalence, temperature)
     low, high = np.quantile(spread, (0.025, 0.975), axis=1)
     influence = example_influence(similarity, y.numpy(), finding.scale)
