@@ -39,6 +39,25 @@ class DataError(SmlxrayError):
 class ImageError(SmlxrayError):
     "An image file is missing, broken, too large or of a kind we do not read."
 
+# %% ../nbs/00_base.ipynb #07718ba4
+_DOES_MORE = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]')
+
+def for_terminal(text: Any) -> str:
+    "Show signs that steer a terminal, or turn the direction of writing, as their code."
+    return _DOES_MORE.sub(lambda sign: f'\\u{ord(sign[0]):04x}', str(text))
+
+def for_cell(text: str) -> str:
+    "Make a text harmless in a cell of a table: no formula, nothing that steers."
+    text = for_terminal(text)
+    return f"'{text}" if text[:1] in ('=', '+', '-', '@', '\t') else text
+
+def for_folder(name: str) -> str:
+    "Name a folder after something: a-z, 0-9 and -; other signs than usual ones add a checksum."
+    plain = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
+    if plain and not re.search(r"[^A-Za-z0-9 _/()&,.+':-]", name): return plain
+    composed = unicodedata.normalize('NFC', name).encode('utf-8', 'backslashreplace')
+    return f'{plain or "finding"}-{hashlib.sha256(composed).hexdigest()[:8]}'
+
 # %% ../nbs/00_base.ipynb #16b6b23f
 logger = logging.getLogger('smlxray')
 logger.addHandler(logging.NullHandler())
@@ -532,25 +551,6 @@ def _stays_small(opened: Callable, path: Path, most: int) -> bool:
     with opened(path) as file:
         while left >= 0 and (part := file.read(1 << 20)): left -= len(part)
     return left >= 0
-
-# %% ../nbs/00_base.ipynb #07718ba4
-_DOES_MORE = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]')
-
-def for_terminal(text: Any) -> str:
-    "Show signs that steer a terminal, or turn the direction of writing, as their code."
-    return _DOES_MORE.sub(lambda sign: f'\\u{ord(sign[0]):04x}', str(text))
-
-def for_cell(text: str) -> str:
-    "Make a text harmless in a cell of a table: no formula, nothing that steers."
-    text = for_terminal(text)
-    return f"'{text}" if text[:1] in ('=', '+', '-', '@', '\t') else text
-
-def for_folder(name: str) -> str:
-    "Name a folder after something: a-z, 0-9 and -; other signs than usual ones add a checksum."
-    plain = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
-    if plain and not re.search(r"[^A-Za-z0-9 _/()&,.+':-]", name): return plain
-    composed = unicodedata.normalize('NFC', name).encode('utf-8', 'backslashreplace')
-    return f'{plain or "finding"}-{hashlib.sha256(composed).hexdigest()[:8]}'
 
 # %% ../nbs/00_base.ipynb #e5cc5995
 def repo_root(
