@@ -416,7 +416,7 @@ def work() -> None:
         _limit_time(0)
         send_part(write, *answer)
 
-def _attempt(told: dict, data: bytearray) -> tuple[dict, Any]:
+def _attempt(told: dict, data: bytes | bytearray) -> tuple[dict, Any]:
     "Do a job; an error is an answer as well."
     module, _, name = told.pop('call').partition(':')
     try:
@@ -493,23 +493,23 @@ def in_worker(
     data: bytes = b'',
 ) -> tuple[dict, bytearray]:        # the answer
     "Have a job done within limits; raise `OverLimit`, or `ValueError` if it fails or crashes."
-    if _inside: return _plain_call(call, told, data)
+    job = dict(told, call=call)
+    answer = _attempt(job, data) if _inside else _ask_worker(job, data)
+    if 'over' in answer[0]: raise OverLimit(_WHY[answer[0]['over']])
+    if 'failed' in answer[0]: raise ValueError(answer[0]['failed'])
+    return answer
+
+def _ask_worker(job: dict, data: bytes) -> tuple[dict, bytearray]:
     waiting = _idle.setdefault(os.getpid(), [])
     worker = _next_worker(waiting)
     try:
-        answer = worker.ask(dict(told, call=call), data)
+        answer = worker.ask(job, data)
     except BaseException:  # Ctrl-C leaves half an answer in the pipe
         worker.process.kill()
         worker.end()
         raise
     waiting.append(worker)
-    if 'over' in answer[0]: raise OverLimit(_WHY[answer[0]['over']])
-    if 'failed' in answer[0]: raise ValueError(answer[0]['failed'])
     return answer
-
-def _plain_call(call: str, told: dict, data) -> tuple[dict, Any]:
-    module, _, name = call.partition(':')
-    return getattr(import_module(module), name)(told, data)
 
 def _next_worker(waiting: list[_Worker]) -> _Worker:
     "Take a worker that waits and lives, or start one."

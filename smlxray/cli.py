@@ -631,7 +631,7 @@ def _config_show(config: _Config = None, given: _Set = None, as_json: _Json = Fa
     _, settings = _parameters(config, given)
     _tell(settings.model_dump(mode='json'), settings.to_yaml().rstrip(), as_json)
 
-@_config.command('check', epilog=_examples('smlxray config check config/demo.yaml') + _choices())
+@_config.command('check', epilog=_examples('smlxray config check config/tiny.yaml') + _choices())
 def _config_check(path: Annotated[Path, _argument('A YAML file of settings.')]):
     """Say what is wrong with a file of settings, and try it.
 

@@ -168,13 +168,13 @@ def test_settings_and_mappings_do_not_grow(tmp_path):
 
 
 def test_a_network_is_built_only_for_weights_that_are_there():
-    from smlxray.bundle import _network_of
     from smlxray.siamese import SiameseNet
+    from smlxray.train import network_of
 
     net = SiameseNet('conv4', 8)
     claimed = net.to_config() | dict(embedding_dim=2_000_000_000)
-    with pytest.raises(ValueError, match='not those of its network'):
-        _network_of(claimed, net.state_dict())
+    with pytest.raises(ValueError, match='not that of its network'):
+        network_of(claimed, net.state_dict())
 
 
 def test_a_compressed_finding_is_refused():

@@ -83,14 +83,14 @@ READERS = {
 def test_a_damaged_own_file_is_one_sentence(copy, name):
     path, rng = copy / 'r' / 'run' / name, random.Random(name)
     whole, read, refused = path.read_bytes(), READERS[name], 0
-    for _ in range(60):
+    for _ in range(20):
         path.write_bytes(mutated(whole, rng))
         try:
             read(path)
         except SmlxrayError as error:
             refused += 1
             assert '\n' not in str(error)
-    assert refused > 30 or name == 'metrics.jsonl'
+    assert refused > 10 or name == 'metrics.jsonl'
 
 
 ODD = [None, True, -1, 1e400, 'x', [], {}, [None], {'x': 1}]
@@ -103,7 +103,7 @@ def test_a_remade_bundle_with_odd_fields_is_one_sentence(copy, tmp_path):
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in parts}
     del files['manifest.json']
     named = [name for name in files if name.endswith('.json')]
-    for number in range(50):
+    for number in range(20):
         name = rng.choice(named)
         value = json.loads(files[name])
         part = value

@@ -16,7 +16,7 @@ _HOMES = {
     'app.pages': 'PREVALENCES TEMPERATURES overlay tsne_map turn_onto ComparePage TeachPage '
                  'ExplorePage FindingsPage run_names answers_html ResultsPage App',
     'app.serve': 'DEMO bundle_folder make_demo prepare open_session write_template notebook_file '
-                 'voila_command serve served_app',
+                 'serve served_app',
     'look': 'INK BLUE RED GREY PALETTE figure_url probability_svg curve_svg',
     'dicom': 'COLOURFUL colour_spread',
 }
@@ -36,6 +36,7 @@ _GONE = {
     'MAX_SHOTS': 'smlxray.app.session.MARKS holds the limits.',
     'STYLE': 'the style sheet is the file app/static/pages.css.',
     'nearest_cases': 'call `Session.nearest`.',
+    'voila_command': '`serve` starts the server itself.',
     'listening': 'give `on_step` to smlxray.maml.adapt.',
 }
 __getattr__ = moved(__name__, _MOVED, _GONE)
