@@ -1,4 +1,4 @@
-"A hundred and eighty mutated inputs, always the same; `make fuzz` tries 20,000, own files included."
+"Mutated inputs, always the same; `make fuzz` tries 20,000 of them, own files included."
 
 import pytest
 from fuzz import READERS, faults, prepare, run
