@@ -243,7 +243,7 @@ def home(tmp_path_factory):
 
 
 def test_a_few_kills(tmp_path):
-    table = torture(tmp_path, dict(phantoms=(2, False)), random.Random(SEED))
+    table = torture(tmp_path, dict(phantoms=(1, False)), random.Random(SEED))
     assert all(row['orphans'] == 0 for row in table)
 
 
