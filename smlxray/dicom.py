@@ -726,7 +726,6 @@ def to_grey(
 def unpack_frame(job: dict, data: bytes) -> tuple[dict, memoryview]:
     "Unpack the pixels of one frame: their type and shape, and their bytes."
     from pydicom.pixels import get_decoder
-    job.pop('call', None)
     decoder = get_decoder(job.pop('syntax'))
     pixels = np.ascontiguousarray(decoder.as_array(bytes(data), index=0, **job)[0])
     return dict(type=pixels.dtype.str, shape=pixels.shape), pixels.data.cast('B')

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import Served, Visitor, browsing, need_browser, phantom, png, small_run
+from processes import children, lives
 
 
 @pytest.fixture(scope='module')
@@ -127,31 +128,11 @@ def test_a_visitor_too_many_is_told_so(served):
     assert len(served.kernels()) <= 3  # and one that is ready for the next
 
 
-def below(pid):
-    "The processes that a process has started, and those that they have started."
-    found = []
-    for entry in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            parent = int(entry.read_text().rpartition(')')[2].split()[1])
-        except OSError:
-            continue
-        if parent == pid: found += [int(entry.parent.name), *below(int(entry.parent.name))]
-    return found
-
-
-def runs(pid):
-    "Whether a process still runs; one that nobody has asked about its end does not."
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
-        return False
-
-
 def test_nothing_outlives_a_killed_server(served):
-    all_of_it = below(served.process.pid)
+    all_of_it = children(served.process.pid)
     assert len(all_of_it) >= 4  # the nursery, the server, a kernel and what asked for it
     os.kill(served.process.pid, signal.SIGKILL)
     end = time.time() + 10
-    while any(map(runs, all_of_it)) and time.time() < end:
+    while any(map(lives, all_of_it)) and time.time() < end:
         time.sleep(0.1)
-    assert not any(map(runs, all_of_it))
+    assert not any(map(lives, all_of_it))

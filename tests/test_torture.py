@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import children, lives
 
 SEED = 14
 FINDING = 'Cardiomegaly'
@@ -159,25 +160,6 @@ def finish(process, seconds=300):
     "Wait for a command; return its exit code, and what it said."
     said, _ = process.communicate(timeout=seconds)
     return process.returncode, said
-
-
-def children(pid):
-    "The processes that a process has started, and those that they have started."
-    found = []
-    for entry in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            parent = int(entry.read_text().rpartition(')')[2].split()[1])
-        except OSError:
-            continue
-        if parent == pid: found += [int(entry.parent.name), *children(int(entry.parent.name))]
-    return found
-
-
-def lives(pid):
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
-    except OSError:
-        return False
 
 
 def kill(process):
