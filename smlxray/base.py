@@ -256,6 +256,21 @@ def read_json(
     with own_file(path, cure, error):
         return parse_json(Path(path).read_bytes(), kind)
 
+# %% ../nbs/00_base.ipynb #82376294
+def check_format(
+    path: str | os.PathLike,  # a file that smlxray wrote
+    found: int,               # the format that it states
+    latest: int,              # the last one that is read
+    cure: str,                # what helps apart from a newer smlxray, as in 'evaluate again'
+) -> None:
+    "Raise `SmlxrayError` for a file of a later smlxray."
+    if found <= latest: return
+    name = '/'.join(Path(path).parts[-2:])
+    raise SmlxrayError(
+        f'{name} has format {found}, and this smlxray reads up to {latest}: '
+        f'update smlxray, or {cure}.'
+    )
+
 # %% ../nbs/00_base.ipynb #8610aafa
 def json_digest(
     value: Any,  # plain data

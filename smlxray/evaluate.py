@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from pydantic import Field
 from tqdm.auto import tqdm
 from smlxray.base import (
-    DataError, Fields, SmlxrayError, atomic_path, check_fields, check_seal, logger, moved,
-    own_file, read_json, repo_root, resolve_path, sealed, write_atomic,
+    DataError, Fields, SmlxrayError, atomic_path, check_fields, check_format, check_seal, logger,
+    moved, own_file, read_json, repo_root, resolve_path, sealed, write_atomic,
 )
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock
@@ -305,19 +305,11 @@ def _file_of_run(folder: Path, name: str) -> Path:
         f'There is no {name} in {Path(folder).name}/; run the notebook evaluate_meta first.'
     )
 
-def _check_format(found: int, path: Path) -> None:
-    "Refuse a file of a later version."
-    if found <= FORMAT: return
-    raise SmlxrayError(
-        f'{path.parent.name}/{path.name} has format {found}, and this version reads up to '
-        f'{FORMAT}; please update smlxray.'
-    )
-
 _AGAIN = 'evaluate the run again'
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as z:
-        _check_format(int(z['format']) if 'format' in z else 1, path)
+        check_format(path, int(z['format']) if 'format' in z else 1, FORMAT, _AGAIN)
         arrays = {key: z[key] for key in z.files}
     if str(arrays.get('digest', _digest_of(arrays))) != _digest_of(arrays):
         raise ValueError('its content was changed')
@@ -476,7 +468,7 @@ def read_results(
     path = _file_of_run(folder, 'results.json')
     with own_file(path, _AGAIN):
         saved = read_json(path, _AGAIN)
-        _check_format(int(saved.get('format', 1)), path)
+        check_format(path, int(saved.get('format', 1)), FORMAT, _AGAIN)
         check_fields(_SavedResults, check_seal(saved))
     check_pair(path.parent)
     return saved

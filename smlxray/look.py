@@ -552,10 +552,11 @@ def tag_html(words: str, kind: str = '') -> Html:
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{style}</style></head>
+{facts}<title>{title}</title><style>{style}</style></head>
 <body><header><div><span class="run">{run}</span><h1>{title}</h1><p>{lead}</p></div></header>
 <main>{cards}<nav>{links}</nav>{body}
-<footer>Written by smlxray, research software and no medical device.</footer></main></body></html>
+<footer>Written by smlxray, research software and no medical device.{made_of}</footer></main></body>
+</html>
 """
 
 # %% ../nbs/58_look.ipynb #899061a3
@@ -565,8 +566,12 @@ def page_html(
     sections: Mapping[str, str],           # heading -> finished HTML; an empty one falls away
     run: str = '',                         # small words above the title
     cards: str = '',                       # finished HTML above the sections
+    made_of: Mapping[str, str] | None = None,  # digests, by what they are of
 ) -> Html:
     "Write a whole page that needs no other file, no network and no script."
+    told = {escape(what): escape(digest) for what, digest in (made_of or {}).items()}
+    facts = [f'<meta name="smlxray:{what}" content="{digest}">\n' for what, digest in told.items()]
+    words = ''.join(f' {what} <code>{digest}</code>.' for what, digest in told.items())
     sections = {escape(name): content for name, content in sections.items() if content}
     links = body = ''
     for i, (name, content) in enumerate(sections.items()):
@@ -580,5 +585,7 @@ def page_html(
         cards=cards,
         links=links,
         body=body,
+        facts=''.join(facts),
+        made_of=f' Made from:{words}' if told else '',
     )
     return Html(page)

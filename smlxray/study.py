@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'StudySettings', 'load_plan', 'fair_splits', 'Cell', 're
            'summary_table', 'run_study']
 
 # %% ../nbs/73_study.ipynb #1cb1d64a
-import ctypes, gc, json, os, time
+import ctypes, gc, json, os, re, time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,16 +21,17 @@ import torch
 import torch.nn.functional as F
 import yaml
 from joblib import Parallel, delayed
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from smlxray.base import (
-    ALGORITHMS, ConfigError, DataError, SmlxrayError, atomic_path, choose, follow, logger, moved,
-    resolve_path, set_seed, shipped_file, show_remarks, write_atomic,
+    ALGORITHMS, ConfigError, DataError, Fields, SmlxrayError, check_fields, check_format,
+    check_seal, choose, follow, for_folder, json_digest, logger, moved, only_one, own_file,
+    parse_json, resolve_path, same_name, sealed, set_seed, shipped_file, show_remarks, write_atomic,
 )
 from .cache import to_float
 from .config import Section, Settings, load_settings, read_yaml
-from .data import XrayTable, split_patients
+from .data import XrayTable, canonical_finding, split_patients
 from .episodes import EpisodeBlock, strata
 from .evaluate import GridMean, grid_means, interval_columns, repeat_facts, span
 from .intervals import Interval
@@ -43,7 +44,8 @@ from .metrics import Support
 from .methods import METHODS, Method, ShuffledMethod, calibrate_batch_norm, stratum_odds
 from .siamese import SiameseNet
 from smlxray.train import (
-    Course, NamingObjective, NamingSiamese, PrototypeObjective, SiameseObjective, fit, train_meta,
+    Course, NamingObjective, NamingSiamese, PrototypeObjective, SiameseObjective, fit,
+    network_digest, read_tensors, train_meta, write_tensors,
 )
 
 # %% ../nbs/73_study.ipynb #cd756a6a
@@ -106,7 +108,19 @@ def typed(value):
     "Read texts of a plan as YAML does, wherever they are: '3' is a number, 'false' a truth value."
     if isinstance(value, dict): return {key: typed(inner) for key, inner in value.items()}
     if isinstance(value, list): return [typed(inner) for inner in value]
-    return yaml.safe_load(value) if isinstance(value, str) and value else value
+    return typed_text(value) if isinstance(value, str) and value else value
+
+_PLAIN = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('null', 'bool', 'int', 'float'))
+
+def typed_text(text: str):
+    "Read one text as a number, a truth value or nothing; any other stays a text, brackets or not."
+    reader = yaml.SafeLoader('')
+    tag = reader.resolve(yaml.ScalarNode, text, (True, False))
+    if tag not in _PLAIN: return text
+    try:
+        return reader.construct_object(yaml.ScalarNode(tag, text))
+    except ValueError:  # such as a number of 5,000 digits
+        return text
 
 def check_plan(plan: StudySettings) -> StudySettings:
     "Return a plan whose names all refer to something; raise `ConfigError` otherwise."
@@ -163,21 +177,46 @@ def fair_splits(
     return np.argsort(worst, kind='stable')[:count].tolist()
 
 # %% ../nbs/73_study.ipynb #161709ed
-def keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    "Write arrays so that a reader finds all of them or no file."
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    with atomic_path(path) as draft:
-        save_file(whole, draft)
+def keep(path: Path, tensors: dict[str, Tensor], made_of: dict[str, str]) -> None:
+    "Write tensors, and digests of what they were made of, as one sealed file."
+    write_tensors(path, tensors, dict(made_of=made_of))
 
-def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    "The weights of a model as arrays."
-    return {name: weight.detach().numpy() for name, weight in model.state_dict().items()}
+def kept(
+    path: Path,
+    made_of: dict[str, str],      # as it is now; `recipe` is one of its keys
+) -> dict[str, Tensor] | None:    # None: there is no file, or there was a damaged one
+    "Read what `keep` wrote; raise `SmlxrayError` if it was made of something else."
+    if not path.exists(): return None
+    name = '/'.join(path.parts[-3:])
+    try:
+        told, tensors = read_tensors(path, 'delete it and run the study again')
+        found = dict(told.get('made_of', {}))
+    except (SmlxrayError, OSError):
+        raise
+    except Exception as problem:
+        why = str(problem).partition('\n')[0][:120]
+        logger.warning(f'{name} is damaged ({why}) and removed; the study makes it again.')
+        path.unlink(missing_ok=True)
+        return None
+    _check_origin(name, found, made_of)
+    return tensors
 
-def load_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:
-    "Put kept weights into a model, and the model into eval mode."
-    tensors = {name: torch.from_numpy(array) for name, array in load_file(path).items()}
-    model.load_state_dict(tensors)
-    return model.eval()
+def _check_origin(name: str, found: dict[str, str], made_of: dict[str, str]) -> None:
+    "Compare what a file was made of with what there is; weights that are gone tell nothing."
+    differ = [key for key in made_of if key in found and found[key] != made_of[key]]
+    if 'recipe' in found and not differ: return
+    raise SmlxrayError(
+        f'{name} was made with another {" and another ".join(differ or ["recipe"])} than what is '
+        'there: remove it and run the study again, or give the run another name.'
+    )
+
+def seal_of(path: Path) -> str:  # '' if it is not there, or damaged
+    "The digest that a kept file states, read without its tensors."
+    try:
+        with safe_open(path, 'pt') as file:
+            return (file.metadata() or {}).get('digest', '')
+    except (OSError, SafetensorError):
+        return ''
 
 # %% ../nbs/73_study.ipynb #e0387992
 def show_view(batch: Tensor, view) -> Tensor:
@@ -196,7 +235,7 @@ def embed_views(
     rows: np.ndarray,           # (R,)
     views: tuple = (),          # in addition to the X-ray as it is
     batch_size: int = 64,
-) -> dict[str, np.ndarray]:     # features (R, C), embeddings (R, D) and logits (R, F + 1)
+) -> dict[str, Tensor]:         # features (R, C), embeddings (R, D) and logits (R, F + 1)
     "Embed rows, each averaged over its views."
     def outputs(images):
         x = to_float(images).contiguous(memory_format=torch.channels_last)
@@ -208,7 +247,7 @@ def embed_views(
         seen = [outputs(show_view(batch, view)) for view in ('', *views)]
         parts.append([torch.stack(views).mean(0) for views in zip(*seen)])
     names = ('features', 'embeddings', 'logits')
-    return {name: torch.cat(part).numpy() for name, part in zip(names, zip(*parts))}
+    return {name: torch.cat(part) for name, part in zip(names, zip(*parts))}
 
 # %% ../nbs/73_study.ipynb #31945e34
 OBJECTIVES = dict(naming=NamingObjective, siamese=SiameseObjective, prototypes=PrototypeObjective)
@@ -259,6 +298,12 @@ def limits_of(lab: Lab, negatives: str) -> dict[str, int | str]:
             return str(error)
     return {finding: limit(finding) for finding in lab.findings.novel}
 
+# %% ../nbs/73_study.ipynb #afa9b0a4
+def file_name(name: str) -> str:
+    "The name of a fold, a backbone or a method as the name of a file."
+    short = name.replace(', ', '-').replace(' + ', '-and-').replace(' ', '_')
+    return short if re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.+=()-]*', short) else for_folder(name)
+
 # %% ../nbs/73_study.ipynb #c00ce11a
 @dataclass
 class Cell:
@@ -269,10 +314,11 @@ class Cell:
     split: int     # split seed
     seed: int = 0  # of the training
     blocks: dict = field(default_factory=dict, repr=False)  # episodes that were drawn before
+    labs: dict = field(default_factory=dict, repr=False, compare=False)  # by size of the images
 
     @property
     def name(self) -> str:
-        return f'fold{self.fold}-split{self.split}-seed{self.seed}'
+        return f'fold{file_name(self.fold)}-split{self.split}-seed{self.seed}'
 
     @cached_property
     def lab(self) -> Lab:
@@ -281,6 +327,11 @@ class Cell:
     @cached_property
     def folder(self) -> Path:
         return self.lab.folder / self.name
+
+    @cached_property
+    def recipe(self) -> str:  # 16 hex digits
+        "Fingerprint all that the files of this cell depend on; raise if its note says otherwise."
+        return check_made_by(self)
 
     def settings(self, **changes) -> Settings:
         "The settings of this cell, with changes."
@@ -300,7 +351,8 @@ class Cell:
         "The lab with pixels of the size that a backbone wants."
         size = self.plan.backbones[backbone].image_size
         if size in (None, self.lab.settings.data.image_size[0]): return self.lab
-        return open_lab(self.settings(image_size=[size, size]))
+        if size not in self.labs: self.labs[size] = open_lab(self.settings(image_size=[size, size]))
+        return self.labs[size]
 
     def block(self, finding: str, negatives: str = 'normals') -> EpisodeBlock:
         "The episodes of a finding, from test patients; drawn once."
@@ -310,49 +362,93 @@ class Cell:
             self.blocks[key] = self.lab.episodes(finding, self.plan.episodes, **draw)
         return self.blocks[key]
 
+    def weights_path(self, net: str) -> Path:
+        "Where the weights of a backbone or an algorithm are kept."
+        return self.folder / 'backbones' / f'{file_name(net)}.safetensors'
+
+    def origin(self, *nets: str) -> dict[str, str]:
+        "Digests of what a file is made of: the recipe, and the weights of networks that are there."
+        seals = {f'weights of {net}': seal_of(self.weights_path(net)) for net in nets}
+        return dict(recipe=self.recipe) | {key: seal for key, seal in seals.items() if seal}
+
     def net(self, name: str) -> SiameseNet:
         "The network of a backbone, or of an algorithm that was meta-trained from `siamese`."
         if name in self.plan.backbones: return self.model(name).net
-        net, path = self.model('siamese').net, self.folder / 'backbones' / f'{name}.safetensors'
-        if not path.exists(): keep(path, weights_of(train_meta(self.lab, net, name)))
-        return load_weights(net, path)
+        net = self.model('siamese').net
+        return self._trained(name, net, 'siamese', lambda: train_meta(self.lab, net, name))
 
     def model(self, backbone: str) -> NamingSiamese:
         "A backbone with its naming layer; trained now if it never was."
         lab, how = self.lab_for(backbone), self.plan.backbones[backbone]
-        path = self.folder / 'backbones' / f'{backbone}.safetensors'
-        if not path.exists():
+
+        def train():
             start = self.model(how.start) if how.start else None
-            keep(path, weights_of(train_backbone(lab, how, self.seed, start)))
-        model = load_weights(new_model(lab), path)
+            return train_backbone(lab, how, self.seed, start)
+        model = self._trained(backbone, new_model(lab), how.start, train)
         return model.to(memory_format=torch.channels_last)
+
+    def _trained(self, name: str, model, start: str, train: Callable):
+        "Put kept weights into a model, or train it and keep them; `start` is what it begins with."
+        path, begins = self.weights_path(name), [start] if start else []
+        weights = kept(path, self.origin(*begins))
+        if weights is None:
+            weights = train().state_dict()
+            keep(path, weights, self.origin(*begins))
+        model.load_state_dict(weights)
+        return model.eval()
 
     def vectors(self, name: str, rows: np.ndarray, kind: str = 'embeddings') -> Tensor:  # (R, D)
         "Vectors of rows: 'features', 'embeddings' or 'logits'; embedded once, and kept."
-        path, known = self._kept_vectors(name)
-        if not path.exists():
-            views = self.plan.backbones[name].views
-            keep(path, embed_views(self.lab_for(name), self.model(name), known, views))
-        return torch.from_numpy(load_file(path)[kind][np.searchsorted(known, rows)])
+        shared = self._serves_all(name)
+        path, known = self._kept_vectors(name, shared)
+        def origin(): return shared or self.origin(name)
+        found = kept(path, origin())
+        if found is None:
+            model, views = self.model(name), self.plan.backbones[name].views
+            found = embed_views(self.lab_for(name), model, known, views)
+            keep(path, found, origin())
+        return found[kind][np.searchsorted(known, rows)]
 
-    def _kept_vectors(self, name: str) -> tuple[Path, np.ndarray]:
-        "The file of a backbone's vectors, and their rows; without training, one for all cells."
-        how, lab, s = self.plan.backbones[name], self.lab, self.lab.settings
-        if how.objective != 'none' or not (how.pretrained and s.siamese.pretrained):
-            rows = np.union1d(lab.train, lab.test)
-            return self.folder / 'vectors' / f'{name}.safetensors', rows
-        made_of = [name, s.siamese.backbone, f'{s.data.image_size[0]}px', table_digest(lab.table)]
-        path = lab.folder / 'vectors' / f'{"-".join(made_of)}.safetensors'
-        return path, np.arange(len(lab.table))
+    def _kept_vectors(self, name: str, shared: dict[str, str]) -> tuple[Path, np.ndarray]:
+        "The file of a backbone's vectors, and their rows."
+        words = '-'.join([file_name(name), *shared.values()])
+        folder = self.lab.folder if shared else self.folder
+        every = np.arange(len(self.lab.table))
+        rows = every if shared else np.union1d(self.lab.train, self.lab.test)
+        return folder / 'vectors' / f'{words}.safetensors', rows
+
+    def _serves_all(self, name: str) -> dict[str, str]:
+        "The origin of vectors that are the same in all cells, as no training made them; or {}."
+        how, s = self.plan.backbones[name], self.lab.settings
+        if how.objective != 'none' or not (how.pretrained and s.siamese.pretrained): return {}
+        lab = self.lab_for(name)
+        size = list(lab.settings.data.image_size)
+        made_of = [name, s.siamese.backbone, how.views, size, lab.digest]
+        return dict(recipe=json_digest(made_of))
 
 # %% ../nbs/73_study.ipynb #52fc6ab3
-def slug(method: str) -> str:
-    "The name of a method as the name of a folder."
-    return method.replace(', ', '-').replace(' + ', '-and-').replace(' ', '_')
-
 def score_path(cell: Cell, method: str, negatives: str) -> Path:
     "Where the scores of a method are kept."
-    return cell.folder / 'scores' / slug(method) / f'{negatives}.safetensors'
+    return cell.folder / 'scores' / file_name(method) / f'{negatives}.safetensors'
+
+def score_origin(cell: Cell, method: str, negatives: str) -> dict[str, str]:
+    "What the scores of a method are made of: recipe, method, episodes, and weights."
+    options = cell.plan.every[method]
+    options = cell.plan.every[options.get('shuffle', method)]
+    asked: dict[str, Tensor] = {}
+    for finding in cell.askable(negatives):
+        block = cell.block(finding, negatives)
+        asked |= {f'{finding}, support': torch.from_numpy(block.support)}
+        asked |= {f'{finding}, query': torch.from_numpy(block.query)}
+    told = dict(method=method, episodes=network_digest(asked))
+    return cell.origin(*networks_of(options)) | told
+
+def read_scores(cell: Cell, method: str, negatives: str) -> dict[str, np.ndarray] | None:
+    "The scores of a method by finding; None where it has not answered."
+    path = score_path(cell, method, negatives)
+    if not path.exists(): return None
+    scores = kept(path, score_origin(cell, method, negatives))
+    return scores and {finding: array.numpy() for finding, array in scores.items()}
 
 def protocols_of(plan: StudySettings, method: str) -> list[str]:
     "The protocols that a method answers, as keys of `PROTOCOLS`."
@@ -360,9 +456,9 @@ def protocols_of(plan: StudySettings, method: str) -> list[str]:
     return list(PROTOCOLS) if both else ['normals']
 
 def is_answered(cell: Cell, method: str) -> bool:
-    "Whether all scores of a method are there."
+    "Whether all scores of a method are there, whole."
     protocols = protocols_of(cell.plan, method)
-    return all(score_path(cell, method, negatives).exists() for negatives in protocols)
+    return all(read_scores(cell, method, negatives) is not None for negatives in protocols)
 
 # %% ../nbs/73_study.ipynb #4f74d544
 def build_method(cell: Cell, name: str) -> Method:
@@ -379,8 +475,9 @@ def answer(cell: Cell, name: str) -> None:
     first = cell.plan.slow_episodes if name in cell.plan.slow else None
     for negatives in protocols_of(cell.plan, name):
         blocks = {f: cell.block(f, negatives)[:first] for f in cell.askable(negatives)}
-        scores = {f: np.float32(method.logits(block)) for f, block in blocks.items()}
-        keep(score_path(cell, name, negatives), scores)
+        scores = {f: torch.as_tensor(method.logits(block)).float() for f, block in blocks.items()}
+        path = score_path(cell, name, negatives)
+        keep(path, scores, score_origin(cell, name, negatives))
 
 # %% ../nbs/73_study.ipynb #ee55cce0
 ELSEWHERE = {  # settings that change no number, or that are said elsewhere
@@ -395,24 +492,30 @@ def made_by(cell: Cell) -> dict:
         name: getattr(s, name).model_dump(mode='json', exclude=ELSEWHERE.get(name, set()))
         for name in ('data', 'siamese', 'meta', 'training')
     }
-    told |= dict(table=table_digest(cell.lab.table), episodes=plan.episodes)
-    told |= dict(slow_episodes=plan.slow_episodes, methods=plan.methods | plan.slow | plan.controls)
+    for lab in (cell.lab, *map(cell.lab_for, plan.backbones)):
+        size = 'x'.join(map(str, lab.settings.data.image_size))
+        told.setdefault('pixels', {})[size] = lab.digest
+    told |= dict(episodes=plan.episodes, slow_episodes=plan.slow_episodes, methods=plan.every)
     told['backbones'] = {name: how.model_dump() for name, how in plan.backbones.items()}
     return json.loads(json.dumps(told))
 
-def check_made_by(cell: Cell) -> None:
-    "Write down how a cell is made; raise `SmlxrayError` if what is there was made differently."
+def check_made_by(cell: Cell) -> str:  # the digest of `made_by`
+    "Raise `SmlxrayError` if the note of a cell says that it was made differently."
     path, now = cell.folder / 'made_by.json', made_by(cell)
-    if not path.exists():
-        write_atomic(path, json.dumps(now))
-        return
-    old = json.loads(path.read_text())
+    if not path.exists(): return json_digest(now)
+    with own_file(path, 'remove that folder, or give the run another name'):
+        old = check_seal(parse_json(path.read_bytes()))
     changed = [key for key in now if old.get(key) != now[key]]
-    if not changed: return
+    if not changed: return json_digest(now)
     raise SmlxrayError(
         f'{cell.name} in the run {cell.lab.folder.name} was made with other settings '
         f'({", ".join(changed)} differ): remove that folder, or give the run another name.'
     )
+
+def note_made_by(cell: Cell) -> None:
+    "Write down how a cell is made, if nothing is written yet."
+    path = cell.folder / 'made_by.json'
+    if cell.recipe and not path.exists(): write_atomic(path, json.dumps(sealed(made_by(cell))))
 
 # %% ../nbs/73_study.ipynb #808b2427
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -434,7 +537,7 @@ def run_cell(cell: Cell, methods=None) -> Cell:
     "Let methods answer a cell (None: those on frozen backbones, and the controls)."
     torch.set_num_threads(1)
     keep_memory()
-    check_made_by(cell)
+    note_made_by(cell)
     for name in (*cell.plan.methods, *cell.plan.controls) if methods is None else methods:
         try:
             answer(cell, name)
@@ -473,9 +576,7 @@ def cell_scores(cell: Cell, methods: list[str], first: int | None) -> Iterator:
     "The scores (E, 2Q) of methods in a cell, with their `Key`."
     for method in methods:
         for negatives in protocols_of(cell.plan, method):
-            path = score_path(cell, method, negatives)
-            if not path.exists(): continue
-            for finding, scores in load_file(path).items():
+            for finding, scores in (read_scores(cell, method, negatives) or {}).items():
                 key = Key(method, negatives, cell.fold, cell.split, cell.seed, finding)
                 yield key, scores[:first]
 
@@ -633,6 +734,7 @@ def study_file(cells: list[Cell], complete: bool = True) -> dict:
         plan=plan.model_dump(mode='json') | dict(folder=Path(plan.folder).name),
         settings=settings,
         data=data | dict(digest=table_digest(lab.table)),
+        made_of={cell.name: cell.recipe for cell in cells},
         splits=sorted({c.split for c in cells}),
         check=checked_episodes(cell),
         covers=COVERS,
@@ -646,30 +748,44 @@ def study_file(cells: list[Cell], complete: bool = True) -> dict:
 COVERS = 'other test patients, as queries and as examples'
 
 def save_study(study: dict, path: Path) -> Path:
-    "Write the file, one row per line, so that two versions of it can be compared."
+    "Write the file, sealed, one row per line, so that two versions of it can be compared."
     def text(value):
         if not (isinstance(value, list) and value and isinstance(value[0], dict)):
             return json.dumps(value)
         rows = ',\n'.join(json.dumps(row, separators=(',', ':')) for row in value)
         return f'[\n{rows}\n]'
-    lines = [f'{json.dumps(key)}: {text(value)}' for key, value in study.items()]
+    whole = sealed(json.loads(json.dumps(study), parse_constant=lambda word: None))
+    lines = [f'{json.dumps(key)}: {text(value)}' for key, value in whole.items()]
     return write_atomic(path, '{' + ',\n'.join(lines) + '}\n')
 
 # %% ../nbs/73_study.ipynb #d097fc6f
 def read_study(path: str | os.PathLike) -> dict:
-    "Read the file of a study; raise `SmlxrayError` if there is none, or one of a newer format."
+    "Read the file of a study; raise `SmlxrayError` if there is none, or it is damaged or newer."
     path = resolve_path(path)
     if not path.is_file():
         raise SmlxrayError(f'There is no file {path.name} of a study; `smlxray study` writes it.')
-    study = json.loads(path.read_text())
-    made = study.get('format', 1)
-    if made > FORMAT:
-        raise SmlxrayError(
-            f'{path.name} has the format {made}, and this smlxray reads up to {FORMAT}: update '
-            'smlxray, or write the file again with `smlxray study --report`.'
-        )
-    if made == 1: study = _from_first_format(study)
+    with own_file(path, _WRITE):
+        study = parse_json(path.read_bytes())
+        made = study.get('format', 1)
+        check_format(path, made, FORMAT, _WRITE)
+        check_seal(study)
+        if made == 1: study = _from_first_format(study)
+        check_fields(_StudyFields, study)
     return dict(covers='other query patients, with the same examples') | study
+
+_WRITE = 'write it again with `smlxray study --report`'
+
+class _StudyRow(Fields):
+    method: str
+
+class _StudyFields(Fields):
+    plan: dict
+    data: dict
+    rows: list[_StudyRow]
+    summary: list[_StudyRow]
+    compared: list[_StudyRow]
+    controls: list[_StudyRow]
+    slow: list[_StudyRow]
 
 def _from_first_format(study: dict) -> dict:
     "Bring a file of smlxray 0.1 into the present format: it had no plan, and counted its folds."
@@ -758,10 +874,12 @@ def study_cells(plan: StudySettings) -> list[Cell]:
 
 def without_missing(plan: StudySettings, table: XrayTable) -> StudySettings:
     "The plan without findings that no X-ray shows, and without folds that are empty then."
-    def is_shown(finding):
-        return finding not in table.findings or table.positive(finding).any()
-    folds = {name: list(filter(is_shown, findings)) for name, findings in plan.folds.items()}
-    missing = sorted({*chain(*plan.folds.values())} - {*chain(*folds.values())})
+    def is_missing(finding):
+        known = canonical_finding(finding)
+        return same_name(known, table.findings) and not table.positive(finding).any()
+    missing = sorted(filter(is_missing, {*chain(*plan.folds.values())}))
+    def shown(findings): return [finding for finding in findings if finding not in missing]
+    folds = {name: shown(findings) for name, findings in plan.folds.items()}
     if missing: logger.warning(f"No X-ray shows {', '.join(missing)}: left out.")
     kept = {name: findings for name, findings in folds.items() if findings}
     return plan.model_copy(update=dict(folds=kept))
@@ -789,7 +907,9 @@ def run_study(
     for fold in folds or []: choose('a fold of the study', fold, plan.folds)
     cells = study_cells(plan)
     if not cells: raise DataError('No finding of the study has enough test patients.')
-    if not report: _run_missing(cells, folds, workers)
+    if not report:
+        with only_one(cells[0].lab.folder / 'study', f'at work on the study {plan.run}'):
+            _run_missing(cells, folds, workers)
     wanted = _results_wanted(cells)
     def begun(cell): return any(is_answered(cell, method) for method in plan.methods)
     there = [cell for cell in cells if begun(cell)]

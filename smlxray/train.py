@@ -32,8 +32,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
 
 from smlxray.base import (
-    LOSSES, SmlxrayError, atomic_path, json_digest, logger, moved, only_one, own_file, parse_json,
-    set_seed, write_atomic,
+    LOSSES, SmlxrayError, atomic_path, check_format, json_digest, logger, moved, only_one, own_file,
+    parse_json, set_seed, write_atomic,
 )
 from .config import Settings
 from .data import apply_policy
@@ -452,24 +452,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], told: dict) -> None:
     with atomic_path(path) as draft:
         save_file(tensors, draft, metadata=header)
 
-def read_tensors(path: Path) -> tuple[dict, dict[str, Tensor]]:  # plain data, and tensors
+def read_tensors(
+    path: Path,
+    cure: str = 'delete the file and train again',  # what helps if it is of a later smlxray
+) -> tuple[dict, dict[str, Tensor]]:                # plain data, and tensors
     "Read what `write_tensors` wrote; raise `ValueError` if it was changed."
     with safe_open(path, 'pt') as file:
         header = dict(file.metadata() or {})
-        check_version(path, parse_json(header.get('format', '1'), int))
+        check_format(path, parse_json(header.get('format', '1'), int), FORMAT, cure)
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     digest = header.pop('digest', None)  # files of 0.1 have none
     if digest not in (None, _content_digest(header, tensors)):
         raise ValueError('its content was changed')
     return {key: parse_json(text, object) for key, text in header.items()}, tensors
-
-def check_version(path: Path, version: int) -> None:
-    "Raise `SmlxrayError` for a file of a later smlxray."
-    if version <= FORMAT: return
-    raise SmlxrayError(
-        f'{path.name} has format {version}, and this smlxray reads up to {FORMAT}: '
-        'update smlxray, or delete the file and train again.'
-    )
 
 def _content_digest(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
     return json_digest([header, network_digest(tensors)])
