@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
@@ -24,6 +25,7 @@ from .base import ImageError, logger
 from .cache import DirectPixels, ImageCache, row_numbers
 from .data import HIERARCHY, NEVER_NOVEL, PatientSplit, XrayTable
 from .images import read_picture
+from .readers import is_nobody
 
 # %% ../nbs/22_audit.ipynb #21c91162
 def _ill_and_normal(table: XrayTable) -> Iterator[tuple[np.ndarray, str]]:
@@ -308,6 +310,7 @@ class _Glance(NamedTuple):
     "What the audit has to know of an image file."
 
     digest: int = 0                # of its pixels
+    shape: np.ndarray | None = None    # (64,), as in `Fingerprints`
     wrong: str = ''                # why it cannot be read
     remarks: tuple[str, ...] = ()  # what is doubtful about it
 
@@ -317,8 +320,10 @@ def _look(path: str) -> _Glance:
         picture = read_picture(path)
     except ImageError as error:
         return _Glance(wrong=str(error))
-    digest = _pixel_digest(np.ascontiguousarray(picture.pixels))
-    return _Glance(digest, remarks=picture.remarks)
+    pixels = np.ascontiguousarray(picture.pixels)
+    small = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BOX)
+    shape = _shapes(torch.from_numpy(np.array(small))[None, None])[0]
+    return _Glance(_pixel_digest(pixels), shape, remarks=picture.remarks)
 
 def _look_at_all(
     paths: list[str],
@@ -350,6 +355,16 @@ def _twins(
     leaders = [(row, first.setdefault(digest, row)) for row, digest in digests.items()]
     return [(row, leader) for row, leader in leaders if row != leader]
 
+def _nearly_twins(looks: dict[int, _Glance]) -> list[tuple[int, int]]:
+    "Pairs (row, earlier row) of images that look the same and are not, one pair per row."
+    rows = np.array([*looks])
+    shapes = np.array([look.shape for look in looks.values()]).reshape(-1, 64)
+    earlier: dict[int, int] = {}
+    for first, second in rows[near_pairs(shapes)].tolist():
+        if looks[first].digest == looks[second].digest: continue
+        earlier[second] = min(first, earlier.get(second, first))
+    return sorted(earlier.items())
+
 # %% ../nbs/22_audit.ipynb #f864beaf
 def _image_problems(
     table: XrayTable,
@@ -361,18 +376,20 @@ def _image_problems(
     paths = [os.path.join(table.root, name) for name in names]
     there = [row for row, path in enumerate(paths) if os.path.exists(path)]
     looks = _look_at_all([paths[row] for row in there], workers, progress)
-    readable = {row: look.digest for row, look in zip(there, looks) if not look.wrong}
+    readable = {row: look for row, look in zip(there, looks) if not look.wrong}
     twice, strangers = [], []
-    for row, leader in _twins(readable):
+    for row, leader in _twins({row: look.digest for row, look in readable.items()}):
         same_patient = table.patients[row] == table.patients[leader]
         found = twice if same_patient else strangers
         found.append(f'{names[leader]} = {names[row]}')
+    nearly = [f'{names[first]} ~ {names[row]}' for row, first in _nearly_twins(readable)]
     missing = sorted(set(range(len(names))) - set(there))
     return [
         ('error', 'missing image', [names[row] for row in missing]),
         ('error', 'unreadable image', [look.wrong for look in looks if look.wrong]),
         ('error', 'same picture, two patients', strangers),
         ('warning', 'same picture twice', twice),
+        ('warning', 'nearly the same picture', nearly),
         *_doubts({names[row]: look for row, look in zip(there, looks)}),
     ]
 
@@ -389,6 +406,14 @@ def _patients_in_two_parts(frame: pd.DataFrame) -> list[str]:
     parts = frame[frame['split'] != ''].groupby('patient')['split'].nunique()
     return sorted(parts.index[parts > 1])
 
+def _crowded(frame: pd.DataFrame) -> list[str]:
+    "Patients with more than half of ten images or more, and placeholders with more than one."
+    images = frame['patient'].value_counts()
+    crowd = (images > len(frame) / 2) & (len(frame) >= 10)
+    nobody = np.array([not who.isdigit() and is_nobody(who) for who in images.index], bool)
+    crowd |= (images > 1) & nobody
+    return [f'{who}: {count:,} of {len(frame):,} images' for who, count in images[crowd].items()]
+
 def _odd_projections(frame: pd.DataFrame) -> list[str]:
     "Images whose projection is known and neither AP nor PA."
     odd = frame[~frame['projection'].isin(['AP', 'PA', ''])]
@@ -399,7 +424,8 @@ def _table_problems(
 ) -> list[tuple[str, str, list]]:    # level, kind, examples
     "What is wrong with splits, labels and projections."
     both = _patients_in_two_parts(table.frame)
-    found = [('error', 'patient in two parts of the split', both)]
+    found = [('error', 'patient in two parts of the split', both),
+             ('warning', 'one patient for many images', _crowded(table.frame))]
     against = conflicts(table)
     for kind, title in _CONFLICT_TITLES.items():
         rows = against[against['kind'] == kind]

@@ -79,8 +79,8 @@ def canonical_finding(
     raise DataError(f"There is no finding {name!r} in this table: {hint} It has {names}.")
 
 # %% ../nbs/10_data.ipynb #0a4c71f8
-_FLOAT_ID = re.compile(r'(\d+)\.0*')
-_ROUNDED_ID = re.compile(r'\d(\.\d+)?[eE]\+\d+')
+_FLOAT_ID = re.compile(r'(\d+)(?:\.0*|,0+)')
+_ROUNDED_ID = re.compile(r'\d(\.\d+)?[eE]\+\d+|\d\.\d+[eE]\d+')
 _NO_ID = {'', 'nan', 'none', 'null', '<na>', 'n/a'}
 
 def tidy_text(value) -> str:
@@ -89,6 +89,12 @@ def tidy_text(value) -> str:
     text = str(value)
     if not text.isascii(): text = unicodedata.normalize('NFKC', text).replace('\u200b', '')
     return text.strip(' \t\r\n\ufeff')
+
+def tidy_path(value) -> str:
+    "Write a path with slashes, without blanks around it; its letters are those of the file."
+    text = tidy_text(value)
+    if text and not str(value).isascii(): text = str(value).strip(' \t\r\n\ufeff\xa0')
+    return text.replace('\\', '/')
 
 def tidy_id(value) -> str:
     "Write an id as text: 7.0 is 7, and whatever says nothing is ''."
@@ -183,7 +189,7 @@ def _filled_texts(
     table: str,               # its name, for errors
 ) -> pd.Series:
     "A column that every row must fill, as tidy text."
-    texts = by_value(frame[column], tidy_id if column == 'patient' else tidy_text)
+    texts = by_value(frame[column], {'patient': tidy_id, 'path': tidy_path}[column])
     blank = (texts == '').to_numpy()
     if blank.any(): _refuse(table, blank.argmax(), f"has no {column}; fill it in or drop the row")
     return texts
@@ -200,8 +206,8 @@ def _one_person(patients: pd.Series, table: str) -> pd.Series:
 # %% ../nbs/10_data.ipynb #668598ee
 def _refuse_repeats(paths: pd.Series, table: str):
     "Refuse an image that is listed twice."
-    odd = paths.str.contains(r'\./|//|\\', regex=True).any()
-    plain = paths.str.replace('\\', '/').map(os.path.normpath) if odd else paths
+    odd = paths.str.contains(r'\./|//|[^\x00-\x7f]', regex=True).any()
+    plain = paths.map(tidy_text).map(os.path.normpath) if odd else paths
     twice = plain.duplicated().to_numpy()
     if twice.any():
         path = paths.iloc[twice.argmax()]
@@ -210,9 +216,8 @@ def _refuse_repeats(paths: pd.Series, table: str):
 def _refuse_outside(paths: pd.Series, table: str):
     "Refuse a path that leads out of the data folder."
     for row, path in enumerate(paths):
-        absolute = path[0] in '/\\' or path[1:2] == ':'
-        steps = path.replace('\\', '/').split('/') if '..' in path else ()
-        climbs = '..' in steps
+        absolute = path[0] == '/' or path[1:2] == ':'
+        climbs = '..' in path and '..' in path.split('/')
         if absolute or climbs or '\0' in path:
             _refuse(table, row, f"has the path {path!r}; write paths inside the data folder")
 

@@ -7,6 +7,8 @@ __all__ = ['read_chexpert', 'read_table', 'read_boxes', 'read_folder', 'read_cla
            'read_xrays', 'check_files', 'layout_nih']
 
 # %% ../nbs/12_readers.ipynb #83b0ee47
+import codecs
+import gzip
 import io
 import math
 import os
@@ -15,6 +17,7 @@ import shutil
 import string
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -33,7 +36,7 @@ from smlxray.base import (
 from .config import _PlainLoader, CHEXPERT_FINDINGS
 from smlxray.data import (
     Reading, XrayTable, as_labels, by_value, canonical_finding, derive_no_finding, id_key,
-    respelled, tidy_id, tidy_text, view_of, years,
+    one_spelling, respelled, tidy_id, tidy_path, tidy_text, view_of, years,
 )
 
 # %% ../nbs/12_readers.ipynb #7a5748ad
@@ -52,20 +55,50 @@ def _listing(root: Path, most: int = 6) -> str:
     return f"it holds {', '.join(names[:most])}{' and more' if len(names) > most else ''}."
 
 # %% ../nbs/12_readers.ipynb #7a5748ae
+def _head(file: Path, most: int = 65536) -> bytes:
+    "The beginning of a file, unpacked where it is gzipped."
+    with (gzip.open if file.name.endswith('.gz') else open)(file, 'rb') as opened:
+        return opened.read(most)
+
+def _encoding(head: bytes) -> str:
+    "UTF-8 or, where every other byte of the first letters is 0 or a mark says so, UTF-16."
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): return 'utf-16'
+    zeros = head[:1] == b'\0', head[1:2] == b'\0'
+    return {(True, False): 'utf-16-be', (False, True): 'utf-16-le'}.get(zeros, 'utf-8-sig')
+
+def _written(file: Path) -> dict:
+    "How a CSV file is written: its encoding and, from the first line, its separator."
+    head = _head(file)
+    encoding = _encoding(head)
+    line = head.decode(encoding, 'replace').partition('\n')[0]
+    others = {sep: line.count(sep) for sep in ';\t|' if sep in line}
+    comma = ',' in line or not others
+    return dict(encoding=encoding, sep=',' if comma else max(others, key=others.__getitem__))
+
 def _parsed_csv(file: Path, **options) -> pd.DataFrame:
     "Parse a CSV file; raise `DataError` naming the file if that is impossible."
     try:
         check_unpacked(file)
-        return pd.read_csv(file, encoding='utf-8-sig', low_memory=False, **options)
+        return pd.read_csv(file, **_written(file), low_memory=False, **options)
     except DataError as e:
         raise DataError(f"The label file {e}") from None
     except OSError as e:
         raise DataError(f"The label file {file} cannot be read ({e.strerror or e}).") from None
     except pd.errors.EmptyDataError:
         raise DataError(f"The label file {file} is empty.") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as e:
+    except UnicodeError:
+        cure = 'it is not written in UTF-8; save it as "CSV UTF-8"'
+        raise DataError(f"The label file {file} cannot be read as CSV: {cure}.") from None
+    except pd.errors.ParserError as e:
         reason = str(e).strip().splitlines()[0]
         raise DataError(f"The label file {file} cannot be read as CSV: {reason}.") from None
+
+def _check_single(raw: pd.DataFrame, column: str, file: str | Path):
+    "Refuse a column that is there twice with unlike values; pandas calls the second Edema.1."
+    twin = f'{column}.1'
+    if twin not in raw.columns or raw[twin].equals(raw[column]): return
+    raise DataError(f"The label file {file} has two columns {column!r}, which differ; "
+                    "keep one of them.")
 
 def _read_csv(
     file: Path,
@@ -79,6 +112,7 @@ def _read_csv(
             columns = ', '.join(map(str, frame.columns))
             raise DataError(f"The label file {file} has no column {column!r}; "
                             f"it needs {', '.join(needed)} and has {columns}.")
+        _check_single(frame, column, file)
     if not len(frame): raise DataError(f"The label file {file} has a header but no rows.")
     return frame
 
@@ -114,10 +148,36 @@ def _ages(raw: pd.DataFrame, column: str) -> pd.Series:
     if column not in raw: return pd.Series(np.nan, raw.index)
     return by_value(raw[column], years).astype(float)
 
+_SEXES = {
+    'F': """f female woman girl feminine w weiblich frau femme féminin femenino feminino mujer
+            femmina donna vrouw""",
+    'M': """m male man boy masculine männlich maennlich mann homme masculin masculino hombre
+            maschio uomo""",
+    '': 'nan none na null o other d divers x u unknown unspecified unbekannt',
+}
+_SEX_OF = {plain_name(word): sex for sex, words in _SEXES.items() for word in words.split()}
+
+def _sex(text: str) -> str | None:
+    "'F', 'M', '' for what says that it is unknown, and None for what says nothing."
+    return _SEX_OF.get(plain_name(text).rstrip('.'))
+
 def _sexes(texts: pd.Series) -> pd.Series:
     "Write sex as 'F', 'M' or '' for unknown."
-    initials = texts.str[:1].str.upper()
-    return initials.where(initials.isin(['F', 'M']), '')
+    return by_value(texts, lambda text: _sex(text) or '')
+
+def _say_unread(given: pd.Series, known: pd.Series, what: str, reading: Reading):
+    "Warn of values that are there and mean nothing to a reader."
+    lost = given[(given != '') & ~known]
+    if not len(lost): return
+    reading.note(f"{len(lost):,} of the {len(given):,} {what} mean nothing here "
+                 f"({lost.iloc[0]!r} for one) and count as unknown.", warn=True)
+
+def _say_people(raw: pd.DataFrame, age: str, sex: str, reading: Reading):
+    "Warn of ages and sexes, in columns of these names, that cannot be read."
+    ages = by_value(_texts(raw, age), tidy_text)
+    _say_unread(ages, by_value(ages, years).notna(), 'ages', reading)
+    sexes = by_value(_texts(raw, sex), tidy_text)
+    _say_unread(sexes, by_value(sexes, _sex).notna(), 'sexes', reading)
 
 # %% ../nbs/12_readers.ipynb #edd2efb4
 _CHEXPERT_PATH = re.compile(
@@ -130,7 +190,7 @@ def _chexpert_places(
 ) -> pd.DataFrame:      # path, split, patient, study
     "Cut the path of each row into what it says."
     places = []
-    for i, path in enumerate(_texts(raw, 'Path').str.strip()):
+    for i, path in enumerate(map(tidy_path, _texts(raw, 'Path'))):
         match = _CHEXPERT_PATH.fullmatch(path)
         if not match:
             example = 'train/patient00001/study1/view1_frontal.jpg'
@@ -159,9 +219,10 @@ def _chexpert_views(
     return views
 
 # %% ../nbs/12_readers.ipynb #edd2efb5
-def _chexpert_frame(file: Path) -> pd.DataFrame:
+def _chexpert_frame(file: Path, reading: Reading) -> pd.DataFrame:
     "Turn one CheXpert label file into the columns of an `XrayTable`."
     raw = _read_csv(file, ('Path', *CHEXPERT_FINDINGS))
+    _say_people(raw, 'Age', 'Sex', reading)
     places = _chexpert_places(raw, file)
     labels = as_labels(raw, CHEXPERT_FINDINGS, str(file), first_row=2)
     frame = places[['path', 'patient', 'study']].assign(
@@ -241,8 +302,9 @@ def read_chexpert(
     if not files:
         holds = _listing(root)
         raise DataError(f"The folder {root} holds neither train.csv nor valid.csv; {holds}")
-    frame = pd.concat([_chexpert_frame(file) for file in files], ignore_index=True)
     reading = Reading('the folder in the path', views='Frontal/Lateral, or the name of the file')
+    frames = [_chexpert_frame(file, reading) for file in files]
+    frame = pd.concat(frames, ignore_index=True)
     frame = _in_view(frame, views, root, reading)
     return XrayTable(frame, CHEXPERT_FINDINGS, root, name or root.name, reading)
 
@@ -464,10 +526,22 @@ def _column(
     file: str,          # its name, for errors
 ) -> pd.Series:
     "A column as text, blanks as ''; raise `DataError` if there is none of that name."
-    if column in raw.columns: return raw[column].fillna('').astype(str)
+    if column in raw.columns:
+        _check_single(raw, column, file)
+        return raw[column].fillna('').astype(str)
     hint, columns = nearest(column, raw.columns), ', '.join(map(str, raw.columns))
     meant = f"did you mean {hint!r}?" if hint else f"it has {columns}."
     raise DataError(f"The label file {file} has no column {column!r}; {meant}")
+
+_UNTIDY = (*'\\\t\n\xa0\u200b\u3000\ufeff', '\0 ', ' \0', '.\0', '.0\0', '.00\0')
+
+def _trimmed(values: pd.Series) -> pd.Series:
+    "Texts without blanks around them, and whole numbers without the .0 of a spreadsheet."
+    together = '\0'.join(['', *values, ''])
+    if not any(mark in together for mark in _UNTIDY): return values
+    texts = by_value(values, tidy_path)
+    numbers = texts[texts != ''].str.fullmatch(r'\d+\.0*')
+    return by_value(texts, tidy_id) if len(numbers) and numbers.all() else texts
 
 def _formed(
     value: pd.Series,
@@ -490,7 +564,8 @@ def _filled(
     out = pd.Series('', raw.index)
     for literal, column, form, _ in string.Formatter().parse(template):
         out = out + literal
-        if column is not None: out = out + _formed(_column(raw, column, file), form, template)
+        if column is None: continue
+        out = out + _formed(_trimmed(_column(raw, column, file)), form, template)
     return out
 
 # %% ../nbs/12_readers.ipynb #f1ed6eee
@@ -502,7 +577,7 @@ def _translated(
 ) -> pd.Series:         # rows to be dropped are NaN
     "Fill a template or translate a column."
     if isinstance(rule, str): return _filled(rule, raw, file)
-    value = _column(raw, rule.get('column', ''), file)
+    value = by_value(_column(raw, rule.get('column', ''), file), tidy_text)
     known, other = rule.get('values', {}), rule.get('other')
     out = value.map(known)
     strange = out.isna()
@@ -515,6 +590,7 @@ def _translated(
     return out if other == 'drop' else out.where(~strange, other)
 
 # %% ../nbs/12_readers.ipynb #da62c281
+_KNOWN_FINDINGS = {*CHEXPERT_FINDINGS, *map(canonical_finding, NIH_FINDINGS)}
 _EMPTY = {'', '[]', 'nan', 'none', 'null', 'na', 'n/a'}
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
@@ -538,6 +614,18 @@ def _said(texts: pd.Series, separator: str, file: str) -> pd.Series:
                         "write ['a', 'b'], or name the separator.")
     return said
 
+def _check_separator(every: pd.Series, separator: str, file: str):
+    "Refuse a name that is two known findings with another separator between them."
+    for name in every.unique():
+        parts = [tidy_text(part) for part in re.split('[,;|/+&]', name)]
+        if len(parts) > 1 and all(canonical_finding(part) in _KNOWN_FINDINGS for part in parts):
+            if same_name(name, _SLASHED): continue
+            row = int(every.index[every == name][0]) + 2
+            raise DataError(f"Row {row} of {file} lists {name!r}, which looks like several "
+                            f"findings; write {separator!r} between them.")
+
+_SLASHED = ('Nodule/Mass',)     # names with a separator in them that are one finding
+
 def _translation(names: dict) -> dict:
     "The names that a mapping translates, by what counts of them."
     return {plain_name(name): ours for name, ours in names.items()}
@@ -557,6 +645,7 @@ def _listed(
     void, known = set(map(plain_name, rule.get('void', ()))), _translation(names)
     drops = rule.get('others', 'keep') == 'drop'
     every = said.explode().dropna()
+    _check_separator(every, rule.get('separator', '|'), file)
     keep = [name for name in every.unique() if plain_name(name) not in void
             and (plain_name(name) in known or not drops)]
     silent = said.map(lambda row: not row or not void.isdisjoint(map(plain_name, row)))
@@ -567,7 +656,6 @@ def _listed(
     return out
 
 # %% ../nbs/12_readers.ipynb #45b71169
-_KNOWN_FINDINGS = {*CHEXPERT_FINDINGS, *map(canonical_finding, NIH_FINDINGS)}
 _NO_FINDING_WORDS = set('''
     train training valid validation val test testing fold split partition holdout subset dataset
     cohort batch group cluster index idx row id ids count number num offset followup visit date time
@@ -668,8 +756,28 @@ def _join(
         raise DataError(f"The label file {second} has two rows for the same "
                         f"{' and '.join(on)}; it cannot be joined to {file.name}.")
     _check_matches(keys.isin(more[_KEY]), file, second, on)
+    _check_agreement(raw, keys, more.set_index(_KEY), file, second)
     columns = [c for c in more.columns if c not in raw.columns]
     return raw.assign(**{_KEY: keys}).merge(more[columns], how='left', on=_KEY).drop(columns=_KEY)
+
+def _check_agreement(
+    raw: pd.DataFrame,
+    keys: pd.Series,      # of its rows
+    more: pd.DataFrame,   # by key
+    file: Path,           # where raw came from, for errors
+    second: Path,         # where more came from
+):
+    "Refuse two label files that both have a column, and say different things in it."
+    for column in set(raw.columns) & set(more.columns):
+        if column.startswith('Unnamed'): continue
+        ours = by_value(raw[column], tidy_id)
+        theirs = by_value(keys.map(more[column]), tidy_id)
+        differs = ((ours != theirs) & (ours != '') & (theirs != '')).to_numpy()
+        if not differs.any(): continue
+        row = int(differs.argmax())
+        here, there = ours.iloc[row], theirs.iloc[row]
+        raise DataError(f"Row {row + 2} of {file} has {here!r} in {column!r}, but {second} says "
+                        f"{there!r}; remove the column from one of them.")
 
 _KEY = '(key)'
 
@@ -776,10 +884,13 @@ def _split_of(
     "The data set's own split."
     if not (isinstance(rule, dict) and 'lists' in rule):
         return _translated(rule, raw, file, 'split')
-    part_of = {}
+    part_of: dict[str, str] = {}
     for listing, part in rule['lists'].items():
-        if (root/listing).is_file():
-            part_of |= dict.fromkeys((root/listing).read_text().split(), part)
+        if not (root/listing).is_file(): continue
+        for image in (root/listing).read_text(encoding='utf-8-sig').split():
+            if part_of.setdefault(image, part) != part:
+                raise DataError(f'The list {root/listing} names {image}, which another list has '
+                                f'in the part {part_of[image]}; keep it in one of them.')
     keys = _filled(rule['key'], raw, file)
     listed = keys.isin(list(part_of))
     if part_of and not listed.any():
@@ -787,12 +898,22 @@ def _split_of(
                         f"{', '.join(rule['lists'])}; are these the lists of that file?")
     return keys.map(part_of).where(listed, '')
 
+def _fields(template: str) -> set[str]:
+    "The columns of a template."
+    return {field for _, field, _, _ in string.Formatter().parse(template) if field}
+
+_NOBODY_KNOWN = 'unknown of all images, each of which counts as a patient'
+
+def _one_image_each(part: dict) -> bool:
+    "Does a mapping take each image for a patient, for lack of anything that tells persons?"
+    place = part.get('path') or part['find']
+    return _fields(place) <= _fields(part['patient'])
+
 def _used_columns(part: dict) -> set[str]:
     "The columns that a part of a mapping uses for other things than findings."
     words = ('path', 'find', 'patient', 'study', 'sex', 'reader', 'age')
     rules = [part[word] for word in words if isinstance(part.get(word), str)]
-    fields = [field for rule in rules for _, field, _, _ in string.Formatter().parse(rule) if field]
-    return {*rules, *fields}
+    return set(rules).union(*map(_fields, rules))
 
 def _mapped_frame(
     raw: pd.DataFrame,
@@ -824,6 +945,15 @@ def _our_views(texts: pd.Series) -> pd.Series:
     "Views in our words where they mean one of them; NaN, which drops a row, stays."
     return by_value(texts, lambda text: view_of(text) or text)
 
+def _reader_ids(column: pd.Series, file: str) -> pd.Series:
+    "Who reads, each under one spelling; refuse a row that does not tell."
+    readers = one_spelling(by_value(column, tidy_id))
+    blank = (readers == '').to_numpy()
+    if blank.any():
+        raise DataError(f'Row {int(blank.argmax()) + 2} of {file} does not say who read the image; '
+                        f'fill in {column.name!r} or drop the row.')
+    return readers
+
 def _mapped_part(
     root: Path,
     part: dict,                         # of a mapping
@@ -837,7 +967,7 @@ def _mapped_part(
     frame = _seen_from(frame).join(labels)
     if 'reader' in part:
         _one_per_image(frame, 'patient', file)
-        readers = by_value(_column(raw, part['reader'], file), tidy_id)
+        readers = _reader_ids(_column(raw, part['reader'], file), file)
         frame = _ballots(frame, readers, list(labels))
         frame = _voted(frame, list(labels), part.get('combine', 'majority'))
     for word in ('view', 'projection', 'split'):
@@ -860,8 +990,10 @@ def read_table(
     "Read a data set by a column mapping; raise `DataError` naming file, row or word."
     _check_views(views)
     root, text = _folder(folder), _load_mapping(mapping)
+    words = [{**text, **part} for part in text.get('parts', [{}])]
     reading = Reading('what the mapping calls patient', views='what the mapping calls view')
-    parts = [_mapped_part(root, {**text, **part}, reading) for part in text.get('parts', [{}])]
+    if any(map(_one_image_each, words)): reading.patients, reading.known = _NOBODY_KNOWN, False
+    parts = [_mapped_part(root, part, reading) for part in words]
     frame = pd.concat([part for part, _ in parts], ignore_index=True)
     named = dict.fromkeys(finding for _, findings in parts for finding in findings)
     ours = [finding for finding in CHEXPERT_FINDINGS if finding in named]  # first, in their order
@@ -935,7 +1067,7 @@ _FOLDER_COLUMNS = {       # our column -> what it may be called in the file
 
 def _only_csv(root: Path) -> Path | None:
     "The single CSV file of a folder, or None."
-    files = sorted(root.glob('*.csv'))
+    files = [file for file in root.iterdir() if file.suffix.lower() == '.csv' and file.is_file()]
     return files[0] if len(files) == 1 else None
 
 def _columns_named(ours: str, columns: Sequence[str]) -> list[str]:
@@ -959,6 +1091,20 @@ def _folder_columns(
                             f"it has {has}. Rename one, or write a column mapping.")
     return found
 
+def _check_one_meaning(raw: pd.DataFrame, columns: dict[str, str], file: Path):
+    "Refuse columns that are there twice and differ, and two that tell persons apart differently."
+    for column in columns.values():
+        _check_single(raw, column, file)
+    names = set(map(plain_name, _FOLDER_COLUMNS['patient']))
+    for column in [c for c in raw.columns if plain_name(c) in names]:
+        ours, theirs = (pd.factorize(one_spelling(by_value(raw[c], tidy_id)))[0]
+                        for c in (columns['patient'], column))
+        if np.array_equal(ours, theirs): continue
+        both = f"{columns['patient']!r} and {column!r}"
+        row = int((ours != theirs).argmax()) + 2
+        raise DataError(f"The label file {file} has two columns for the patients, {both}, which "
+                        f"tell persons apart differently (row {row}); keep one of them.")
+
 # %% ../nbs/12_readers.ipynb #44df746c
 def _is_finding(column: str, values: pd.Series) -> bool:
     "Tell whether a column holds labels: a known name, or mostly 1, 0 and -1 and no other number."
@@ -968,6 +1114,16 @@ def _is_finding(column: str, values: pd.Series) -> bool:
     if canonical_finding(column) in _KNOWN_FINDINGS: return True
     if is_aside(column) or (numbers.notna() & ~answers).any(): return False
     return answers.mean() > 0.5
+
+_ANSWER_WORDS = set('yes no true false y n u positive negative uncertain present absent'.split())
+
+def _say_words(column: str, values: pd.Series, reading: Reading):
+    "Warn of a column that answers in words, as a finding might, and is left aside."
+    words = values.dropna().unique()
+    answers = len(words) and set(map(plain_name, words)) <= _ANSWER_WORDS
+    if not answers or is_aside(column): return
+    reading.note(f"The column {column!r} answers {' and '.join(words[:2])}: write 1 and 0 to have "
+                 'it read as a finding.', warn=True)
 
 def _without_count(column: str, columns: Sequence[str]) -> str:
     "The name of a repeated column, for pandas calls a second Edema Edema.1."
@@ -1028,6 +1184,7 @@ def _folder_frame(
 ) -> pd.DataFrame:
     "The columns of an `XrayTable` that are no findings."
     frame = pd.DataFrame({ours: raw[column] for ours, column in columns.items()})
+    _say_people(frame, 'age', 'sex', reading)
     if 'sex' in frame: frame['sex'] = _sexes(_texts(frame, 'sex'))
     telling = _view_columns(raw, rest)
     frame['view'] = _first_told(raw, telling, reading)
@@ -1052,6 +1209,7 @@ def read_folder(
         raise DataError(f"The folder {root} holds no single CSV file: {cure}; {_listing(root)}")
     raw = _read_csv(file, (), dtype=str, keep_default_na=False, na_values=_BLANK)
     columns = _folder_columns(list(raw.columns), file)
+    _check_one_meaning(raw, columns, file)
     reading = Reading(f"the column {columns['patient']}")
     rest = [column for column in raw.columns if column not in columns.values()]
     findings = _folder_findings(raw, rest, file)
@@ -1059,6 +1217,7 @@ def read_folder(
     frame = _folder_frame(raw, columns, rest, reading)
     frame = _in_view(frame.join(pd.DataFrame(labels, columns=list(findings))), views, root, reading)
     aside = [column for column in rest if column not in findings.values()]
+    for column in aside: _say_words(column, raw[column], reading)
     if aside:
         names, kept = ', '.join(aside), ', '.join(findings)
         reading.note(f'{file.name}: {kept} are read as findings; the columns {names} are no '
@@ -1100,6 +1259,28 @@ def _class_images(root: Path) -> list[tuple[str, str, str]]:
         images += [(str(file.relative_to(root)), part, name) for file in _images_in(folder)]
     return images
 
+_OTHER_ENDINGS = {'', *'.tif .tiff .bmp .gif .webp .jp2 .jfif .jpe .nii .gz .npy .mha .ima'.split()}
+
+def _may_be_image(file: Path, folder: Path) -> bool:
+    "Could a file below a class folder be an X-ray, by its ending and by where it lies?"
+    steps = file.relative_to(folder).parts
+    hidden = any(step[0] == '.' or plain_name(step) in _DERIVED for step in steps)
+    return not hidden and file.suffix.lower() in {*_IMAGE_ENDINGS, *_OTHER_ENDINGS}
+
+def _say_unopened(root: Path, read: set[str], reading: Reading):
+    "Warn of files below the class folders that may be images and are not read."
+    found = []
+    for _, folder in _class_folders(root):
+        for file in sorted(folder.rglob('*')):
+            name = str(file.relative_to(root))
+            if name not in read and _may_be_image(file, folder) and file.is_file():
+                found.append(name)
+    if not found: return
+    reading.drop('files that are no images or lie too deep', len(found))
+    right = f"{', '.join(_IMAGE_ENDINGS)} right in a class folder"
+    reading.note(f'{len(found):,} files of the class folders are not read ({found[0]} for one): '
+                 f'only {right} are.', warn=True)
+
 def _has_class_images(root: Path) -> bool:
     "Is there an image in one of the class folders?"
     return bool(_class_images(root))
@@ -1109,8 +1290,16 @@ _PERSON = re.compile(r'(?:^|[-_ .])((?:(?:person|patient|pat|subject|subj|sub|pi
                      r'|p\d{4,})[a-z]?)(?=[-_ .]|$)', re.IGNORECASE)
 _SEEN_FROM = re.compile(r'[-_ .](ap|pa|lat|lateral|frontal|ll|rl)$', re.IGNORECASE)
 _NUMBERED = re.compile(r'((?:.*[-_ ])?\d+)[-_ ]\d{1,4}')
+_DATE = re.compile(r'(?:.*[-_ ])?(?:19|20)\d\d([-_.]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])')
 _MOST_IMAGES = 10  # per person on average; what has more is no person's number
-_ANONYMOUS = {'', '0', 'anonymous', 'anonymized', 'anonymised', 'anon', 'unknown', 'none', 'na'}
+_NO_NAME = ('anon|anonymous|anonymized|anonymised|anonym|deidentified|unknown|none|null|na|no|not|'
+            'available|removed|redacted|hidden|blank|empty|missing|name|patient|id|test|phantom|'
+            'dummy|unbekannt')
+_ANONYMOUS = re.compile(rf'0+|xx+|(?:\W|{_NO_NAME})*')
+
+def is_nobody(person: str) -> bool:
+    "Tell whether the name of a person is a placeholder, as anonymised files have."
+    return bool(_ANONYMOUS.fullmatch(plain_name(person)))
 
 def person_in(stem: str) -> tuple[str, bool]:
     "The person that a file's name tells, '' for none, and whether it says that it is one."
@@ -1127,15 +1316,32 @@ def _dicom_person(file: Path) -> str:
         person = tidy_id(header.get('PatientID', ''))
     except Exception:
         return ''  # whatever is wrong with it is said when its pixels are read
-    return '' if plain_name(person) in _ANONYMOUS else person
+    return '' if is_nobody(person) else person
+
+def _tagged(root: Path, paths: Sequence[str]) -> dict[str, str]:
+    "The patients that DICOM files name, by path; none where all files of a folder name the same."
+    dicom = {p: _dicom_person(root/p) for p in paths if p.lower().endswith(('.dcm', '.dicom'))}
+    one_for_all = len(dicom) > 2 and len(set(dicom.values())) == 1
+    return {} if one_for_all else dicom
+
+def _no_persons(guesses: dict[str, str]) -> set[str]:
+    "Numbers in names (by path) that are no persons: too common, dates, or most of their folder."
+    persons = Counter(guesses.values())
+    if len(guesses) > _MOST_IMAGES * len(persons): return set(persons)
+    dates = {person for person in persons if _DATE.fullmatch(person)}
+    if 2 * sum(persons[date] for date in dates) <= len(guesses): dates = set()
+    sizes = Counter(os.path.dirname(path) for path in guesses)
+    shares = Counter((os.path.dirname(path), person) for path, person in guesses.items())
+    return dates | {person for (folder, person), count in shares.items()
+                    if count > _MOST_IMAGES and 2 * count > sizes[folder]}
 
 def _persons(root: Path, paths: Sequence[str]) -> tuple[list[str], Reading]:
     "Who is on each image, as DICOM tags and file names say; the path itself where neither does."
-    dicom = {p: _dicom_person(root/p) for p in paths if p.lower().endswith(('.dcm', '.dicom'))}
+    dicom = _tagged(root, paths)
     named = {p: person_in(Path(p).stem) for p in paths}
-    guesses = [person for person, sure in named.values() if person and not sure]
-    trusted = len(guesses) <= _MOST_IMAGES * len(set(guesses))
-    told = [dicom.get(p) or (named[p][0] if named[p][1] or trusted else '') for p in paths]
+    nobody = _no_persons({p: person for p, (person, sure) in named.items() if person and not sure})
+    told = [dicom.get(p) or (named[p][0] if named[p][1] or named[p][0] not in nobody else '')
+            for p in paths]
     known = sum(map(bool, told))
     if known == len(told):
         where = 'DICOM tags' if all(map(dicom.get, paths)) else 'names of the files'
@@ -1166,6 +1372,7 @@ def read_classes(
         )
     frame = pd.DataFrame(images, columns=['path', 'split', 'class'])
     persons, reading = _persons(root, frame['path'].tolist())
+    _say_unopened(root, set(frame['path']), reading)
     frame.insert(1, 'patient', persons)
     frame['view'] = [_name_view(path) for path in frame['path']]
     reading.views = 'the names of the files'
@@ -1277,9 +1484,8 @@ def read_chestmnist(
     frame = pd.DataFrame({'path': path, 'patient': path, 'split': split})
     frame = frame.join(pd.DataFrame(y, columns=list(CHESTMNIST_FINDINGS)))
     frame['No Finding'] = derive_no_finding(y, CHESTMNIST_FINDINGS)
-    who = 'unknown of all images, each of which counts as a patient'
     return XrayTable(frame, ('No Finding', *CHESTMNIST_FINDINGS), root, name or file.stem,
-                     Reading(who, known=False, views='all frontal'))
+                     Reading(_NOBODY_KNOWN, known=False, views='all frontal'))
 
 # %% ../nbs/12_readers.ipynb #49c7ab4f
 def _readers() -> dict[str, Any]:

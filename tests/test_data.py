@@ -219,7 +219,8 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path):
         (b'', 'is empty'),
         (b'\x89PNG\r\n\x1a\n\x00\xff\xfe', 'cannot be read as CSV'),
         (b'Path\n\xff\xfe\n', 'cannot be read as CSV'),
-        (b'Path;Sex\na;b\n', "has no column 'Path'"),
+        (b'Path;Sex\na;b\n', "has no column 'No Finding'"),
+        (b'Paths,Sex\na,b\n', "has no column 'Path'"),
     ],
 )
 def test_files_that_are_no_label_files(tmp_path, content, words):
