@@ -962,6 +962,7 @@ def _mapped_part(
     "Read one part of a mapping."
     raw, file = _joined(root, part)
     frame = _mapped_frame(raw, part, root, file)
+    _say_people(raw, part.get('age', ''), '', reading)
     names, used = part.get('names', {}), _used_columns(part)
     labels = _mapped_labels(part['findings'], raw, names, used, file)
     frame = _seen_from(frame).join(labels)

@@ -143,10 +143,12 @@ def test_paths_that_lead_out(tmp_path):
 # Joins, lists and readers
 
 MIMIC = {
-    'metadata': 'dicom_id,subject_id,study_id,ViewPosition\naa,{s},{t},PA\nbb,10000002,50000002,AP\n',
+    'metadata': 'dicom_id,subject_id,study_id,ViewPosition\naa,{s},{t},PA\n'
+    'bb,10000002,50000002,AP\n',
     'chexpert': 'subject_id,study_id,' + ','.join(CHEXPERT_FINDINGS) + '\n'
     '10000001,50000001' + ',1' * 14 + '\n10000002,50000002' + ',0' * 14 + '\n',
-    'split': 'dicom_id,study_id,subject_id,split\naa,50000001,{own},train\nbb,50000002,10000002,test\n',
+    'split': 'dicom_id,study_id,subject_id,split\naa,50000001,{own},train\n'
+    'bb,50000002,10000002,test\n',
 }  # fmt: skip
 
 
@@ -181,7 +183,7 @@ def test_two_label_tables_of_one_kind(tmp_path):
     rows = {'a.csv': 'id,Edema\n1,0\n2,1\n', 'b.csv': 'id,Edema\n1,1\n2,1\n'}
     mapping = dict(table='a.csv', join=[dict(table='b.csv', on='id')], path='{id}.png',
                    patient='p{id}', findings=['Edema'])  # fmt: skip
-    with pytest.raises(DataError, match="Row 2 of .*a.csv has '0' in 'Edema', but .*b.csv says '1'"):
+    with pytest.raises(DataError, match="a.csv has '0' in 'Edema', but .*b.csv says '1'"):
         read_table(folder(tmp_path, rows), mapping)
     rows['b.csv'] = 'id,Edema\n1.0,0.0\n2.0,1.0\n'
     assert read_table(folder(tmp_path, rows), mapping).labels.tolist() == [[0], [1]]
@@ -193,13 +195,13 @@ ROWS = '00000001_000.png,{},0,1,060Y,M,PA\n00000002_000.png,No Finding,0,2,018M,
 
 @pytest.mark.parametrize('names', ['"Edema,Mass"', 'Edema;Mass', 'Effusion / edema', 'mass+nodule'])
 def test_a_list_with_another_separator(tmp_path, names):
-    with pytest.raises(DataError, match='Row 2 of .* looks like several findings; write .|. between'):
+    with pytest.raises(DataError, match='Row 2 of .* looks like several findings; write'):
         read_xrays(folder(tmp_path, {'Data_Entry_2017.csv': NIH + ROWS.format(names)}))
 
 
 def test_an_image_in_two_lists(tmp_path):
     lists = {'train_val_list.txt': '00000001_000.png', 'test_list.txt': '00000001_000.png'}
-    with pytest.raises(DataError, match='names 00000001_000.png, which another list has in the par'):
+    with pytest.raises(DataError, match='names 00000001_000.png, which another list has'):
         read_xrays(folder(tmp_path, {'Data_Entry_2017.csv': NIH + ROWS.format('Mass'), **lists}))
 
 
