@@ -574,11 +574,22 @@ def _varied(pixels: np.ndarray) -> bool:
     "Does a glance settle that a picture shows something?"
     few = np.sort(sample(pixels, 16), axis=None)
     marks = few[len(few) // 50 :: len(few) // 12 + 1].tolist()
-    return len(set(marks)) > 3 and marks[-1] - marks[0] >= _CONTRAST
+    apart = {mark // 8 for mark in marks}
+    return len(apart) > 3 and marks[-1] - marks[0] >= _CONTRAST
 
 def flat(pixels: np.ndarray) -> str:
     "Say why a picture (H, W) uint8 shows nothing, or next to nothing; '' if it shows something."
-    return '' if _varied(pixels) else shown(np.bincount(pixels.ravel(), minlength=256))
+    if _varied(pixels): return ''
+    counts = np.bincount(pixels.ravel(), minlength=256)
+    return shown(counts) or _blurred(counts)
+
+def _blurred(counts: np.ndarray) -> str:
+    "Say that so many pixels per grey level (256,) are two levels, blurred by a JPEG; '' if not."
+    near, left = np.ones(13, int), counts.copy()
+    first = int(np.convolve(left, near, 'same').argmax())
+    left[max(first - 6, 0) : first + 7] = 0
+    share = 1 - (left.sum() - np.convolve(left, near, 'same').max()) / counts.sum()
+    return f'two grey levels: {share:.1%} of the pixels are near them' if share >= 0.95 else ''
 
 # %% ../nbs/14_dicom.ipynb #3883399a
 def _windows(ds, remarks: list[str]):
