@@ -262,8 +262,19 @@ def leakage_report(
 ) -> pd.DataFrame:                       # kind, parts, count (of names, or pairs), example
     "Count what parts of a split share: patients, studies, files, (near-)identical pixels."
     shared = [*_shared_names(table.frame, split)]
+    if not table.reading.known: shared = _cannot_know(table, shared)
     if prints is not None: shared += _shared_pixels(table.frame, split, prints)
-    return pd.DataFrame(shared, columns=['kind', 'parts', 'count', 'example'])
+    report = pd.DataFrame(shared, columns=['kind', 'parts', 'count', 'example'])
+    return report.astype({'count': 'Int64'})
+
+def _cannot_know(table: XrayTable, shared: list[tuple]) -> list[tuple]:
+    "Put 'not known' in place of counts of patients that nothing tells apart."
+    why = f'patients are {table.reading.patients}'
+    logger.warning(f'Whether a person is in two parts of the split cannot be told: {why}.')
+    def told(kind, parts, count, example):
+        if kind == 'file': return kind, parts, count, example
+        return kind, parts, None, f'cannot be told: {why}'
+    return [told(*row) for row in shared]
 
 # %% ../nbs/22_audit.ipynb #3858b737
 def _who(table: XrayTable) -> str:

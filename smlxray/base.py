@@ -51,6 +51,13 @@ def for_cell(text: str) -> str:
     text = for_terminal(text)
     return f"'{text}" if text[:1] in ('=', '+', '-', '@', '\t') else text
 
+def csv_text(
+    table,     # a pandas frame
+) -> str:
+    "Write a table as CSV, every text and every heading as `for_cell` makes it."
+    def safe(value): return for_cell(value) if isinstance(value, str) else value
+    return table.map(safe).rename(columns=safe).to_csv(index=False)
+
 def for_folder(name: str) -> str:
     "Name a folder after something: a-z, 0-9 and -; other signs than usual ones add a checksum."
     plain = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
@@ -345,14 +352,22 @@ def replace_folder(
     folder: Path,  # where it goes
 ) -> None:
     "Put a folder in the place of another one, in one step if the system can do that."
-    if not folder.exists() or _exchange(draft, folder):
-        if not folder.exists(): os.rename(draft, folder)
-        return
-    old = _old_name(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    os.rename(folder, old)
-    os.rename(draft, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if not folder.exists():
+        os.rename(draft, folder)
+    elif not _exchange(draft, folder):
+        old = _old_name(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+        os.rename(draft, folder)
+    _remove_superseded(folder)
+
+def _remove_superseded(folder: Path) -> None:
+    "Remove an old folder, and drafts of version 0.1 an hour old, next to one that is whole now."
+    shutil.rmtree(_old_name(folder), ignore_errors=True)
+    draft = re.compile(rf'\.{re.escape(folder.name)}\.[0-9a-f]{{8}}(\.old)?')
+    for path in filter(lambda path: draft.fullmatch(path.name), folder.parent.iterdir()):
+        forgotten = time.time() - path.lstat().st_mtime > 3600
+        if forgotten and path.is_dir(): shutil.rmtree(path, ignore_errors=True)
 
 def recover_folder(folder: Path) -> None:
     "Bring back a folder whose replacement was cut short between two renames."

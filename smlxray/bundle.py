@@ -7,7 +7,7 @@ __all__ = ['LEFT_OUT', 'BundleError', 'read_pth', 'TaughtFinding', 'plot_compari
            'make_bundle', 'bundle_of_run', 'model_card', 'predict_files', 'export_onnx']
 
 # %% ../nbs/68_bundle.ipynb #36d6a4bf
-import contextlib, hashlib, io, json, logging, os, re, uuid, warnings
+import contextlib, hashlib, io, json, logging, os, re, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +28,9 @@ from torch import Tensor
 
 from . import __version__
 from smlxray.base import (
-    ALGORITHMS, Fields, ImageError, SmlxrayError, check_fields, check_seal, draft_folder, for_cell,
-    for_folder, logger, moved, own_file, parse_json, recover_folder, replace_folder,
+    ALGORITHMS, Fields, ImageError, SmlxrayError, atomic_path, check_fields, check_seal,
+    draft_folder, for_cell, for_folder, logger, moved, own_file, parse_json, recover_folder,
+    replace_folder, same_name,
 )
 from .cache import to_float
 from .config import Settings
@@ -557,6 +558,13 @@ def score_images(
     parts = as_batch(images, encoder.size).split(batch_size)
     return torch.cat([finding.score(encoder.net, encoder.look(x)) for x in parts]).numpy()
 
+def add_finding(bundle: 'Bundle', finding: TaughtFinding) -> str:  # '' if the name was free
+    "Add a taught finding; one of the same name, however it is spelled, gives way, and is named."
+    taken = same_name(finding.name, bundle.findings) or ''
+    if taken != finding.name: bundle.findings.pop(taken, None)
+    bundle.findings[finding.name] = finding
+    return taken
+
 def check_network(encoder: 'Encoder | Bundle', finding: TaughtFinding) -> None:
     "Raise `BundleError` if a finding belongs to another network."
     if finding.network == encoder.network: return
@@ -740,9 +748,13 @@ def plot_comparison(
     )
     fig.tight_layout()
     if path:
-        fig.savefig(path, dpi=150)
+        told = dict(Title=_COMPARISON) if Path(path).suffix in ('.png', '.svg', '.pdf') else None
+        with atomic_path(path) as draft:
+            fig.savefig(draft, dpi=150, metadata=told)
         plt.close(fig)
     return fig
+
+_COMPARISON = 'smlxray comparison'  # by this title a picture is known as one of these
 
 # %% ../nbs/68_bundle.ipynb #4c8d2635
 class _OldNames:
@@ -927,6 +939,7 @@ def _predict_look(bundle: Bundle, seen: Look, share: dict[str, float]) -> pd.Dat
 def _prevalences(bundle: Bundle, given: float | dict | None) -> dict[str, float]:
     "Give the assumed prevalence of each finding."
     given = given if isinstance(given, dict) else dict.fromkeys(bundle.findings, given)
+    given = {same_name(name, bundle.findings) or name: share for name, share in given.items()}
     for name in given:
         if name in bundle.findings: continue
         raise BundleError(
@@ -1474,9 +1487,7 @@ def export_onnx(
     net = SiameseNet.from_config(bundle.net.to_config()).eval()
     net.load_state_dict(bundle.net.state_dict())
     x = torch.randn(4, 1, *bundle.size, generator=torch.Generator().manual_seed(0))
-    path = Path(path)
-    draft = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:8]}')
-    try:
+    with atomic_path(path) as draft:
         _write_onnx(net, x, draft)
         theirs = onnxruntime.InferenceSession(str(draft)).run(None, dict(image=x.numpy()))[0]
         worst = float(np.abs(net(x).detach().numpy() - theirs).max())
@@ -1485,9 +1496,6 @@ def export_onnx(
                 f'The ONNX embedding differs from the network by {worst:.1e}, more than '
                 f'{tolerance:g}; it was not written.'
             )
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
     return worst
 
 def _write_onnx(net: SiameseNet, x: Tensor, path: Path) -> None:

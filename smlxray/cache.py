@@ -25,8 +25,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from smlxray.base import (
-    DataError, ImageError, check_seal, logger, moved, parse_json, resolve_path, sealed,
-    write_atomic,
+    DataError, ImageError, check_seal, for_cell, for_terminal, logger, moved, parse_json,
+    recover_folder, replace_folder, resolve_path, sealed, write_atomic,
 )
 from .data import XrayTable
 from .dicom import flat
@@ -116,7 +116,7 @@ def _read_pieces(
     workers = workers or joblib.cpu_count()
     pool = joblib.Parallel(workers, backend='threading', return_as='generator')
     left = sum(min(PIECE, len(table) - start) for start in starts)
-    look = dict(desc=f'caching {table.name}', unit='image', disable=not progress)
+    look = dict(desc=f'caching {for_terminal(table.name)}', unit='image', disable=not progress)
     with tqdm(total=len(table), initial=len(table) - left, **look) as bar:
         for piece in pool(joblib.delayed(_read_piece)(table, start, size) for start in starts):
             yield piece
@@ -284,13 +284,15 @@ def _only_builder(folder: Path, key: str) -> Iterator[None]:
         lock.release()
 
 def _install(draft: Path, final: Path) -> None:
-    "Give a finished folder its final name, replacing a stale one."
-    stale = final.with_name(final.name + '.stale')
-    shutil.rmtree(stale, ignore_errors=True)
-    if final.exists(): os.rename(final, stale)
-    os.rename(draft, final)
+    "Give a finished folder its final name, replacing a stale one in one step."
+    replace_folder(draft, final)
     (final/'journal.jsonl').unlink(missing_ok=True)  # only now: a draft without it starts afresh
-    shutil.rmtree(stale, ignore_errors=True)
+    _remove_leftovers(final)
+
+def _remove_leftovers(final: Path) -> None:
+    "Remove what killed builders left of a cache that is whole; its lock must be held."
+    for end in ('.building', '.converting', '.stale'):
+        shutil.rmtree(final.with_name(final.name + end), ignore_errors=True)
 
 # %% ../nbs/20_cache.ipynb #f71fbd9c
 class StaleCache(DataError):
@@ -374,7 +376,7 @@ def _write_rows(file: Path, table: XrayTable, column: str, rows: dict[int, str])
         lines = csv.writer(out)
         lines.writerow(('row', 'path', column))
         for row, what in sorted(rows.items()):
-            lines.writerow((row, table.frame['path'].iat[row], what))
+            lines.writerow((row, for_cell(table.frame['path'].iat[row]), for_cell(what)))
 
 def _by_row(pieces: Iterable[dict], key: str) -> dict[int, Any]:
     "What the records of pieces say by row, under a key."
@@ -470,8 +472,11 @@ def _build(
     draft, final = folder/f'{key}.building', folder/key
     _check_folder(folder, 0)
     with _only_builder(folder, key):
+        recover_folder(final)
         manifest = _fitting(table, size, folder, sources)
-        if manifest is not None: return manifest
+        if manifest is not None:
+            _remove_leftovers(final)
+            return manifest
         need = len(table) * size[0] * size[1]
         _check_folder(folder, need - _bytes_on_disk(draft/'pixels.npy'))
         try:
@@ -584,8 +589,8 @@ class ImageCache:
         for row in np.unique(fresh).tolist():
             if _hash(self.pixels[row]) == self._digests[row].tobytes(): continue
             raise StaleCache(
-                f'The pixels of row {row} of cache {self.path.name} were altered; '
-                'delete the folder to build it again.'
+                f'The pixels of row {row} of cache {self.path.name} were altered; delete the '
+                'folder to build it again (`smlxray cache verify` reads every row of it).'
             )
         self._unseen[fresh] = False
         if not self._unseen.any(): self._unseen = None
@@ -648,7 +653,10 @@ def _reopen(path: Path) -> ImageCache:
     return ImageCache(path, _read_manifest(path))
 
 # %% ../nbs/20_cache.ipynb #7b28a681
-_STATES = {'.building': 'half built', '.converting': 'half built', '.stale': 'left over'}
+_STATES = {
+    '.building': 'half built', '.converting': 'half built', '.stale': 'left over',
+    '.old': 'left over',
+}
 
 def _finished_manifest(path: Path) -> dict:
     "The manifest of a finished cache, or {} if that or the pixels are damaged."
@@ -891,7 +899,7 @@ def _convert_pieces(
     "Write the pieces of a draft from old files; return their records."
     file, records, starts = _Draft(draft, len(table), size), {}, range(0, len(table), PIECE)
     read = partial(_old_or_decoded, found=found)
-    look = dict(desc=f'converting {table.name}', unit='piece', disable=not progress)
+    look = dict(desc=f'converting {for_terminal(table.name)}', unit='piece', disable=not progress)
     try:
         for start in tqdm(starts, **look):
             records[start] = file.add(_read_piece(table, start, size, read))

@@ -15,7 +15,7 @@ import typer, typer.core
 
 from . import __version__
 from smlxray.base import (
-    ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, Registry, SmlxrayError, did_you_mean,
+    ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, Registry, SmlxrayError, csv_text, did_you_mean,
     for_cell, for_terminal, moved, only_one, resolve_path, same_name, shipped_file,
     shipped_notebook, show_remarks, write_atomic,
 )
@@ -115,6 +115,13 @@ def _no_input(output: Path | None, *inputs: Path | None) -> None:
         what = 'is what is read' if source == place else f'is a file of {path}, which is read'
         raise SmlxrayError(f'{output} {what}; name another file to write.')
 
+def _keep_foreign(output: Path | None, overwrite: bool, mark: str) -> None:
+    "Raise `SmlxrayError` early if a file is there in which no mark says that we made it."
+    if output is None or overwrite or not _here(output).exists(): return
+    if mark.encode() in _here(output).read_bytes(): return
+    made = 'exists, and was not made by this command'
+    raise SmlxrayError(f'{output} {made}; name another file, or say --overwrite.')
+
 def _writable(path: Path | None) -> None:
     "Raise `SmlxrayError` early if there is no folder to write something into."
     if path is None or _here(path).parent.is_dir(): return
@@ -206,6 +213,7 @@ def _data_check(
     views: _Views = 'all',
     images: Annotated[bool, typer.Option(help='Open every image, or only read labels.')] = True,
     save: Annotated[Optional[Path], _option(_PROBLEMS, '--list')] = None,
+    overwrite: _Force = False,
     workers: _Workers = 0,
     as_json: _Json = False,
 ):
@@ -216,13 +224,14 @@ def _data_check(
     """
     _no_folder(save)
     _no_input(save, path)
+    _keep_foreign(save, overwrite, 'level,kind,what')
     from smlxray.audit import check_data, count_problems, understanding
     table = _table(path, dataset, views)
     if not as_json: _echo(f'{understanding(table)}\n\n{table}\n')
     problems = check_data(table, images, workers, progress=sys.stderr.isatty())
     found = count_problems(problems)
     _show(found, as_json)
-    if save: write_atomic(_here(save), problems.to_csv(index=False))
+    if save: write_atomic(_here(save), csv_text(problems))
     errors = int((found['level'] == 'error').sum())
     if not as_json: _echo(_kinds(errors, len(found) - errors, images))
     raise typer.Exit(errors > 0)
@@ -364,10 +373,12 @@ _ROWS = 'Write the rows, and what the machine is, to this file.'
 def bench(
     what: Annotated[_one_of(BENCHES), _argument(f'What to measure: {_WHAT}.')],
     save: Annotated[Optional[Path], _option(_ROWS, '--json')] = None,
+    overwrite: _Force = False,
 ):
     "Measure our way and a plain way in turn; the ratio says how often ours is faster."
     _no_folder(save)
     _writable(save)
+    _keep_foreign(save, overwrite, '"bench"')
     import pandas as pd
     from smlxray.bench import as_json
     rows = BENCHES[what]()
@@ -391,9 +402,14 @@ def study(
     output: Annotated[Optional[Path], _option("The file; left out, the run's study.json.")] = None,
     report: Annotated[bool, typer.Option('--report', help=_WHAT_IS_THERE)] = False,
     methods: Annotated[bool, typer.Option('--methods', help=_PLANNED)] = False,
+    overwrite: _Force = False,
 ):
     "Run a grid of folds, splits and seeds, print its tables, and write its file."
     if methods: return _list_methods()
+    _no_folder(output)
+    _writable(output)
+    _no_input(output, plan)
+    _keep_foreign(output, overwrite, '"at_chance"')
     from smlxray.study import load_plan, run_study
     settings = load_plan(plan and _here(plan), folder=folder and str(_here(folder)))
     path = run_study(settings, fold, workers, output and _here(output), report)
@@ -528,6 +544,8 @@ def run_stages(
 
 def _print_results(folder: Path, as_json: bool) -> None:
     from smlxray.evaluate import print_results, read_results
+    from smlxray.report import report_doubt
+    if said := report_doubt(folder): _note(said)
     if as_json: return _print_json(read_results(folder))
     print_results(folder)
 
@@ -694,12 +712,13 @@ def _load_model(model: str | None, config: Path | None, given: list[str] | None)
 # %% ../nbs/90_cli.ipynb #5a3e91d0
 def _add_taught(bundle, extra: list[Path] | None = None) -> None:
     "Add the findings that were taught to this network."
-    from smlxray.bundle import TaughtFinding
+    from smlxray.bundle import TaughtFinding, add_finding
     shelf = bundle.path.absolute().parent / 'findings'
     for path in [*_folders_in(shelf), *map(_here, extra or ())]:
         finding = TaughtFinding.load(path)
         if finding.network == bundle.network:
-            bundle.findings[finding.name] = finding
+            taken = add_finding(bundle, finding)
+            if taken: _note(f'{finding.name}, taught in {path.name}, takes the place of {taken}.')
         elif path.parent == shelf:
             _note(f'{finding.name} was taught to another network, and is left out; teach it again.')
         else:
@@ -766,10 +785,12 @@ def _look_at(bundle, pictures: list):
 
 def _compare_embeddings(bundle, a, b) -> dict:
     "Return the numbers of one pair."
+    import torch
     from smlxray.bundle import percentile
     from smlxray.siamese import pairwise_distance
     s, distance = float(a @ b), float(pairwise_distance(a[None], b[None]))
-    same, other = (percentile(s, bundle.tensors[f'pairs.{k}']) for k in ('same', 'different'))
+    def among(kind): return percentile(s, bundle.tensors.get(f'pairs.{kind}', torch.empty(0)))
+    same, other = among('same'), among('different')
     return dict(zip(_NUMBERS, (distance, s, same, other)))
 
 # %% ../nbs/90_cli.ipynb #fdd48e08
@@ -790,6 +811,7 @@ def compare(
     pairs: Annotated[Optional[Path], _option(_PAIRS)] = None,
     output: Annotated[Optional[Path], _option('With --pairs: write the table here.')] = None,
     picture: Annotated[Path, typer.Option(help=_PICTURE)] = Path('comparison.png'),
+    overwrite: _Force = False,
     model: _Model = None,
     config: _Config = None,
     given: _Set = None,
@@ -806,6 +828,8 @@ def compare(
     _writable(output if pairs else picture)
     if not pairs: _check_format(picture)
     _no_input(output if pairs else picture, a, b, pairs)
+    mark = 'a,b,distance,similarity' if pairs else 'smlxray comparison'
+    _keep_foreign(output if pairs else picture, overwrite, mark)
     bundle = _load_model(model, config, given)
     if not pairs: return _compare_two(bundle, a, b, picture, as_json)
     table = compare_many(bundle, _here(pairs))
@@ -842,12 +866,12 @@ def _compare_two(bundle, a: Path, b: Path, picture: Path, as_json: bool) -> None
 def _hand_over(table, output: Path | None, as_json: bool) -> None:
     "Write a table to a file, or print it."
     if output:
-        table.to_csv(_here(output), index=False)
+        write_atomic(_here(output), csv_text(table))
         _echo(output)
     elif as_json:
         _show(table, True)
     else:
-        _echo(table.to_csv(index=False).rstrip())
+        _echo(csv_text(table).rstrip())
 
 # %% ../nbs/90_cli.ipynb #de6490e2
 class UnfinishedTable:

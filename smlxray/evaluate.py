@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from pydantic import Field
 from tqdm.auto import tqdm
 from smlxray.base import (
-    DataError, Fields, SmlxrayError, atomic_path, check_fields, check_format, check_seal, logger,
-    moved, own_file, read_json, repo_root, resolve_path, sealed, write_atomic,
+    DataError, Fields, SmlxrayError, atomic_path, check_fields, check_format, check_seal, csv_text,
+    logger, moved, own_file, read_json, repo_root, resolve_path, sealed, write_atomic,
 )
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock
@@ -380,7 +380,7 @@ def save_results(results: Results) -> Path:
             answers = _digest_in(path)
         saved = json.dumps(sealed(_saved(results, answers)), indent=1)
         write_atomic(folder / 'results.json', saved)
-        write_atomic(folder / 'results.csv', results.frame().to_csv(index=False))
+        write_atomic(folder / 'results.csv', csv_text(results.frame()))
         lab.settings.to_yaml(folder / 'config.yaml')
     return folder / 'results.json'
 

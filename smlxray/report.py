@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from matplotlib.figure import Figure
 from smlxray.base import (
-    DataError, logger, moved, own_file, parse_json, resolve_path, sealed, write_atomic,
+    DataError, csv_text, logger, moved, own_file, parse_json, resolve_path, sealed, write_atomic,
 )
 from .config import PATH_SETTINGS, Settings
 from .episodes import Episode
@@ -760,7 +760,7 @@ def write_report(
     add_tables(results, net, episodes)
     save_results(results)
     for name, rows in results.tables.items():
-        table = pd.DataFrame(rows).to_csv(index=False)
+        table = csv_text(pd.DataFrame(rows))
         write_atomic(results.lab.folder / 'tables' / f'{name}.csv', table)
     save_figures(results, net)
     return render_report(results.lab.folder)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from smlxray import base
+from smlxray import cache as cache_module
 from smlxray.cache import (
     PIECE,
     DirectPixels,
@@ -181,6 +183,49 @@ def test_killed_while_replacing_a_stale_cache(table, tmp_path):
     new = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
     assert not new.gather([0]).any() and torch.equal(new.gather([1]), kept[1:])
     assert folders(tmp_path / 'cache') == [old.path.name]
+
+
+class Killed(BaseException):
+    "What stands for kill -9 in these tests: nothing of ours catches it."
+
+
+def kill_at(monkeypatch, module, name, call):
+    "Let the n-th call of a function be the last thing that a process does."
+    work, calls = getattr(module, name), []
+
+    def dying(*args, **options):
+        calls.append(args)
+        if len(calls) == call:
+            raise Killed
+        return work(*args, **options)
+
+    monkeypatch.setattr(module, name, dying)
+
+
+@pytest.mark.parametrize('moment', ['before', 'between the renames', 'after the exchange'])
+def test_a_kill_while_a_cache_is_replaced_loses_nothing(table, tmp_path, monkeypatch, moment):
+    home = tmp_path / 'cache'
+    old = ImageCache.build(table, SIZE, home, progress=False)
+    kept = old.gather([1, 2]).clone()
+    Image.fromarray(np.zeros((40, 36), np.uint8)).save(tmp_path / 'images/0.png')
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        if moment == 'after the exchange':
+            kill_at(patched, cache_module, '_remove_leftovers', 1)
+        else:
+            patched.setattr(base, '_exchange', lambda a, b: False)
+            kill_at(patched, base.os, 'rename', 1 if moment == 'before' else 2)
+        ImageCache.build(table, SIZE, home, progress=False)
+    found = set(folders(home))
+    assert found & {old.path.name, f'.{old.path.name}.old'}, 'an old or a new cache is there'
+    reads = []
+    with monkeypatch.context() as patched:
+        read = cache_module.read_picture
+        patched.setattr(cache_module, 'read_picture', lambda p: reads.append(p) or read(p))
+        new = ImageCache.build(table, SIZE, home, progress=False)
+    assert not reads, 'what was decoded is decoded again'
+    new.verify()
+    assert not new.gather([0]).any() and torch.equal(new.gather([1, 2]), kept)
+    assert folders(home) == [old.path.name]
 
 
 def test_two_builders_share_one_result(table, tmp_path):

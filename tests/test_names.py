@@ -19,7 +19,11 @@ from smlxray.siamese import SiameseNet
 @pytest.fixture(scope='module')
 def bundle():
     torch.manual_seed(0)
-    b = Bundle(SiameseNet('conv4', 8), load_settings('tiny'), {}, {})
+    settings = load_settings('tiny', backbone='conv4', embedding_dim=8)
+    data = dict(name='toy', rows=8, patients=8, digest='0' * 16)
+    labels = dict(uncertain='ignore', blanks='negative', negatives='normals', matched_on=[])
+    facts = dict(phase='siamese', smlxray='0.2', base=[], novel=[], split={})
+    b = Bundle(SiameseNet('conv4', 8), settings, {}, {}, facts | dict(data=data, labels=labels))
     x = torch.randint(0, 256, (8, 1, *b.size), dtype=torch.uint8)
     for name in ('error', 'file', 'Unusual', 'nearest', 'model', 'remarks', '=1+1', '肺炎', '气胸'):
         b.findings[name] = b.teach(name, x[:4], x[4:], steps=0)
@@ -95,6 +99,47 @@ def test_outputs_are_no_inputs(scans, tmp_path, capsys):
     image = str(scans / 'c.png')
     assert call(['compare', image, image, '--picture', image]) == 1
     assert capsys.readouterr().err.count('name another file to write.') == 3
+
+
+def test_outputs_replace_only_what_the_same_command_made(bundle, scans, tmp_path, capsys):
+    bundle.save(tmp_path / 'model')
+    model, image = ['--model', str(tmp_path / 'model')], str(scans / 'c.png')
+    pairs, table = tmp_path / 'pairs.csv', tmp_path / 'table.csv'
+    pairs.write_text(f'a,b\n{image},{scans}/=HYPERLINK(1).png\n')
+    (scans / 'labels.csv').write_text('path,patient,Edema\n=gone.png,1,1\nblack.png,2,0\n')
+    works = {
+        tmp_path / 'both.png': ['compare', image, image, *model, '--picture'],
+        tmp_path / 'both.svg': ['compare', image, image, *model, '--picture'],
+        table: ['compare', '--pairs', str(pairs), *model, '--output'],
+        tmp_path / 'problems.csv': ['data', 'check', str(scans), '--list'],
+    }
+    for path, words in works.items():
+        path.write_text('a diary, kept by hand')
+        assert call([*words, str(path)]) == 1, words
+        assert path.read_text() == 'a diary, kept by hand'
+        assert 'name another file, or say --overwrite' in capsys.readouterr().err
+        done = call([*words, str(path), '--overwrite'])
+        made = path.read_bytes()
+        assert call([*words, str(path)]) == done and b'diary' not in made
+        if path.suffix == '.csv':
+            assert not any(line[:1] in '=+-@' for line in path.read_text().splitlines())
+    assert not list(tmp_path.glob('.draft-*'))
+
+
+def test_a_taught_finding_gives_way_to_its_other_spelling(bundle, tmp_path, capsys):
+    from smlxray.bundle import TaughtFinding
+    from smlxray.cli import _add_taught
+
+    bundle.save(tmp_path / 'model')
+    loaded = Bundle.load(tmp_path / 'model')
+    known = list(loaded.findings)
+    examples = torch.randint(0, 256, (2, 3, 1, *bundle.size), dtype=torch.uint8)
+    again = bundle.teach('un_USUAL\u00a0', *examples, steps=0)
+    again.save(tmp_path / 'findings' / 'again')
+    assert TaughtFinding.load(tmp_path / 'findings' / 'again').name == again.name
+    _add_taught(loaded)
+    assert len(loaded.findings) == len(known) and again.name in loaded.findings
+    assert 'takes the place of Unusual' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('text', ['\x1b]0;t\x07', 'a\x9b2J', 'x\u202etxt', '\x00', '\r'])

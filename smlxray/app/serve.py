@@ -23,7 +23,9 @@ from .pages import App
 from .session import MAX_UPLOAD, Session, Xray, make_library
 from .widgets import STATIC
 from ..base import SmlxrayError, draft_folder, follow, resolve_path, shipped_notebook
-from ..bundle import Bundle, TaughtFinding, bundle_of_run, is_fresh, networks_of
+from smlxray.bundle import (
+    Bundle, TaughtFinding, add_finding, bundle_of_run, is_fresh, networks_of,
+)
 from ..config import load_settings
 from ..evaluate import evaluate, save_results
 from ..lab import Lab, open_lab
@@ -149,7 +151,7 @@ def add_findings(bundle: Bundle, folder: Path) -> list[str]:
             why = error if isinstance(error, SmlxrayError) else type(error).__name__
             said.append(f'The finding in findings/{place.parent.name} cannot be read: {why}')
             continue
-        if finding.network == bundle.network: bundle.findings[finding.name] = finding
+        if finding.network == bundle.network: add_finding(bundle, finding)
     return said
 
 # %% ../../nbs/84_serve.ipynb #0b46d770
