@@ -1011,9 +1011,8 @@ class FindingsPage:
         far = Html(f'<small>{far}</small>')
         url = image_url(x.picture())
         alt = f'X-ray: {x}'
-        self.picture.value = xray_figure(
-            url, alt, name, f'labelled: {x.said}', far
-        )
+        said = f'labelled: {x.said}' if x.findings else x.said
+        self.picture.value = xray_figure(url, alt, name, said, far)
 
 # %% ../../nbs/83_pages.ipynb #3a763690
 def run_names(runs: str | Path) -> list[str]:  # the one that was evaluated last comes first
