@@ -24,6 +24,7 @@ from smlxray.base import (
     DataError, Fields, SmlxrayError, atomic_path, check_fields, check_format, check_seal, csv_text,
     logger, moved, own_file, read_json, repo_root, resolve_path, sealed, write_atomic,
 )
+from .data import canonical_finding
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock
 from .metrics import METRICS, EpisodeScores, Support, confusion_matrix, mean_episode_auc
@@ -493,9 +494,10 @@ def results_table(
     folder: Path,            # of a run
     finding: str = 'mean',
 ) -> pd.DataFrame:           # of text
-    "Read a run's results and lay out one finding as a table for people."
-    rows = [r for r in read_results(folder)['rows'] if r['finding'] == finding]
-    return pd.DataFrame([_for_people(r) for r in rows if not r.get('control')])
+    "Lay out one finding of a run's results for people; raise `DataError` for an unknown one."
+    rows = [row for row in read_results(folder)['rows'] if not row.get('control')]
+    meant = canonical_finding(finding, list(dict.fromkeys(row['finding'] for row in rows)))
+    return pd.DataFrame([_for_people(row) for row in rows if row['finding'] == meant])
 
 def _for_people(row: dict) -> dict[str, str]:
     others = [m for m in METRICS if m != 'auc' and m in row]
