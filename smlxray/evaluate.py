@@ -283,6 +283,7 @@ def read_answers(
 
 def _answers_of(z: dict[str, np.ndarray]) -> Answers:
     "Find answers and episodes in the arrays of a file."
+    _check_arrays(z)
     findings, methods = z['findings'].tolist(), z['methods'].tolist()
     answers, episodes = defaultdict(list), defaultdict(list)
     for i, number in enumerate(z['finding']):
@@ -296,6 +297,21 @@ def _answers_of(z: dict[str, np.ndarray]) -> Answers:
             answers[method, finding].append(given)
             answers[method, 'mean'].append(given)
     return Answers(dict(answers), dict(episodes))
+
+def _check_arrays(z: dict[str, np.ndarray]) -> None:
+    "Raise `ValueError` unless the arrays of a file fit each other."
+    episodes, sides = len(z['finding']), dict(start=z['query'], support_start=z['support'])
+    shapes = dict(seed=(episodes,), scores=(len(z['methods']), len(z['query'])))
+    shapes |= dict.fromkeys(('labels', 'patients'), z['query'].shape)
+    shapes |= dict.fromkeys(('support_labels', 'support_patients'), z['support'].shape)
+    for name, rows in sides.items():
+        begins = z[name]
+        whole = begins.shape == (episodes + 1,) and (begins[0], begins[-1]) == (0, len(rows))
+        if not whole or (np.diff(begins) < 2).any(): raise ValueError(f'{name} fits no episodes')
+    for name, shape in shapes.items():
+        if name in z and z[name].shape != shape: raise ValueError(f'{name} is {z[name].shape}')
+    both = np.concatenate([z['labels'], z['support_labels']])
+    if not np.isin(both, (0, 1)).all(): raise ValueError('a label is neither 0 nor 1')
 
 # %% ../nbs/70_evaluate.ipynb #ff95176f
 def _file_of_run(folder: Path, name: str) -> Path:

@@ -851,9 +851,9 @@ def print_study(study: dict) -> None:
     if study['slow']:
         title = '{protocol}, the first {episodes} episodes of fold {fold}, split {split}'
         tables[title.format(**study['slow'][0])] = slow_table(study)
-    for protocol in PROTOCOLS.values() if study['compared'] else ():
-        table = compared_table(study, protocol).set_index('method')
-        tables[f'Paired differences, {protocol}'] = table
+    for protocol in PROTOCOLS.values():
+        table = compared_table(study, protocol)
+        if len(table): tables[f'Paired differences, {protocol}'] = table.set_index('method')
     if study['controls']: tables['Controls'] = control_table(study).set_index('control')
     for title, table in tables.items():
         if len(table): print(f'\n{title}\n\n{table.to_string()}')
