@@ -74,10 +74,10 @@ test-slow: $(STAMP)  ## run the slow tests and the slow cells of the chapters (u
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m slow --durations 20
 	@for nb in $(SLOW); do echo "$$nb"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path "$$nb" --flags slow || exit 1; done
 
-fuzz: $(STAMP)  ## try 20,000 mutated inputs on all readers (20 minutes; options: FUZZ='--seed 1')
+fuzz: $(STAMP)  ## try 20,000 mutated inputs on all readers (10 minutes; options: FUZZ='--seed 1')
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ)
 
-torture: $(STAMP)  ## kill every long command at random moments and compare the results (up to 30 minutes)
+torture: $(STAMP)  ## kill every long command at random moments and compare the results (10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_torture.py -q -s -m slow
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab (options: LAB='--no-browser --port 9999')

@@ -237,10 +237,11 @@ def parse_json(
     text: str | bytes,  # UTF-8
     kind: type = dict,  # what it must hold
 ) -> Any:
-    "Read JSON strictly; raise `ValueError` for NaN, infinity, bytes that are no text, or depth."
+    "Read JSON strictly; raise `ValueError` for bytes that are no text, depth, or no real number."
+    strict = dict(parse_constant=_no_number, parse_float=_finite, parse_int=_in_64_bits)
     try:
         text = text.decode('utf-8') if isinstance(text, bytes) else text
-        value = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(text, **strict)
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
     if isinstance(value, kind): return value
@@ -252,6 +253,11 @@ def _no_number(word: str):
 def _finite(digits: str) -> float:
     number = float(digits)
     return number if math.isfinite(number) else _no_number(digits)
+
+def _in_64_bits(digits: str) -> int:
+    number = int(digits)
+    if -(2**63) <= number < 2**63: return number
+    raise ValueError('it holds a whole number of more than 64 bits')
 
 def read_json(
     path: str | os.PathLike,

@@ -160,7 +160,9 @@ def _read_journal(folder: Path) -> dict[int, dict]:
 def _is_record(record: dict) -> bool:
     "Has a line of a journal, or a piece of a manifest, what it must have?"
     kinds = dict(start=int, digest=str, quarantine=dict)
-    return all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+    if not all(isinstance(record.get(key), kind) for key, kind in kinds.items()): return False
+    remarks = record.get('remarks', {})
+    return isinstance(remarks, dict) and ''.join([*record['quarantine'], *remarks, '0']).isdecimal()
 
 # %% ../nbs/20_cache.ipynb #0b7b7a51
 def _npy_header(rows: int, size: tuple[int, int]) -> bytes:
@@ -304,12 +306,20 @@ FORMAT = 3  # of the folder: pixels, sources, rows (.npy), manifest.json, perhap
 def _read_manifest(folder: Path) -> dict:
     "Read the manifest of a finished cache; raise `StaleCache` if there is none, or it is damaged."
     try:
-        return check_seal(parse_json((folder/'manifest.json').read_bytes()))
+        manifest = check_seal(parse_json((folder/'manifest.json').read_bytes()))
+        if manifest.get('format') == FORMAT: _check_pieces(manifest.get('pieces'))
+        return manifest
     except FileNotFoundError:
         raise StaleCache(f'There is no cache {folder.name} yet; build it.') from None
     except ValueError:
         message = f'The manifest of cache {folder.name} is damaged; build it again.'
         raise StaleCache(message) from None
+
+def _check_pieces(pieces: Any) -> None:
+    "Raise `ValueError` unless these are the records of pieces."
+    if not isinstance(pieces, list): raise ValueError('there is no list of pieces')
+    for piece in pieces:
+        if not isinstance(piece, dict) or not _is_record(piece): raise ValueError('no piece')
 
 def _manifest(
     table: XrayTable,
@@ -565,7 +575,7 @@ class ImageCache:
     def pixels(self) -> np.ndarray:
         "All pixels, (N, H, W) uint8, read-only."
         if self._pixels is None:
-            mapped = np.load(self.path/'pixels.npy', mmap_mode='r')
+            mapped = _mapped(self.path/'pixels.npy', (len(self), *self.image_size))
             self._pixels = mapped.view(np.ndarray)   # without memmap's ceremony at every index
         return self._pixels
 
@@ -647,6 +657,18 @@ class ImageCache:
         size, megabytes = ' x '.join(map(str, self.image_size)), self.manifest['bytes'] / 1e6
         lost = f', {len(self.quarantined):,} in quarantine' if self.quarantined else ''
         return f'ImageCache({len(self):,} images of {size}, {megabytes:,.1f} MB{lost})'
+
+def _mapped(file: Path, shape: tuple) -> np.ndarray:
+    "Map the file of pixels into memory; raise `StaleCache` if it holds something else."
+    try:
+        mapped = np.load(file, mmap_mode='r')
+        if mapped.shape == shape and mapped.dtype == np.uint8 and mapped.flags.c_contiguous:
+            return mapped
+    except Exception:  # numpy's parser, as above
+        pass
+    raise StaleCache(
+        f'The pixels of cache {file.parent.name} are damaged; delete the folder to build it again.'
+    )
 
 def _reopen(path: Path) -> ImageCache:
     "Open a cache by its own folder, as another process does."

@@ -448,6 +448,8 @@ class _SavedRow(Fields):
     auc: float
     auc_low: float | None = None
     auc_high: float | None = None
+    ap: float | None = None
+    accuracy: float | None = None
     shots: int | None = None
     queries: int | None = None
     episodes: int | None = None
@@ -529,6 +531,10 @@ def _for_people(row: dict) -> dict[str, str]:
 def results_text(folder: Path) -> str:
     "Write a run's summary table, and how to read it."
     saved = read_results(folder)
+    with own_file(Path(folder) / 'results.json', _AGAIN):
+        return _in_words(saved, folder)
+
+def _in_words(saved: dict, folder: Path) -> str:
     first = saved['rows'][0]
     return (
         f"\nNovel findings: {', '.join(saved['data']['novel'])}; {first['shots']}-shot, "

@@ -22,7 +22,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from PIL import Image
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 from tqdm.auto import tqdm
-from .base import DataError, draft_folder, follow, moved
+from .base import DataError, draft_folder, follow, moved, parse_json
 
 # %% ../nbs/05_phantom.ipynb #acc4a2f9
 def _rng(*keys) -> np.random.Generator:
@@ -1825,15 +1825,10 @@ def _manifest(patients, size, seed) -> dict:
 def _read_manifest(folder) -> dict | None:
     "Return the manifest of a phantom folder, or None."
     try:
-        found = json.loads((Path(folder) / 'manifest.json').read_text())
+        found = parse_json((Path(folder) / 'manifest.json').read_bytes())
     except (OSError, ValueError):
         return None
-    return (
-        found
-        if isinstance(found, dict)
-        and found.get('format') == 'smlxray phantoms'
-        else None
-    )
+    return found if found.get('format') == 'smlxray phantoms' else None
 
 def _is_empty(folder: Path) -> bool:
     return (

@@ -816,7 +816,9 @@ def compare_runs(
     "Compare the methods of two runs on shared episodes; raises `DataError` if there are none."
     runs = read_results(a), read_results(b)
     answered = read_answers(a), read_answers(b)
-    _check_same_table(a, b, *(run['data']['digest'] for run in runs))
+    with own_file(Path(a) / 'results.json', 'evaluate both runs again'):
+        digests = [run['data']['digest'] for run in runs]
+    _check_same_table(a, b, *digests)
     places = shared_places(*(given.episodes for given in answered))
     if not places:
         raise DataError(

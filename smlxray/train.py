@@ -429,6 +429,7 @@ def network_digest(net: nn.Module | dict[str, Tensor]) -> str:  # 16 hex digits
     for name, tensor in sorted(tensors.items()):
         sha.update(f'{name}{tuple(tensor.shape)}'.encode())
         plain = tensor.detach().cpu().contiguous().reshape(-1)
+        plain = plain.as_strided(plain.shape, (1,))  # a single number may have the stride 0
         sha.update(plain.view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]
 

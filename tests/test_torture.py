@@ -1,25 +1,34 @@
 """Every long command, killed at random moments, ends with the bytes of one that was left alone.
 
-`make torture` kills fifty and prints a table; `make test` kills two, and the pages once, in
-`test_pages.py`. A kill is a kill -9 of the
-command alone, as the system does it when memory is short: what the command has started must follow.
-Each chain of kills ends with a run that is left alone, after which nothing may lie about.
+`make torture` kills fifty and prints a table; `make test` kills one, and the pages once, in
+`test_pages.py`. A kill is a kill -9 of the command alone, as the system does it when memory is
+short: what the command has started must follow. Each chain of kills ends with a run that is left
+alone, after which nothing may lie about. The commands are copies of one process that has imported
+the package, so that the time goes into their work; the pages are started as users start them.
 """
 
 import hashlib
 import json
 import os
 import random
+import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
+import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import Served
 from processes import children, lives
+
+from smlxray.base import SmlxrayError
 
 SEED = 14
 FINDING = 'Cardiomegaly'
@@ -91,11 +100,43 @@ def teach(home):
     command('teach', *examples, *how)
 
 
+PLAN = """
+preset: tiny
+folds: {1: [Cardiomegaly], 2: [Edema]}
+splits: [5]
+episodes: 20
+backbones: {supervised: {objective: naming, epochs: 1, augment: {}}}
+methods:
+  pixels: {method: pixels}
+  prototypes: {method: frozen, net: supervised, kind: features, centred: true}
+controls: {shuffled: {shuffle: prototypes}}
+at_chance: [shuffled]
+compare: [[prototypes, pixels]]
+check: [pixels]
+default: prototypes
+reference: pixels
+"""
+
+
+def study(home, workers=1):
+    from smlxray.study import load_plan, run_study
+
+    plan = load_plan(home / 'plan.yaml', folder=str(home / 'dataset'))
+    there = dict(cache_path=str(home / 'cache'), runs_path=str(home / 'out'), patients=160)
+    there |= dict(shots=1, queries=2, backbone='conv4', test_fraction=0.4)
+    run_study(plan.model_copy(update=dict(settings=there)), workers=workers)
+
+
+def study_workers(home):
+    study(home, workers=2)
+
+
 # name -> kills in `make torture`, and whether two are started at once in half of the chains
 WORKS = dict(
-    phantoms=(8, True), cache=(6, True), siamese=(7, True), meta=(7, True), evaluate=(6, False),
-    predict=(6, True), export=(5, True), teach=(5, False),
+    phantoms=(6, True), cache=(6, True), siamese=(6, True), meta=(6, True), evaluate=(6, True),
+    predict=(6, True), export=(4, True), teach=(4, True), study=(4, True), study_workers=(2, False),
 )  # fmt: skip
+APP_KILLS = 3
 
 
 def prepare(home):
@@ -103,6 +144,7 @@ def prepare(home):
     from smlxray.bundle import bundle_of_run
     from smlxray.train import ensure_siamese
 
+    (home / 'plan.yaml').write_text(PLAN)
     lab = lab_of(home)
     ensure_siamese(lab)
     bundle_of_run(lab).save(home / 'bundle')
@@ -144,76 +186,172 @@ def contents(folder):
     return digests
 
 
-def start(work, home):
-    "Start a command; return it when it has imported what it needs."
-    words = [sys.executable, '-W', 'ignore', str(Path(__file__)), work, str(home)]
-    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    env.pop('SMLXRAY_PHANTOMS', None)
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(words, stdout=pipe, stderr=subprocess.STDOUT, text=True, env=env)
-    while line := process.stdout.readline():
-        if line == 'begin\n': break
-    return process
+class Nursery:
+    "A process that has imported the package, and starts commands as copies of itself."
+
+    def __init__(self, home, works):
+        self.ends = home / 'ends'
+        self.ends.mkdir(exist_ok=True)
+        words = [sys.executable, '-W', 'ignore', str(Path(__file__)), str(home), *works]
+        env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+        env.pop('SMLXRAY_PHANTOMS', None)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=env)
+        self.process.stdout.readline()
+
+    def start(self, work):
+        self.process.stdin.write(f'{work}\n')
+        self.process.stdin.flush()
+        return Command(int(self.process.stdout.readline()), self.ends)
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait(10)
 
 
-def finish(process, seconds=300):
-    "Wait for a command; return its exit code, and what it said."
-    said, _ = process.communicate(timeout=seconds)
-    return process.returncode, said
+class Command:
+    "A command that runs, or has ended."
+
+    def __init__(self, pid, ends):
+        self.pid, self.place = pid, ends
+
+    def code(self):
+        "Its exit code; None while it runs."
+        told = self.place / f'{self.pid}.code'
+        return int(told.read_text()) if told.exists() else None
+
+    def finish(self, seconds=300):
+        "Wait for it; return its exit code, and what it said."
+        end = time.time() + seconds
+        while self.code() is None:
+            assert time.time() < end, f'it still runs after {seconds} s'
+            time.sleep(0.01)
+        return self.code(), (self.place / f'{self.pid}.said').read_text()
+
+    def kill(self):
+        "Kill it alone; return whether it ran, and how many of its children live on for seconds."
+        if self.code() is not None: return False, 0
+        below = children(self.pid)
+        os.kill(self.pid, signal.SIGKILL)
+        code, _ = self.finish()
+        return code == -signal.SIGKILL, survivors(below)
 
 
-def kill(process):
-    "Kill a command alone; return how many of its children live on some seconds later."
-    if process.poll() is not None: return 0
-    below = children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    end = time.time() + 5
-    while any(map(lives, below)) and time.time() < end:
+def survivors(pids, seconds=5):
+    "How many processes live on some seconds later."
+    end = time.time() + seconds
+    while any(map(lives, pids)) and time.time() < end:
         time.sleep(0.05)
-    return sum(map(lives, below))
+    return sum(map(lives, pids))
 
 
-def tortured(work, home, calm, length, kills, twice, chance):
+@contextmanager
+def nursery_of(home, works):
+    nursery = Nursery(home, works)
+    yield nursery
+    nursery.end()
+
+
+def be_nursery(home, works):
+    "Start what is asked for at the input, and write down how it ends."
+    import smlxray.phantom
+
+    if {*works} - {'phantoms'}: import smlxray.cli, smlxray.report, smlxray.study  # noqa: E401, F401
+    print('ready', flush=True)
+    while True:
+        asked, _, _ = select.select([sys.stdin], [], [], 0.01)
+        while reaped(home / 'ends'): pass
+        if not asked: continue
+        work = sys.stdin.readline().strip()
+        if not work: return
+        pid = os.fork()
+        if not pid: be_command(home, work)
+        print(pid, flush=True)
+
+
+def reaped(ends):
+    "Write down how one command has ended, if one has."
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return False
+    if not pid: return False
+    draft = ends / f'{pid}.draft'
+    draft.write_text(str(os.waitstatus_to_exitcode(status)))
+    draft.rename(ends / f'{pid}.code')
+    return True
+
+
+def be_command(home, work):
+    "Be one command, from here to its end."
+    said = os.open(home / 'ends' / f'{os.getpid()}.said', os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2): os.dup2(said, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    code = 1
+    try:
+        globals()[work](home)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except SmlxrayError as error:
+        print(f'smlxray: {error}')
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def empty(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def chain(nursery, work, length, most, twice, chance):
+    "Kill a command up to three times; return kills and orphans, and commands that were let be."
+    kills, orphans, others = 0, 0, []
+    for _ in range(min(chance.randint(1, 3), most)):
+        process = nursery.start(work)
+        if twice and chance.random() < 0.4: others.append(nursery.start(work))
+        time.sleep(chance.uniform(0, 0.9 * length))
+        killed, left = process.kill()
+        kills, orphans = kills + killed, orphans + left
+    return kills, orphans, others
+
+
+def tortured(nursery, work, home, calm, length, kills, twice, chance):
     "Kill a command again and again, let it end, and compare; return what is to be told of it."
-    told = dict(work=work, kills=0, chains=0, equal=0, orphans=0)
+    told = dict(work=work, kills=0, chains=0, twice=0, equal=0, orphans=0)
     while told['kills'] < kills:
-        shutil.rmtree(home / 'out', ignore_errors=True)
-        (home / 'out').mkdir()
-        others = []
-        for _ in range(chance.randint(1, 3)):
-            if told['kills'] >= kills: break
-            process = start(work, home)
-            if twice and chance.random() < 0.4: others.append(start(work, home))
-            time.sleep(chance.uniform(0, 0.9 * length))
-            told['kills'] += process.poll() is None
-            told['orphans'] += kill(process)
+        empty(home / 'out')
+        done, orphans, others = chain(nursery, work, length, kills - told['kills'], twice, chance)
         for other in others:
-            code, said = finish(other)
+            code, said = other.finish()
             assert code == 0 or 'Traceback' not in said, said[-2000:]
-        code, said = finish(start(work, home))
+        code, said = nursery.start(work).finish()
         assert code == 0, f'{work}: {said[-2000:]}'
-        told['chains'] += 1
         found = contents(home / 'out')
         assert found == calm, f'{work}: {sorted(set(found.items()) ^ set(calm.items()))[:6]}'
-        told['equal'] += 1
+        new = dict(kills=done, chains=1, twice=len(others), equal=1, orphans=orphans)
+        told |= {key: told[key] + value for key, value in new.items()}
     return told
 
 
 def torture(home, works, chance):
     "Torture some commands; print and return the table."
     table = []
-    for work, (kills, twice) in works.items():
-        shutil.rmtree(home / 'out', ignore_errors=True)
-        (home / 'out').mkdir()
-        process = start(work, home)
-        began = time.monotonic()
-        code, said = finish(process)
-        assert code == 0, f'{work}: {said[-2000:]}'
-        length, calm = time.monotonic() - began, contents(home / 'out')
-        assert calm, f'{work} wrote nothing'
-        table.append(tortured(work, home, calm, length, kills, twice, chance))
-        print(*(f'{k} {v}' for k, v in table[-1].items()), sep=', ', flush=True)
+    with nursery_of(home, works) as nursery:
+        for work, (kills, twice) in works.items():
+            empty(home / 'out')
+            began = time.monotonic()
+            code, said = nursery.start(work).finish()
+            assert code == 0, f'{work}: {said[-2000:]}'
+            length, calm = time.monotonic() - began, contents(home / 'out')
+            assert calm, f'{work} wrote nothing'
+            told = tortured(nursery, work, home, calm, length, kills, twice, chance)
+            table.append(told | dict(seconds=round(time.monotonic() - began)))
+            print(*(f'{k} {v}' for k, v in table[-1].items()), sep=', ', flush=True)
     return table
 
 
@@ -232,15 +370,44 @@ def test_a_few_kills(tmp_path):
 @pytest.mark.slow
 def test_fifty_kills(home):
     table = torture(home, WORKS, random.Random(SEED))
-    assert sum(row['kills'] for row in table) >= 50
+    assert sum(row['kills'] for row in table) >= 50 - APP_KILLS
     assert all(row['orphans'] == 0 for row in table)
 
 
-if __name__ == '__main__':
-    name, place = sys.argv[1:]
-    import smlxray.bundle
-    import smlxray.cli
-    import smlxray.evaluate  # noqa: F401
+def ask(server_log):
+    "Ask a server for its page, as a visitor does; this begins a kernel."
+    address = re.search(r'http://\S+', server_log.read_text())[0]
+    with urllib.request.urlopen(address, timeout=60) as answer: return answer.read(200)
 
-    print('begin', flush=True)
-    globals()[name](Path(place))
+
+@pytest.mark.slow
+def test_the_pages_are_killed_with_all_that_they_started(home):
+    "No process, no temporary file and no changed run is left, wherever the server was killed."
+    chance, run, place = random.Random(SEED), home / 'runs' / 'kept', home / 'app'
+    place.mkdir()
+    began = time.monotonic()
+    calm = Served(place, run)
+    length = time.monotonic() - began
+    calm.stop()
+    before, scratch = contents(run), str(calm.scratch)
+    env = {**os.environ, 'HOME': scratch, 'TMPDIR': scratch, 'OMP_NUM_THREADS': '1'}
+    for k in range(APP_KILLS):
+        with calm.log.open('w') as log:
+            process = subprocess.Popen(calm.process.args, env=env, stdout=log, stderr=log)
+        time.sleep(chance.uniform(0.2, length))
+        while not k and 'Ctrl-C ends it' not in calm.log.read_text(): time.sleep(0.1)
+        if not k: ask(calm.log)
+        below = children(process.pid)
+        process.kill()
+        process.wait()
+        assert survivors(below, 10) == 0
+    last = Served(place, run)
+    assert b'<!DOCTYPE html>' in ask(last.log)
+    below = children(last.process.pid)
+    last.stop()
+    assert survivors(below, 10) == 0 and contents(run) == before
+    left = [path for path in calm.scratch.iterdir() if not path.name.startswith('.')]
+    assert not left, left
+
+
+if __name__ == '__main__': be_nursery(Path(sys.argv[1]), sys.argv[2:])
