@@ -134,7 +134,7 @@ def study_workers(home):
 # name -> kills in `make torture`, and whether two are started at once in half of the chains
 WORKS = dict(
     phantoms=(6, True), cache=(6, True), siamese=(6, True), meta=(6, True), evaluate=(6, True),
-    predict=(6, True), export=(4, True), teach=(4, True), study=(4, True), study_workers=(2, False),
+    predict=(6, True), export=(4, True), teach=(4, True), study=(5, True), study_workers=(1, False),
 )  # fmt: skip
 APP_KILLS = 3
 
