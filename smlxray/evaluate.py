@@ -499,8 +499,9 @@ def span(
     sign: str = '',  # '+' for differences
 ) -> str:
     "Write a value of a row with its interval, or nothing if the row has none."
-    if pd.isna(row.get(key)): return ''
-    value, low, high = (f'{row[k]:{sign}.3f}' for k in (key, f'{key}_low', f'{key}_high'))
+    numbers = [row.get(k) for k in (key, f'{key}_low', f'{key}_high')]
+    if pd.isna(numbers).any(): return ''
+    value, low, high = (f'{number:{sign}.3f}' for number in numbers)
     return f'{value}  [{low}, {high}]'
 
 def measure_title(name: str) -> str:

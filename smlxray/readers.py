@@ -16,7 +16,6 @@ import re
 import shutil
 import string
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -394,7 +394,8 @@ class Cell:
         if weights is None:
             weights = train().state_dict()
             keep(path, weights, self.origin(*begins))
-        model.load_state_dict(weights)
+        with own_file(path, 'remove it, and the study makes it again'):
+            model.load_state_dict(weights)
         return model.eval()
 
     def vectors(self, name: str, rows: np.ndarray, kind: str = 'embeddings') -> Tensor:  # (R, D)
@@ -407,7 +408,8 @@ class Cell:
             model, views = self.model(name), self.plan.backbones[name].views
             found = embed_views(self.lab_for(name), model, known, views)
             keep(path, found, origin())
-        return found[kind][np.searchsorted(known, rows)]
+        with own_file(path, 'remove it, and the study makes it again'):
+            return found[kind][np.searchsorted(known, rows)]
 
     def _kept_vectors(self, name: str, shared: dict[str, str]) -> tuple[Path, np.ndarray]:
         "The file of a backbone's vectors, and their rows."
@@ -448,7 +450,12 @@ def read_scores(cell: Cell, method: str, negatives: str) -> dict[str, np.ndarray
     path = score_path(cell, method, negatives)
     if not path.exists(): return None
     scores = kept(path, score_origin(cell, method, negatives))
-    return scores and {finding: array.numpy() for finding, array in scores.items()}
+    if scores is None: return None
+    with own_file(path, 'remove it, and the study makes it again'):
+        for finding, given in scores.items():
+            asked = cell.block(finding, negatives)[: len(given)].query.shape
+            if given.shape != asked: raise ValueError(f'no answers to the episodes of {finding}')
+    return {finding: given.numpy() for finding, given in scores.items()}
 
 def protocols_of(plan: StudySettings, method: str) -> list[str]:
     "The protocols that a method answers, as keys of `PROTOCOLS`."
@@ -777,15 +784,46 @@ _WRITE = 'write it again with `smlxray study --report`'
 
 class _StudyRow(Fields):
     method: str
+    protocol: str
+    auc: float
+    auc_low: float | None = None
+    auc_high: float | None = None
+    gain: float | None = None
+    gain_low: float | None = None
+    gain_high: float | None = None
+    holds: bool | None = None
+
+class _FoldRow(_StudyRow):
+    fold: str
+
+class _SlowRow(_FoldRow):
+    split: int
+    episodes: int
+
+class _ComparedRow(Fields):
+    method: str
+    over: str
+    protocol: str
+    fold: str
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+    wide_low: float | None = None
+    wide_high: float | None = None
+
+class _PlanFields(Fields):
+    reference: str
+    episodes: int
 
 class _StudyFields(Fields):
-    plan: dict
+    plan: _PlanFields
     data: dict
-    rows: list[_StudyRow]
-    summary: list[_StudyRow]
-    compared: list[_StudyRow]
+    rows: list[_FoldRow]
+    summary: list[_FoldRow]
+    compared: list[_ComparedRow]
     controls: list[_StudyRow]
-    slow: list[_StudyRow]
+    slow: list[_SlowRow]
+    covers: str = ''
 
 def _from_first_format(study: dict) -> dict:
     "Bring a file of smlxray 0.1 into the present format: it had no plan, and counted its folds."

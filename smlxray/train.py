@@ -461,7 +461,7 @@ def read_tensors(
     with safe_open(path, 'pt') as file:
         header = dict(file.metadata() or {})
         check_format(path, parse_json(header.get('format', '1'), int), FORMAT, cure)
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # not a map of it
     digest = header.pop('digest', None)  # files of 0.1 have none
     if digest not in (None, _content_digest(header, tensors)):
         raise ValueError('its content was changed')
@@ -550,7 +550,8 @@ def load_state(path: Path, loop: Loop, made_by: dict) -> int:  # rounds that are
     try:
         told, tensors = read_tensors(path)
         told = told['state']
-        done = int(told['done'])
+        done, rounds = int(told['done']), loop.objective.rounds
+        if not 0 <= done <= rounds: raise ValueError(f'{done} of {rounds} rounds cannot be done')
         changes = recipe_changes(told['recipe'], made_by)
         if not changes: _restore(loop, told, tensors)
     except Exception as error:

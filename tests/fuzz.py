@@ -514,10 +514,11 @@ def fuzz_study(seeds, place, rng):
 
 def fuzz_kept(seeds, place, rng):
     "What a study keeps: scores, weights, vectors, and how a cell was made."
-    from smlxray.study import check_made_by, finding_rows, score_path, won_cells
+    from smlxray.study import check_made_by, finding_rows, kept, score_path, won_cells
 
     cell, whole = seeds.cell, seeds.cell.whole
     cell.folder = place / 'cell'
+    cell.__dict__.pop('recipe', None)
     shutil.rmtree(cell.folder, ignore_errors=True)
     shutil.copytree(whole, cell.folder)
     kind = rng.randrange(4)
@@ -528,8 +529,10 @@ def fuzz_kept(seeds, place, rng):
     if kind == 1:
         write(cell.folder, 'made_by.json', changed((whole / 'made_by.json').read_bytes(), rng))
         return check_made_by(cell)
-    kept = Path('backbones' if kind == 2 else 'vectors') / 'supervised.safetensors'
-    changed_tensors(whole / kept, cell.folder / kept, rng)
+    name = Path('backbones' if kind == 2 else 'vectors') / 'supervised.safetensors'
+    file = changed_tensors(whole / name, cell.folder / name, rng)
+    nets = [] if kind == 2 else ['supervised']
+    if kept(file, cell.origin(*nets)) is None: return None  # it is made again
     if kind == 2: return cell.model('supervised')
     return cell.vectors('supervised', cell.lab.test[:9])
 
