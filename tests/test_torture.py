@@ -48,7 +48,7 @@ def lab_of(home, **changes):
 def phantoms(home):
     from smlxray.phantom import ensure_phantoms
 
-    ensure_phantoms(home / 'out' / 'phantoms', 100, 48, workers=2, progress=False)
+    ensure_phantoms(home / 'out' / 'phantoms', 60, 48, workers=2, progress=False)
 
 
 def cache(home):
