@@ -238,10 +238,10 @@ def parse_json(
     kind: type = dict,  # what it must hold
 ) -> Any:
     "Read JSON strictly; raise `ValueError` for bytes that are no text, depth, or no real number."
-    strict = dict(parse_constant=_no_number, parse_float=_finite, parse_int=_in_64_bits)
+    numbers = dict(parse_float=_finite, parse_int=_in_64_bits)
     try:
         text = text.decode('utf-8') if isinstance(text, bytes) else text
-        value = json.loads(text, **strict)
+        value = json.loads(text, parse_constant=_no_number, **numbers)  # type: ignore[arg-type]
     except RecursionError:
         raise ValueError('it is nested too deeply') from None
     if isinstance(value, kind): return value
