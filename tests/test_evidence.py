@@ -51,6 +51,14 @@ def place(tmp_path_factory):
     return place
 
 
+def test_what_a_run_leaves_names_no_patient_and_no_folder(place):
+    "The slow tests of test_privacy look at notebooks, reports and other numbers."
+    from test_privacy import everything, leaks
+    files = [path for path in everything(place / 'r') if path.name != 'config.yaml']
+    assert {'results.json', 'bundle.json', 'answers.npz'} <= {path.name for path in files}
+    assert leaks(files, place / 'x') == []
+
+
 @pytest.fixture
 def copy(place, tmp_path):
     "The same, to be changed."
