@@ -9,6 +9,7 @@ __all__ = ['paired', 'bench_episodes', 'bench_metrics', 'bench_cache', 'bench_en
 import copy, itertools, json, os, platform, random, subprocess, sys, tempfile, time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +92,7 @@ def chexpert_size_table() -> XrayTable:
     package = find_spec('torchxrayvision')
     if not package: return made_up_table(223_414, 64_540)
     with tempfile.TemporaryDirectory() as folder:
-        labels = Path(package.origin).parent / 'data' / 'chexpert_train.csv.gz'
+        labels = Path(package.origin or '').parent / 'data' / 'chexpert_train.csv.gz'
         pd.read_csv(labels, dtype=str).to_csv(f'{folder}/train.csv', index=False)
         return read_xrays(folder, 'chexpert', views='all', name='CheXpert train.csv')
 
@@ -405,8 +406,8 @@ def bench_cache(
     rounds: int = 40,   # batches of 32 that are timed
 ) -> list[dict]:        # rows
     "Measure `build`, `bytes`, `gather`, `gather_contiguous` and `deliver` at 224 x 224 pixels."
-    with tempfile.TemporaryDirectory() as home:
-        home = Path(home)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
         table = write_jpegs(home / 'jpeg', images)
         plain = PlainCache(table, home / 'pt')
         built = build_row(table, plain, home)
@@ -541,7 +542,7 @@ def engine_row(
     algorithm: str,
     engine: str,
     rounds: int = 5,        # of the timing
-    memory: float = None,   # the ratio, if it has been measured already
+    memory: float | None = None,  # the ratio, if it has been measured already
 ) -> dict:
     "Measure one engine next to the plain loop: memory, time and gradients."
     if memory is None: memory = memory_ratio(task, algorithm, engine)
@@ -604,7 +605,7 @@ def large_rows(
     budget: float = 2e9,  # bytes
 ) -> list[dict]:          # memory_ratio: memory as a share of the budget
     "Compute a meta-gradient whose full graph exceeds a budget, by `loop` and by `reverse`."
-    plan = dict(backbone=backbone, norm='batch', size=size, shots=shots, steps=steps)
+    plan: dict = dict(backbone=backbone, norm='batch', size=size, shots=shots, steps=steps)
     ran = {engine: within_budget(plan, engine, budget) for engine in ('loop', 'reverse')}
     room = f'{budget / 1e9:g} GB'
     for engine, (fits, _) in ran.items():
@@ -645,7 +646,8 @@ EVERY = [
 TWO_TOWERS = dict(backbone='resnet18', size=64, branches=True)
 RESNET18 = dict(backbone='resnet18', norm='batch')
 DENSENET = dict(backbone='densenet121', norm='batch', shots=2, steps=2)
-ENGINE_CASES = [  # case, arguments of `EngineTask`, (algorithm, engine) to run on it
+# case, arguments of `EngineTask`, (algorithm, engine) to run on it
+ENGINE_CASES: list[tuple[str, dict, list]] = [
     ('conv4 64 px', dict(CONV4, steps=5), EVERY),
     ('conv4 64 px, 10 steps', dict(CONV4, steps=10), _maml('reverse', 'checkpoint')),
     ('conv4 64 px, 20 steps', dict(CONV4, steps=20), _maml('reverse', 'checkpoint')),
@@ -668,7 +670,8 @@ def bench_engines(
         plans += [(case, task, *way) for way in ways]
     memory = [memory_ratio(*plan[1:]) for plan in plans]
     large = large_rows()
-    return [engine_row(*plan, rounds, ratio) for plan, ratio in zip(plans, memory)] + large
+    measure = partial(engine_row, rounds=rounds)
+    return [measure(*plan, memory=ratio) for plan, ratio in zip(plans, memory)] + large
 
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:

@@ -831,7 +831,7 @@ def compare(
     mark = 'a,b,distance,similarity' if pairs else 'smlxray comparison'
     _keep_foreign(output if pairs else picture, overwrite, mark)
     bundle = _load_model(model, config, given)
-    if not pairs: return _compare_two(bundle, a, b, picture, as_json)
+    if not pairs: return _compare_two(bundle, [a, b], picture, as_json)
     table = compare_many(bundle, _here(pairs))
     _hand_over(table, output, as_json)
     raise typer.Exit(bool(len(table)) and bool((table['error'] != '').all()))
@@ -845,15 +845,15 @@ def _check_format(picture: Path) -> None:
     advice = f'end its name in .png, or one of {", ".join(formats)}'
     raise SmlxrayError(f'{picture} is no picture that can be written; {advice}.')
 
-def _compare_two(bundle, a: Path, b: Path, picture: Path, as_json: bool) -> None:
+def _compare_two(bundle, files: list, picture: Path, as_json: bool) -> None:
     "Compare two X-rays, draw the picture, print the numbers."
     os.environ.setdefault('MPLBACKEND', 'agg')  # a picture is saved, no window is opened
     from smlxray.bundle import plot_comparison
-    pair = [bundle.picture(_here(path)) for path in (a, b)]
+    pair = [bundle.picture(_here(path)) for path in files]
     x, y = (picture.pixels[None] for picture in pair)
     found = bundle.compare(x, y)
     plot_comparison(found, x, y, _here(picture))
-    facts, doubts = found.summary(), dict(zip((str(a), str(b)), _look_at(bundle, pair)[1]))
+    facts, doubts = found.summary(), dict(zip(map(str, files), _look_at(bundle, pair)[1]))
     told = dict(remarks=_of_both(doubts), picture=str(picture), model=bundle.version)
     if as_json: return _print_json(dict(facts, **told))
     for name, value in facts.items():
@@ -1260,7 +1260,7 @@ def _app(
     if _here(store).is_file(): raise SmlxrayError(f'{store} is a file; name a folder.')
     screen = sys.platform != 'linux' or any(map(os.environ.get, _SCREENS))
     browse = browser and screen and sys.stdout.isatty()
-    serve(run, bundle, port, store, visitors, host or (), browse)
+    serve(run, bundle, port, str(store), visitors, host or (), browse)
 
 # %% ../nbs/90_cli.ipynb #626bdee7
 def call(words: list[str]) -> int:  # the exit code: 0, 1, 2 or 130

@@ -380,8 +380,8 @@ def show_prevalence(
     ax = ax or plt.subplots(figsize=(6.5, 0.9 + 0.19 * len(share)))[1]
     left = np.zeros(len(share))
     for name, colour in colours.items():
-        look = dict(color=colour, hatch='////' if name == 'uncertain' else '')
-        look |= dict(edgecolor='white', linewidth=0.4)
+        hatch = '////' if name == 'uncertain' else ''
+        look = dict(color=colour, hatch=hatch, edgecolor='white', linewidth=0.4)
         ax.barh(share.index, share[name], left=left, label=name, **look)
         left += share[name].to_numpy()
     ax.invert_yaxis()
@@ -583,7 +583,7 @@ def check_patient_disjoint(
     *parts: np.ndarray,  # two or more arrays of rows (or one `PatientSplit`)
 ) -> None:
     "Raise `DataError` naming the patient and the parts if a patient has images in two of them."
-    names = [f'part {i}' for i in range(len(parts))]
+    names = tuple(f'part {i}' for i in range(len(parts)))
     if len(parts) == 1 and isinstance(parts[0], PatientSplit):
         names, parts = PatientSplit._fields, parts[0]
     owner = np.full(table.patients.max(initial=-1) + 1, -1)      # the part of each patient

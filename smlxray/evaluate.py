@@ -371,9 +371,9 @@ def repeat_facts() -> dict:
     "Name the versions and the commit that a result was made with; no commit outside a checkout."
     torch_version = torch.__version__.split('+')[0]
     versions = dict(python=platform.python_version(), torch=torch_version, numpy=np.__version__)
-    root = repo_root(Path(find_spec('smlxray').origin).parent)
+    root = repo_root(Path(find_spec('smlxray').origin or '').parent)
     commit = _git(root, 'rev-parse', 'HEAD') if root else None
-    if commit is None: return dict(versions=versions, commit='', changed=None)
+    if not root or commit is None: return dict(versions=versions, commit='', changed=None)
     changes = _git(root, 'status', '--porcelain', '--untracked-files=no', '--', 'smlxray')
     return dict(versions=versions, commit=commit, changed=bool(changes))
 

@@ -337,7 +337,7 @@ def data_url(
     kind: str = '.png',     # the ending of such a file, if `content` is bytes
 ) -> str:
     "Turn a picture into an address that a browser shows."
-    if isinstance(content, Path): content, kind = content.read_bytes(), content.suffix
+    if isinstance(content, Path): return data_url(content.read_bytes(), content.suffix)
     return f'data:{_MIME[kind]};base64,{base64.b64encode(content).decode()}'
 
 def figure_url(figure: Figure, dpi: int = 110) -> str:
@@ -372,8 +372,8 @@ def number(
 
 def span_html(value: float, low: float, high: float, signed: bool = False) -> Html:
     "Write a value with its interval."
-    value, low, high = (number(v, signed=signed) for v in (value, low, high))
-    return Html(f'<b>{value}</b> <small>{low} to {high}</small>')
+    middle, lower, upper = (number(v, signed=signed) for v in (value, low, high))
+    return Html(f'<b>{middle}</b> <small>{lower} to {upper}</small>')
 
 # %% ../nbs/58_look.ipynb #63dfe2d7
 def table_html(

@@ -334,8 +334,8 @@ def frozen_method(
     "Compare a network's vectors without adapting anything."
     z = context.vectors(net, context.lab.test, kind)
     if centred: z = unit(z, context.vectors(net, context.lab.train, kind).mean(0))
-    head = HEADS.get(head, head)
-    return FrozenMethod(name, context.lab.test, z, 'frozen', head=head)
+    compare = HEADS[head] if isinstance(head, str) else head
+    return FrozenMethod(name, context.lab.test, z, 'frozen', head=compare)
 
 def unit(
     vectors: Tensor,               # (N, D)
@@ -488,13 +488,10 @@ class AdaptedMethod(Method):
     algorithm: str  # a name of `base.ALGORITHMS`
     steps: int
 
-    @property
-    def batch_norm(self) -> str:
-        return self.lab.settings.meta.batch_norm
-
-    @property
-    def views(self) -> int:
-        return 2 if self.lab.settings.meta.shots == 1 else 1  # as `make_task` has it
+    def __post_init__(self):
+        meta = self.lab.settings.meta
+        self.batch_norm = meta.batch_norm
+        self.views = 2 if meta.shots == 1 else 1  # as `make_task` has it
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
         return torch.stack([self._answer(episode) for episode in block])
@@ -564,20 +561,14 @@ class ShuffledMethod(Method):
     method: Method
     together: bool = False  # shuffle a block of a frozen method at once, as the study does
 
-    @property
-    def name(self) -> str:
-        return f'{self.method.name}, shuffled support'
-
-    @property
-    def steps(self) -> int:
-        return self.method.steps
-
-    @property
-    def batch_norm(self) -> str:
-        return self.method.batch_norm
+    def __post_init__(self):
+        self.name = f'{self.method.name}, shuffled support'
+        self.steps = self.method.steps
+        self.batch_norm = self.method.batch_norm
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
-        if self.together: return self.method.scores(shuffled_block(self.method, block))
+        if isinstance(self.method, FrozenMethod) and self.together:
+            return self.method.scores(shuffled_block(self.method, block))
         answers = [self.method.logits(shuffled(episode)) for episode in block]
         return torch.as_tensor(np.stack(answers))
 
@@ -654,7 +645,7 @@ def standard_methods(
 ) -> list[Method]:
     "Build the methods of the standard table, each adapted one right after its own zero-step row."
     context = Context(lab, {'siamese': siamese, **learned})
-    methods = [pixel_method(lab), untrained_method(lab)]
+    methods: list[Method] = [pixel_method(lab), untrained_method(lab)]
     methods.append(frozen_method(context, 'siamese', 'siamese'))
     try:
         methods.append(prior_method(context, 'siamese + prior', 'siamese'))

@@ -1788,9 +1788,9 @@ class Place(NamedTuple):
 def _place(path) -> Place:
     "Read a path in CheXpert's layout; raise `DataError` for any other."
     try:
-        patient, study, name = Path(path).parts[-3:]
+        patient, visit, name = Path(path).parts[-3:]
         number = int(patient.removeprefix('patient'))
-        study = int(study.removeprefix('study'))
+        study = int(visit.removeprefix('study'))
     except ValueError:
         example = 'train/patient00001/study1/view1_frontal.jpg'
         raise DataError(f"'{path}' is no path of a phantom, such as {example}.") from None

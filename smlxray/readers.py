@@ -563,8 +563,8 @@ def _filled(
     out = pd.Series('', raw.index)
     for literal, column, form, _ in string.Formatter().parse(template):
         out = out + literal
-        if column is None: continue
-        out = out + _formed(_trimmed(_column(raw, column, file)), form, template)
+        if not column: continue
+        out = out + _formed(_trimmed(_column(raw, column, file)), form or '', template)
     return out
 
 # %% ../nbs/12_readers.ipynb #f1ed6eee
@@ -600,8 +600,7 @@ def _names_in(text: str, separator: str) -> list[str] | None:
     else:
         if re.sub(r"['\"\[\]\s,]", '', text) and not _QUOTED.search(text): return None
         names = [one or two for one, two in _QUOTED.findall(text)]
-    names = map(tidy_text, names)
-    return [name for name in names if name.lower() not in _EMPTY]
+    return [name for name in map(tidy_text, names) if name.lower() not in _EMPTY]
 
 def _said(texts: pd.Series, separator: str, file: str) -> pd.Series:
     "The names that each text lists, as one list per row."
@@ -636,7 +635,7 @@ def _listed(
     file: str,            # its name, for errors
 ) -> pd.DataFrame:        # one column per finding: 1, what absence means, or NaN
     "Turn a column of lists into one column per finding."
-    absent = {'negative': 0.0, 'unknown': np.nan}.get(rule.get('absent'))
+    absent = {'negative': 0.0, 'unknown': np.nan}.get(str(rule.get('absent')))
     if absent is None:
         raise DataError('A list of findings must say what absence means: '
                         'write absent: negative, or absent: unknown.')

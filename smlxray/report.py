@@ -338,7 +338,6 @@ def main_table(run: dict) -> Html:
     cells, marks = [], []
     for method, row in rows.items():
         strong = method == run['default']
-        gain = [row.get(key) for key in ('gain', 'gain_low', 'gain_high')]
         cells.append([
             method,
             *auc_cells(row, left, strong),
@@ -346,11 +345,15 @@ def main_table(run: dict) -> Html:
             row['adapted_steps'],
             row['batch_norm'],
             row['episodes'],
-            '' if gain[0] is None else span_html(*gain, signed=True),
+            _gain(row),
         ])
         marks.append('default' if strong else '')
     head = ['method', 'AUC, 95 %', '', *map(measure_title, measures), 'steps', 'batch norm']
     return table_html([*head, 'episodes', 'gain by adaptation, 95 %'], cells, marks)
+
+def _gain(row: dict) -> str:
+    if row.get('gain') is None: return ''
+    return span_html(row['gain'], row['gain_low'], row['gain_high'], signed=True)
 
 # %% ../nbs/72_report.ipynb #f05ce2ca
 def finding_table(run: dict) -> Html:
@@ -390,7 +393,8 @@ def _edge(rows: list[dict], least: float) -> float:
     return max(least, *(max(abs(row['low']), abs(row['high'])) for row in rows))
 
 def comparison_table(rows: list[dict]) -> Html:
-    "Write paired differences with their verdicts."
+    "Write paired differences with their verdicts; nothing if there are none."
+    if not rows: return Html('')
     edge = _edge(rows, 0.05)
     head = [f"{rows[0]['method']} minus", 'difference in AUC, 95 %', '', 'p, exchange']
     cells = [
@@ -420,9 +424,9 @@ def headline(run: dict) -> str:
 
 def _reached(row: dict, findings: int) -> str:
     interval = f"{row['auc']:.3f} (95 % {row['auc_low']:.3f} to {row['auc_high']:.3f})"
-    findings, examples = _count(findings, 'finding'), _count(row['shots'], 'example')
+    asked, examples = _count(findings, 'finding'), _count(row['shots'], 'example')
     return (
-        f"{row['method']} reaches a mean AUC of {interval} on {findings} that no training step has "
+        f"{row['method']} reaches a mean AUC of {interval} on {asked} that no training step has "
         f'seen, with {examples} of each class.'
     )
 
@@ -638,7 +642,7 @@ _STEPS = (
 
 def shots_and_steps(figures: Path | None, shots: list[dict]) -> Html:
     "Write the two curves, and the findings whose patients do not suffice."
-    out = run_figure(figures, 'shots', _SHOTS, wide=False)
+    out: str = run_figure(figures, 'shots', _SHOTS, wide=False)
     out += run_figure(figures, 'steps', _STEPS, wide=False)
     refused = sorted({words for row in shots for words in row['refused']})
     if refused:
@@ -737,7 +741,7 @@ def report_sections(run: dict, folder: Path) -> dict[str, Html]:
         'What was asked': what_was_asked(run),
         'All methods, mean over findings': main_table(run),
         'Finding by finding': finding_table(run),
-        'Is it better than something simpler?': comparison_table(compared) if compared else '',
+        'Is it better than something simpler?': comparison_table(compared),
         'Controls': controls_section(run),
         'Curves': run_figure(figures, 'curves', _CURVES.format(default=run['default'])),
         'Decisions': run_figure(figures, 'confusion', _DECISIONS),
@@ -785,7 +789,7 @@ def save_figures(results: Results, net) -> None:
     findings = list(results.episodes)
     others = [method for method in mean_rows(results.rows) if method != default]
     reached = {method: row['auc'] for method, row in mean_rows(results.rows).items()}
-    best = max(others, key=reached.get, default='')
+    best = max(others, key=reached.__getitem__, default='')
     drawn = {
         'curves.svg': draw_curves(results.answers, default, findings, best),
         'confusion.svg': draw_confusion(results.answers, default, findings),
@@ -829,7 +833,7 @@ def compare_runs(
     for mine, theirs in shared_methods(*runs):
         sides = zip(answered, (mine, theirs), zip(*places))
         x, y = shared_answers(*(_at(given.answers, m, at) for given, m, at in sides))
-        row = dict(method=mine, over=theirs, finding='mean')
+        row: dict = dict(method=mine, over=theirs, finding='mean')
         row |= dict(auc=mean_episode_auc(x), auc_over=mean_episode_auc(y))
         rows.append(row | paired_difference(x, y, n, seed))
     return rows

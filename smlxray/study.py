@@ -153,7 +153,7 @@ def cell_settings(
 ) -> Settings:
     "The settings of one cell, over those of the plan."
     choose('a fold of the study', fold, plan.folds)
-    own = dict(dataset_path=plan.folder, novel_findings=plan.folds[fold], run=plan.run)
+    own: dict = dict(dataset_path=plan.folder, novel_findings=plan.folds[fold], run=plan.run)
     own |= dict(split_seed=str(split), seed=seed)
     return load_settings(plan.preset, **(plan.settings | own | changes))
 
@@ -643,7 +643,7 @@ def finding_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
     for key, mine in won.items():
         if key.method in plan.controls: continue
         auc = mean_interval([influence(mine)])
-        told = dict(method=key.method, protocol=PROTOCOLS[key.protocol], fold=key.fold)
+        told: dict = dict(method=key.method, protocol=PROTOCOLS[key.protocol], fold=key.fold)
         told |= dict(split=key.split, seed=key.seed, finding=key.finding, patients=auc.patients)
         rows.append(told | rounded(interval_columns('auc', auc)))
     return rows
@@ -706,7 +706,7 @@ def control_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
             if not runs: continue
             at_chance = method in plan.at_chance
             auc = shuffle_interval(runs) if at_chance else runs_interval(runs, level=0.999)
-            row = dict(method=method, protocol=PROTOCOLS[protocol])
+            row: dict = dict(method=method, protocol=PROTOCOLS[protocol])
             row |= rounded(interval_columns('auc', auc))
             if at_chance: row['holds'] = 0.5 in auc
             out.append(row)
@@ -973,7 +973,7 @@ def _run_missing(cells: list[Cell], folds: list[str] | None, workers: int) -> No
     plan, first = cells[0].plan, cells[0]
     for name in plan.backbones: first.lab_for(name)  # build the pixel caches before the workers
     mine = [cell for cell in cells if folds is None or cell.fold in folds]
-    jobs = [(cell, None) for cell in mine]
+    jobs: list[tuple] = [(cell, None) for cell in mine]
     if first in mine: jobs += [(first, family) for family in _families(plan.slow)]
     places = [(cell.fold, cell.split, cell.seed, methods) for cell, methods in jobs]
     boss = os.getpid()
