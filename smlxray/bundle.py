@@ -1142,9 +1142,9 @@ def bundle_of_run(
 ) -> Bundle:
     "Make a bundle of a run's checkpoint and results; raise `SmlxrayError` if it is not trained."
     own = lab.settings.meta.algorithm
-    names = [own, 'siamese', *(name for name in ALGORITHMS if name != own)]
-    trained = [name for name in names if checkpoint_path(lab, name).exists()]
-    bundles = [_bundle_of(lab, name) for name in ([phase] if phase else trained or ['siamese'])]
+    def trained(*names): return [name for name in names if checkpoint_path(lab, name).exists()]
+    names = [phase] if phase else trained(own, 'siamese') or trained(*ALGORITHMS) or ['siamese']
+    bundles = [_bundle_of(lab, name) for name in names]
     aucs = [development_auc(b.findings, lab.findings.base)[0] for b in bundles]
     best = bundles[int(np.argmax(np.nan_to_num(aucs)))]
     others = [b.facts for b in bundles if b is not best]

@@ -11,13 +11,13 @@ from smlxray.base import repo_root
 pytestmark = pytest.mark.slow
 
 
-@needs_real
 def papermill(*args):
     command = [sys.executable, '-m', 'papermill', '--no-progress-bar', *map(str, args)]
     root = repo_root(Path(__file__).parent)
     return subprocess.run(command, cwd=root, capture_output=True, text=True)
 
 
+@needs_real
 def test_the_evaluation_runs_to_the_end_on_real_xrays(tmp_path):
     "With the smallest settings: all rows are there, and the numbers are numbers."
     given = dict(
