@@ -741,6 +741,7 @@ ALGORITHMS = Registry('algorithm', {
     'fomaml': ('smlxray.maml:FOMAML', 'adapts all weights; first order (Finn 2017)'),
     'anil': ('smlxray.maml:ANIL', 'adapts the last layer alone (Raghu 2020)'),
     'reptile': ('smlxray.maml:REPTILE', 'moves towards the adapted weights (Nichol 2018)'),
+    'protomaml': ('smlxray.maml:PROTOMAML', 'adapts a probe by prototypes (Triantafillou 2020)'),
 })
 
 # %% ../nbs/00_base.ipynb #33c575b1

@@ -330,7 +330,7 @@ def held_out_trust(
 # %% ../nbs/68_bundle.ipynb #f8c10fb1
 def changes_backbone(fast: dict[str, Tensor]) -> bool:
     "Say whether weights that changed are needed before the head."
-    return not all(name.startswith(('head.', 'scale', 'bias')) for name in fast)
+    return not all(name.startswith(('head.', 'scale', 'bias', 'probe.')) for name in fast)
 
 def embed_at(
     net: SiameseNet,
@@ -343,6 +343,13 @@ def embed_at(
     call = use(net, {name: tensor.to(device) for name, tensor in fast.items()})
     if not changes_backbone(fast): return call.embed_features(seen.features.to(device))
     return call(to_float(seen.pixels.to(device)))
+
+def probe_at(net: SiameseNet, fast: dict[str, Tensor], seen: Look) -> Tensor:  # (B,)
+    "Say what a probe adds to the scores of a batch: nothing if none was taught."
+    if 'probe.weight' not in fast: return torch.zeros(len(seen.features))
+    device = net.scale.device
+    call = use(net, {'probe.weight': fast['probe.weight'].to(device)})
+    return call.probe(seen.features.to(device)).float().cpu()
 
 # %% ../nbs/68_bundle.ipynb #f14b4912
 LEFT_OUT = 'its examples, each left out in turn'
@@ -408,8 +415,8 @@ class TaughtFinding:
     def score(self, net: SiameseNet, seen: Look) -> Tensor:
         "Score a batch: (B,) float32 on the CPU, logits before calibration."
         z = embed_at(net, self.fast, seen).float().cpu()
-        known = self.known(seen.embedding.float().cpu())
-        return query_scores(z, self.support, self.labels, self.scale) + known
+        said = self.known(seen.embedding.float().cpu()) + probe_at(net, self.fast, seen)
+        return query_scores(z, self.support, self.labels, self.scale) + said
 
     def known(self, embeddings: Tensor) -> Tensor:  # (B,)
         "Say what was known before any example: the prior of the network's embeddings (B, D)."

@@ -295,6 +295,7 @@ class MetaSettings(Section):
     shots: _Count = 7                  # support patients per class
     queries: _Count = 15               # query patients per class
     meta_batch: _Count = 4             # tasks per step of the outer loop
+    probe_tasks: _Whole = 1600         # tasks on which protomaml learns its stride
     batch_norm: _BatchNorm = 'frozen'  # whose statistics batch norm uses
     engine: _Engine = 'auto'           # differentiates the inner loop; all give the same gradient
     memory_gb: _Positive = 4.0         # size of a task's graph beyond which auto takes reverse

@@ -187,9 +187,9 @@ class Lab:
         "Sample tasks of some findings from some rows; `draws` are shots, queries, negatives, seed."
         return EpisodeSampler(self.table, rows, findings, **_draws(self.settings, **draws))
 
-    def training_sampler(self) -> EpisodeSampler:
+    def training_sampler(self, **draws) -> EpisodeSampler:
         "Sample tasks of base findings from training patients; say which findings are too rare."
-        return self.sampler(self.train, common_findings(self))
+        return self.sampler(self.train, common_findings(self, **draws), **draws)
 
     def episodes(self, finding, count=None, *, rows=None, **draws) -> EpisodeBlock:
         "Draw the evaluation episodes of a finding from test patients; each call gives the same."
@@ -213,12 +213,12 @@ def _draws(
     given = {key: value for key, value in given.items() if value is not None}
     return usual | given | dict(match_on=d.match_on)
 
-def common_findings(lab: Lab) -> list[str]:
+def common_findings(lab: Lab, **draws) -> list[str]:
     "List the base findings with enough patients for training tasks; raise `DataError` for none."
     usable, rare = [], []
     for finding in lab.findings.base:
         try:
-            lab.sampler(lab.train, finding)
+            lab.sampler(lab.train, finding, **draws)
             usable.append(finding)
         except SmlxrayError:
             rare.append(finding)

@@ -142,6 +142,22 @@ def query_scores(
     weights = positive / positive.sum() - (1 - positive) / (1 - positive).sum()
     return scale * (similarity * weights).sum(1) + bias
 
+# %% ../nbs/40_losses.ipynb #d5102690
+def left_out_logits(
+    support: Tensor,              # (S, D) embeddings of the support
+    labels: Tensor,               # (S,) 1 with the finding, 0 without
+    scale: Tensor | float = 1.0,  # a of the score
+) -> Tensor:                      # (S,) logits; one alone in its class meets the others only
+    "Score each support image as `query_scores` does, by the other images of the support."
+    _check_labels('support', support, labels)
+    similarity = cosine_similarity(support)
+    signs = 2 * labels.to(similarity) - 1
+    alike = (torch.outer(signs, signs) + 1) / 2
+    same, other = alike - torch.eye(len(signs)).to(alike), 1 - alike
+    near = (similarity * same).sum(1) / same.sum(1).clamp(min=1)
+    far = (similarity * other).sum(1) / other.sum(1).clamp(min=1)
+    return scale * signs * (near - far)
+
 # %% ../nbs/40_losses.ipynb #5b5026f6
 def query_loss(
     query: Tensor,                # (Q, D) embeddings of the queries

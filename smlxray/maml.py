@@ -450,7 +450,7 @@ class Algorithm:
     "What tells one algorithm from another."
 
     name: str
-    adapts: str = 'all'            # 'all' parameters or the 'head' (the last layer)
+    adapts: str = 'all'            # 'all' parameters, the 'head' (the last layer) or the 'probe'
     first_order: bool = False      # inner gradients count as constants
     shares_features: bool = False  # the backbone does not adapt: its features are computed once
     differentiates: bool = True    # the outer step needs the gradient of a query loss
@@ -460,6 +460,7 @@ MAML = Algorithm('maml')
 FOMAML = Algorithm('fomaml', first_order=True)
 ANIL = Algorithm('anil', adapts='head', shares_features=True)
 REPTILE = Algorithm('reptile', differentiates=False)
+PROTOMAML = Algorithm('protomaml', adapts='probe', shares_features=True)
 
 # %% ../nbs/60_maml.ipynb #aa14de35
 def _weights(multi_step: Sequence[float] | None, steps: int) -> list[float]:
@@ -474,9 +475,10 @@ def _weights(multi_step: Sequence[float] | None, steps: int) -> list[float]:
 def _check_algorithm(name: str, params) -> Algorithm:
     "Look an algorithm up; one that adapts the head alone must be told what the head is."
     algorithm = ALGORITHMS[ALGORITHMS.check(name, AdaptationError)]
-    if algorithm.adapts == 'head' and params is None:
+    if algorithm.adapts != 'all' and params is None:
+        part = algorithm.adapts
         raise AdaptationError(
-            f"{name!r} adapts the head only: name the head's parameters in `params`."
+            f"{name!r} adapts the {part} only: name the {part}'s parameters in `params`."
         )
     return algorithm
 

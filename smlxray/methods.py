@@ -21,7 +21,7 @@ from .base import DataError, Registry, choose, logger, set_seed
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock, EpisodeSampler, strata
 from .lab import Lab
-from .tasks import InnerLoop, make_task
+from .tasks import InnerLoop, Task, Trunk, make_task
 from .train import network_digest
 
 # %% ../nbs/67_methods.ipynb #a9dab881
@@ -310,6 +310,10 @@ class Context:
         "Give a network; raise `DataError` for an unknown one."
         return self.nets[choose('network', name, self.nets, DataError)]
 
+    def trunk(self, name: str) -> Trunk:
+        "Give the features of a network, which all methods share that adapt something above them."
+        return self._kept.setdefault(('trunk', name), Trunk(self.lab, self.net(name)))
+
     def vectors(self,
         name: str,                  # of a network
         rows: np.ndarray,           # (R,) of the table
@@ -487,8 +491,10 @@ class AdaptedMethod(Method):
     net: SiameseNet
     algorithm: str  # a name of `base.ALGORITHMS`
     steps: int
+    trunk: Trunk | None = None  # features that are known already
 
     def __post_init__(self):
+        if self.trunk is None: self.trunk = Trunk(self.lab, self.net)
         meta = self.lab.settings.meta
         self.batch_norm = meta.batch_norm
         self.views = 2 if meta.shots == 1 else 1  # as `make_task` has it
@@ -498,8 +504,14 @@ class AdaptedMethod(Method):
 
     def _answer(self, episode: Episode) -> Tensor:  # (Q,)
         inner = InnerLoop.of(self.lab.settings, self.algorithm, self.steps)
-        with make_task(self.lab, episode).adapted(self.net, inner) as adapted:
+        with self._task(episode, inner).adapted(self.net, inner) as adapted:
             return adapted.query_logits().float().cpu()
+
+    def _task(self, episode: Episode, inner: InnerLoop) -> Task:
+        "Take known features where the trunk stays as it is and each X-ray is shown once."
+        known = inner.shares_features and inner.batch_norm == 'frozen'
+        if known and episode.support_labels.sum() > 1: return self.trunk.task(episode)
+        return make_task(self.lab, episode)
 
 # %% ../nbs/67_methods.ipynb #d2b6f291
 @dataclass
@@ -544,9 +556,9 @@ def adapted_method(
     steps: int | None = None,       # None: those of the settings
 ) -> AdaptedMethod:
     "Adapt a meta-learned network to each support."
-    m = context.lab.settings.meta
+    m, trunk = context.lab.settings.meta, context.trunk(net)
     steps = m.adapt_steps if steps is None else steps
-    return AdaptedMethod(name, context.lab, context.net(net), algorithm or m.algorithm, steps)
+    return AdaptedMethod(name, context.lab, trunk.net, algorithm or m.algorithm, steps, trunk)
 
 def tuned_method(context: Context, name: str, net: str, **options) -> TunedMethod:
     "Fine-tune all weights of a network on each support."

@@ -256,6 +256,22 @@ def make_backbone(
     backbone = BACKBONES[name](name, pretrained, **options)
     return backbone.net, backbone.channels
 
+# %% ../nbs/30_siamese.ipynb #95af223a
+class Probe(nn.Module):
+    "A linear layer on whitened features that says nothing until a support has taught it."
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer('centre', torch.zeros(channels))   # of the training features
+        self.register_buffer('whitener', torch.eye(channels))   # of unit vectors, from the right
+        self.weight = nn.Parameter(torch.zeros(channels))       # what adapts
+        self.stride = nn.Parameter(torch.tensor(0.0))           # logarithm; what is meta-learned
+
+    def forward(self, features: Tensor) -> Tensor:
+        "Turn features `(B, C)` into logits `(B,)`."
+        x = unit_vectors(features - self.centre) @ self.whitener
+        return self.stride.exp() * (x @ self.weight)
+
 # %% ../nbs/30_siamese.ipynb #614ae028
 class SiameseNet(nn.Module):
     "Embed one-channel images as unit vectors: backbone, linear, activation, linear, sphere."
@@ -266,6 +282,7 @@ class SiameseNet(nn.Module):
         embedding_dim: int = 256,    # length of an embedding
         hidden: int = 512,           # units between the two linear layers of the head
         pretrained: bool = False,    # begin with ImageNet weights; `to_config` does not tell
+        probe: bool = False,         # with a `Probe`, which Proto-MAML adapts
         **options,                   # of `make_backbone`
     ):
         super().__init__()
@@ -275,8 +292,9 @@ class SiameseNet(nn.Module):
         first, last = nn.Linear(made.channels, hidden), nn.Linear(hidden, embedding_dim)
         self.head = nn.Sequential(first, between, last)
         self.scale, self.bias = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(0.0))
+        self.probe = Probe(made.channels) if probe else None
         shape = dict(backbone=backbone, embedding_dim=embedding_dim, hidden=hidden)
-        self._config = {**shape, **options}
+        self._config = {**shape, **({'probe': True} if probe else {}), **options}
 
     def features(self, x: Tensor) -> Tensor:
         "Return what the backbone sees in images `(B, 1, H, W)`: features `(B, C)`."
@@ -292,9 +310,18 @@ class SiameseNet(nn.Module):
 
     def adaptable(self, what: str = 'all') -> list[str]:
         "Name the parameters an inner loop changes: 'all', 'head', or what an algorithm adapts."
-        if what not in ('all', 'head'): what = ALGORITHMS[what].adapts
+        if what not in ('all', 'head', 'probe'): what = ALGORITHMS[what].adapts
+        if what == 'probe': return self._probe_names()
         head = ('head.2.weight', 'head.2.bias', 'scale', 'bias')
-        return [name for name, _ in self.named_parameters() if what == 'all' or name in head]
+        names = [n for n, _ in self.named_parameters() if not n.startswith('probe.')]
+        return [name for name in names if what == 'all' or name in head]
+
+    def _probe_names(self) -> list[str]:
+        if self.probe is not None: return ['probe.weight']
+        raise ConfigError(
+            "This network has no probe, which is what 'protomaml' adapts: take a network that was "
+            'meta-trained with it, or another algorithm.'
+        )
 
     def blocks(self) -> list[nn.Module]:
         "List the blocks of the backbone, which may be computed twice to save memory."

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from .base import ALGORITHMS
 from .config import Settings
 from .episodes import Episode
 from .lab import Lab, float_batch
-from .losses import pair_loss, query_scores
+from .losses import left_out_logits, pair_loss, query_scores
 from .maml import FastWeights, adapt, use
 from .siamese import SiameseNet, norm_mode
 
@@ -26,9 +28,9 @@ from .siamese import SiameseNet, norm_mode
 class Task:
     "One few-shot task as tensors on one device."
 
-    support: Tensor                     # (S, 1, H, W) float32, normalised
+    support: Tensor                     # (S, 1, H, W) float32, normalised; or features (S, C)
     labels: Tensor                      # (S,) float32: 1 with the finding, 0 without
-    query: Tensor | None = None         # (Q, 1, H, W) float32, normalised
+    query: Tensor | None = None         # (Q, 1, H, W) float32, normalised; or features (Q, C)
     query_labels: Tensor | None = None  # (Q,) float32
     name: str = ''                      # of the finding
     views: int = 1                      # of each support image
@@ -88,12 +90,20 @@ class TaskModel(nn.Module):
 
     def forward(self, support, labels, query=None, from_features=False) -> Tensor:
         "Give the inner loss, or with a query its logits (Q,)."
-        if query is None:
-            z = self.embed(support, from_features)
-            return pair_loss(z, labels, self.net.scale, self.net.bias)
-        z = self.embed(torch.cat([support, query]), from_features)
-        n = len(support)
-        return query_scores(z[n:], z[:n], labels, self.net.scale)
+        x, n = support if query is None else torch.cat([support, query]), len(support)
+        features = x if from_features else self.net.features(x)
+        z = self.net.embed_features(features)
+        if query is None: return self._inner_loss(z, labels, features)
+        return query_scores(z[n:], z[:n], labels, self.net.scale) + self._probed(features[n:])
+
+    def _inner_loss(self, z: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+        "With a probe the loss of prototypes that leave one out, else that of pairs."
+        if self.net.probe is None: return pair_loss(z, labels, self.net.scale, self.net.bias)
+        logits = left_out_logits(z, labels, self.net.scale) + self._probed(features)
+        return binary_cross_entropy_with_logits(logits, labels)
+
+    def _probed(self, features: Tensor) -> Tensor | float:  # (B,)
+        return 0.0 if self.net.probe is None else self.net.probe(features)
 
     def adaptable(self, algorithm: str) -> list[str]:
         "Name the parameters that the inner loop may change."
@@ -132,6 +142,7 @@ class InnerLoop:
 
     def inputs(self, model: TaskModel, support: Tensor, query: Tensor | None = None) -> tuple:
         "Give what the steps work on, images or features: (support, query, whether features)."
+        if support.ndim == 2: return support, query, True  # features already
         if not self.shares_features: return support, query, False
         n = len(support)
         f = model.net.features(support if query is None else torch.cat([support, query]))
@@ -216,3 +227,33 @@ def adapt_to_support(
             yield adapted
     finally:
         net.train(training)
+
+# %% ../nbs/64_tasks.ipynb #a6c159b0
+class Trunk:
+    "Features of table rows, each computed once, when it is first asked for."
+
+    def __init__(self, lab: Lab, net: SiameseNet):
+        self.lab, self.net = lab, net
+        self.place = torch.full((len(lab.table),), -1)
+        self.known = torch.empty(0)  # (M, C), those that were asked for
+
+    def __getitem__(self, rows) -> Tensor:  # (R,) -> (R, C) on the lab's device
+        rows = torch.as_tensor(rows)
+        new = rows[self.place[rows] < 0].unique()
+        if len(new):
+            found = self.lab.embed(self.net.backbone, new.numpy()).to(self.lab.device)
+            self.place[new] = torch.arange(len(new)) + len(self.known)
+            self.known = torch.cat([self.known, found]) if len(self.known) else found
+        return self.known[self.place[rows].to(self.known.device)]
+
+    def task(self, episode: Episode) -> Task:
+        "Make a task of features; raise `ValueError` at one shot, where views are images."
+        if int(episode.support_labels.sum()) == 1:
+            raise ValueError('at one shot each image gets a second view, which is no row')
+        labels, query_labels = (
+            torch.as_tensor(y, dtype=torch.float32, device=self.lab.device)
+            for y in (episode.support_labels, episode.query_labels)
+        )
+        n, rows = len(episode.support), np.concatenate([episode.support, episode.query])
+        features = self[rows]
+        return Task(features[:n], labels, features[n:], query_labels, episode.finding)

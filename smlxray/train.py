@@ -32,19 +32,19 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
 
 from smlxray.base import (
-    LOSSES, SmlxrayError, atomic_path, check_format, json_digest, logger, moved, only_one, own_file,
-    parse_json, set_seed, write_atomic,
+    ALGORITHMS, LOSSES, DataError, SmlxrayError, atomic_path, check_format, json_digest, logger,
+    moved, only_one, own_file, parse_json, set_seed, write_atomic,
 )
 from .config import Settings
 from .data import apply_policy
 from .engines import checkpointed
-from .episodes import Episode, balanced_batches
+from .episodes import Episode, EpisodeSampler, balanced_batches
 from .lab import Lab, open_lab, pick_device, table_digest
 from .losses import label_similarity, query_scores
 from .maml import AdaptationError, MetaGradient, accumulate, meta_gradient
 from .metrics import auc, choose_threshold, similarity_accuracy
-from .siamese import SiameseNet, batch_norms, cosine_similarity, norm_mode
-from .tasks import InnerLoop, TaskModel, make_task
+from .siamese import SiameseNet, batch_norms, cosine_similarity, norm_mode, unit_vectors
+from .tasks import InnerLoop, Task, TaskModel, Trunk, make_task
 
 # %% ../nbs/65_train.ipynb #53f773ce
 def epoch_batches(
@@ -845,7 +845,11 @@ class MetaObjective(Objective):
         index, count = process
         self.weight = count / self.size  # so that the mean over processes is the mean over tasks
         mine = range(number * self.size, (number + 1) * self.size)[index::count]
-        return [[self.sampler.sample(i) for i in mine]]
+        return [[self.draw(i) for i in mine]]
+
+    def draw(self, i: int) -> Episode:
+        "Draw task `i` of the training."
+        return self.sampler.sample(i)
 
     def generator(self, number, k):
         t = self.lab.settings.training
@@ -860,9 +864,13 @@ class MetaObjective(Objective):
             losses.append(told.query_loss)
         return float(np.sum(losses)) * self.weight
 
+    def task(self, episode: Episode, generator: torch.Generator | None) -> Task:
+        "Turn an episode into tensors."
+        return make_task(self.lab, episode, generator)
+
     def task_gradient(self, model: TaskModel, episode: Episode, generator=None) -> MetaGradient:
         "Give the gradient of one task's query loss after adaptation."
-        m, task = self.lab.settings.meta, make_task(self.lab, episode, generator)
+        m, task = self.lab.settings.meta, self.task(episode, generator)
         if m.batch_norm == 'transductive': _refuse_half(model.net)
         blocks = model.net.blocks() if m.checkpoint_backbone else []
         with norm_mode(model.net, m.batch_norm, task.support), checkpointed(blocks):
@@ -909,6 +917,86 @@ def _gradient_of(task, model: TaskModel, inner: InnerLoop, engine='auto', memory
         budget=memory_gb * 1e9,
     )
 
+# %% ../nbs/65_train.ipynb #b8b05809
+def with_probe(
+    lab: Lab,
+    net: SiameseNet,       # left as it is
+    shrink: float = 0.5,   # of the mean variance, added to all
+    limit: int = 4000,     # training X-rays to learn from, at most
+) -> SiameseNet:           # a copy with a probe
+    "Give a network a probe whose features are whitened within the findings of training X-rays."
+    made = SiameseNet.from_config({**net.to_config(), 'probe': True}).to(lab.device)
+    made.load_state_dict(net.state_dict(), strict=False)
+    rows = lab.train[:: max(len(lab.train) // limit, 1)]
+    found = lab.embed(net.backbone, rows)
+    centre = found.mean(0)
+    x = unit_vectors(found - centre)
+    groups = [lab.table.positive(finding)[rows] for finding in lab.findings.base]
+    spread = within_covariance(x, [*groups, lab.normal[rows]])
+    ridge = shrink * spread.trace() / len(spread) * torch.eye(len(spread))
+    values, vectors = torch.linalg.eigh(spread + ridge)
+    whitener = vectors * values.rsqrt()
+    made.probe.centre.copy_(centre)
+    made.probe.whitener.copy_(whitener / (x @ whitener).norm(dim=1).mean())
+    made.probe.stride.data.fill_(first_stride(lab.settings.meta.inner_lr))
+    return made.eval()
+
+def within_covariance(
+    x: Tensor,                 # (N, C) features
+    groups: list[np.ndarray],  # (N,) bool each
+) -> Tensor:                   # (C, C); that of all rows if no group has two
+    "Average the covariance within groups."
+    groups = [torch.from_numpy(group) for group in groups if group.sum() > 1]
+    parts = [x[group] - x[group].mean(0) for group in groups] or [x - x.mean(0)]
+    residuals = torch.cat(parts)
+    return residuals.T @ residuals / len(residuals)
+
+def first_stride(lr: float) -> float:
+    "The logarithm of a probe's scale at which a step of rate `lr` is one of rate 7 at scale 1."
+    return 0.5 * math.log(7 / lr)
+
+# %% ../nbs/65_train.ipynb #7850a0f6
+def mixed_samplers(lab: Lab) -> list[EpisodeSampler]:
+    "Sample training tasks against normals and against other findings, as far as there are both."
+    samplers, problems = [], []
+    for negatives in ('normals', 'others'):
+        try:
+            samplers.append(lab.training_sampler(negatives=negatives))
+        except DataError as error:
+            problems.append(error)
+    if not samplers: raise problems[0]
+    return samplers
+
+class ProbeObjective(MetaObjective):
+    "Learn how far a probe should step, on mixed tasks whose features are computed once."
+
+    lr = 0.03  # of the outer loop, which learns two numbers
+
+    def __init__(
+        self,
+        lab: Lab,
+        net: SiameseNet,                # whose trunk gives the features
+        algorithm: str = 'protomaml',
+    ):
+        super().__init__(lab, algorithm)
+        self.rounds = max(lab.settings.meta.probe_tasks // self.size, 1)
+        self.samplers, self.trunk = mixed_samplers(lab), Trunk(lab, net)
+
+    def draw(self, i):
+        return self.samplers[i % len(self.samplers)].sample(i)
+
+    def generator(self, number, k):
+        return None
+
+    def task(self, episode, generator):
+        if episode.support_labels.sum() == 1: return super().task(episode, generator)
+        return self.trunk.task(episode)
+
+    def task_gradient(self, model, episode, generator=None):
+        told = super().task_gradient(model, episode, generator)
+        del told.grads['net.probe.weight']  # each task begins with no opinion
+        return told
+
 # %% ../nbs/65_train.ipynb #c8183cf0
 STATE_EVERY = 60.0  # seconds between two states of meta-training
 
@@ -922,14 +1010,24 @@ def train_meta(
     algorithm = algorithm or lab.settings.meta.algorithm
     if done := finished(lab, algorithm): return done
     set_seed(lab.settings.training.seed)
-    model = TaskModel(SiameseNet.from_config(net.to_config()))
-    model.net.load_state_dict(net.state_dict())
-    course = Course(lab.settings.meta.meta_lr, schedule='cosine', clip=10.0)
+    model, objective, lr = _meta_parts(lab, net, algorithm)
     record = Record(lab, algorithm, STATE_EVERY)
     with run_lock(lab):
-        fit(model, MetaObjective(lab, algorithm), course, record)
+        fit(model, objective, Course(lr, schedule='cosine', clip=10.0), record)
+        model.requires_grad_(True)
         record.end(model.net)
     return model.net
+
+def _meta_parts(lab: Lab, net: SiameseNet, algorithm: str, limit: int = 4000) -> tuple:
+    "Give the model, its objective and the learning rate of a meta-training."
+    if ALGORITHMS[algorithm].adapts == 'probe':
+        model = TaskModel(with_probe(lab, net, limit=limit)).requires_grad_(False)
+        for parameter in (*model.net.probe.parameters(), model.net.scale):
+            parameter.requires_grad_(True)
+        return model, ProbeObjective(lab, net, algorithm), ProbeObjective.lr
+    model = TaskModel(SiameseNet.from_config(net.to_config()))
+    model.net.load_state_dict(net.state_dict())
+    return model, MetaObjective(lab, algorithm), lab.settings.meta.meta_lr
 
 # %% ../nbs/65_train.ipynb #3e3aa9a9
 def try_settings(settings: Settings) -> None:
@@ -943,8 +1041,8 @@ def try_settings(settings: Settings) -> None:
         model = NamingSiamese(net, len(lab.findings.base)).to(lab.device).train()
         batch = training_batches(lab, 0)[0][:8]
         SiameseObjective(lab).loss(model, batch, None).backward()
-        tasks = MetaObjective(lab)
-        tasks.task_gradient(TaskModel(net), tasks.sampler.sample(0))
+        model, tasks, _ = _meta_parts(lab, net, trial.meta.algorithm, limit=32)
+        tasks.task_gradient(model, tasks.draw(0))
         for finding in lab.findings.novel: lab.episodes(finding, 1)
 
 # %% ../nbs/65_train.ipynb #11ac4941

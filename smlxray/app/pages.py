@@ -249,7 +249,7 @@ class Setup:
     def __init__(self, session: Session):
         meta = session.bundle.settings.meta
         phase = session.bundle.facts.get('phase')
-        self.menu = algorithm_menu()
+        self.menu = algorithm_menu(session.bundle.net.probe is not None)
         names = [*self.menu.values()]
         hint = 'Such as: Pneumothorax, small'
         self.name = Field(kind='text', label='Name of the finding', hint=hint)

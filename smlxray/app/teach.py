@@ -81,12 +81,15 @@ def pixels_of(xrays: Sequence[Xray]) -> Tensor:
 # %% ../../nbs/81_teach.ipynb #4cfcc715
 NO_STEPS = 'nothing: compare only'
 
-def algorithm_menu() -> dict[str, str]:  # what the menu says -> name of the algorithm
+def algorithm_menu(
+    probe: bool = True,   # the network has a probe
+) -> dict[str, str]:      # what the menu says -> name of the algorithm
     "List the ways to adapt, in words for people."
-    def words(name):
-        adapts = ALGORITHMS[name].adapts
-        return f"{'the last layer' if adapts == 'head' else 'all weights'} ({name})"
-    return {words(name): name for name in ALGORITHMS} | {NO_STEPS: 'none'}
+    words = dict(all='all weights', head='the last layer', probe='a probe')
+    adapts = {name: ALGORITHMS[name].adapts for name in ALGORITHMS}
+    if not probe: adapts = {name: part for name, part in adapts.items() if part != 'probe'}
+    menu = {f'{words[part]} ({name})': name for name, part in adapts.items()}
+    return menu | {NO_STEPS: 'none'}
 
 # %% ../../nbs/81_teach.ipynb #1af9680c
 SIGNS = ((1, 1), (0, -1))  # a label, and the sign of its mean similarity in the score
