@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -883,6 +884,9 @@ class MetaObjective(Objective):
     def row(self, model, number, loss):
         return dict(step=number + 1, episodes=(number + 1) * self.size, query_loss=loss)
 
+    def settle(self, model: TaskModel) -> None:
+        "Decide after the training what of it is kept: all."
+
 # %% ../nbs/65_train.ipynb #211bf847
 def _refuse_half(net: SiameseNet) -> None:
     "Refuse half precision where batch statistics are part of the gradient."
@@ -967,6 +971,21 @@ def mixed_samplers(lab: Lab) -> list[EpisodeSampler]:
     if not samplers: raise problems[0]
     return samplers
 
+def validation_episodes(lab: Lab, each: int = 20) -> list[Episode]:
+    "Draw tasks from validation patients, with fewer shots where there are too few of them."
+    episodes = []
+    for finding, negatives in product(lab.findings.base, ('normals', 'others')):
+        try:
+            draws = dict(shots=1, queries=1, negatives=negatives)
+            usable = lab.sampler(lab.valid, finding, **draws).counts()['usable']
+            shots = min(lab.settings.meta.shots, usable // 2)
+            draws |= dict(shots=shots, queries=min(lab.settings.meta.queries, usable - shots))
+            sampler = lab.sampler(lab.valid, finding, **draws)
+        except DataError:
+            continue
+        if shots > 1: episodes += list(sampler.episodes(np.arange(each), finding))
+    return episodes
+
 class ProbeObjective(MetaObjective):
     "Learn how far a probe should step, on mixed tasks whose features are computed once."
 
@@ -997,6 +1016,23 @@ class ProbeObjective(MetaObjective):
         del told.grads['net.probe.weight']  # each task begins with no opinion
         return told
 
+    def settle(self, model):
+        tasks = [self.trunk.task(episode) for episode in validation_episodes(self.lab)]
+        probe, first = model.net.probe, first_stride(self.inner.lr)
+        learned, losses = probe.stride.item(), {}
+        for kept in (1.0, 0.75, 0.5, 0.25, 0.0) if tasks else ():
+            probe.stride.data.fill_(first + kept * (learned - first))
+            losses[kept] = np.mean([self.loss_of(model, task) for task in tasks])
+        kept = min(losses, key=losses.__getitem__, default=1.0)
+        probe.stride.data.fill_(first + kept * (learned - first))
+        logger.info(f'{self.inner.algorithm}: {kept:.0%} of the learned stride is kept.')
+
+    def loss_of(self, model: TaskModel, task: Task) -> float:
+        "The query loss of a task after adaptation."
+        with task.adapted(model.net, self.inner) as adapted:
+            logits = adapted.query_logits()
+        return float(binary_cross_entropy_with_logits(logits, task.query_labels))
+
 # %% ../nbs/65_train.ipynb #c8183cf0
 STATE_EVERY = 60.0  # seconds between two states of meta-training
 
@@ -1014,8 +1050,8 @@ def train_meta(
     record = Record(lab, algorithm, STATE_EVERY)
     with run_lock(lab):
         fit(model, objective, Course(lr, schedule='cosine', clip=10.0), record)
-        model.requires_grad_(True)
-        record.end(model.net)
+        objective.settle(model)
+        record.end(model.requires_grad_(True).net)
     return model.net
 
 def _meta_parts(lab: Lab, net: SiameseNet, algorithm: str, limit: int = 4000) -> tuple:

@@ -28,7 +28,9 @@ from smlxray.metrics import auc
 from smlxray.siamese import SiameseNet, norm_mode, unit_vectors
 
 LR = 0.003
-DIFFERENTIATED = [a for a in ALGORITHMS if ALGORITHMS[a].differentiates]
+# a probe is no part of these losses: the chapter `tasks` tests the algorithm that adapts one
+WITHOUT_PROBE = [a for a in ALGORITHMS if ALGORITHMS[a].adapts != 'probe']
+DIFFERENTIATED = [a for a in WITHOUT_PROBE if ALGORITHMS[a].differentiates]
 OTHERS = [e for e in ENGINES if e != 'higher']  # all are held against `higher`
 
 
