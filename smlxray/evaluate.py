@@ -512,9 +512,12 @@ def measure_title(name: str) -> str:
 def results_table(
     folder: Path,            # of a run
     finding: str = 'mean',
+    negatives: str = '',     # '': as in training; else the other kind, if the run asked about it
 ) -> pd.DataFrame:           # of text
     "Lay out one finding of a run's results for people; raise `DataError` for an unknown one."
-    rows = [row for row in read_results(folder)['rows'] if not row.get('control')]
+    told = read_results(folder)
+    rows = told['tables'][f'against {negatives}'] if negatives else told['rows']
+    rows = [row for row in rows if not row.get('control')]
     meant = canonical_finding(finding, list(dict.fromkeys(row['finding'] for row in rows)))
     return pd.DataFrame([_for_people(row) for row in rows if row['finding'] == meant])
 

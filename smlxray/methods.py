@@ -33,6 +33,7 @@ class Method:
     batch_norm: str  # as in `siamese.norm_mode`
     views: int = 1   # of each support image
     network = ''     # digest of the weights that it answers with, if it has any
+    slow = False     # it runs the backbone again for each episode
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
         raise NotImplementedError
@@ -497,6 +498,7 @@ class AdaptedMethod(Method):
         if self.trunk is None: self.trunk = Trunk(self.lab, self.net)
         meta = self.lab.settings.meta
         self.batch_norm = meta.batch_norm
+        self.slow = not InnerLoop.of(self.lab.settings, self.algorithm).shares_features
         self.views = 2 if meta.shots == 1 else 1  # as `make_task` has it
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
@@ -525,6 +527,7 @@ class TunedMethod(Method):
     steps: int = 5
     lr: float = 1e-4   # of Adam
     batch_norm: str = 'frozen'
+    slow = True
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
         return torch.stack([self._answer(episode) for episode in block])

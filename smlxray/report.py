@@ -573,7 +573,24 @@ def verification_section(rows: list[dict]) -> Html:
         cells.append([*names, *drawn, number(row['chance'], 2), row['trials']])
     return Html(_VERIFICATION + table_html(head, cells))
 
-PROTOCOLS = dict(folds=folds_section, ways=ways_section, verification=verification_section)
+def negatives_section(rows: list[dict]) -> Html:
+    "Write the answers of the quick methods to the other kind of negatives."
+    means = mean_rows(rows)
+    left = min(0.45, *(row['auc_low'] for row in means.values()))
+    cells = [
+        [method, *auc_cells(row, left, False), row['adapted_steps'], row['episodes'], _gain(row)]
+        for method, row in means.items()
+    ]
+    head = ['method', 'AUC, 95 %', '', 'steps', 'episodes', 'gain by adaptation, 95 %']
+    return Html('<h3>Told from the other kind of negatives</h3>' + table_html(head, cells))
+
+PROTOCOLS = {
+    'against others': negatives_section,
+    'against normals': negatives_section,
+    'folds': folds_section,
+    'ways': ways_section,
+    'verification': verification_section,
+}
 
 def other_protocols(tables: dict) -> Html:
     "Write other novel findings, several findings at once, and verification."
