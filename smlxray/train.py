@@ -989,7 +989,7 @@ def validation_episodes(lab: Lab, each: int = 20) -> list[Episode]:
 class ProbeObjective(MetaObjective):
     "Learn how far a probe should step, on mixed tasks whose features are computed once."
 
-    lr = 0.03  # of the outer loop, which learns two numbers
+    lr = 0.03  # of the outer loop, which learns one number
 
     def __init__(
         self,
@@ -1058,8 +1058,7 @@ def _meta_parts(lab: Lab, net: SiameseNet, algorithm: str, limit: int = 4000) ->
     "Give the model, its objective and the learning rate of a meta-training."
     if ALGORITHMS[algorithm].adapts == 'probe':
         model = TaskModel(with_probe(lab, net, limit=limit)).requires_grad_(False)
-        for parameter in (*model.net.probe.parameters(), model.net.scale):
-            parameter.requires_grad_(True)
+        model.net.probe.requires_grad_(True)  # all else stays, so no step is the Siamese network
         return model, ProbeObjective(lab, net, algorithm), ProbeObjective.lr
     model = TaskModel(SiameseNet.from_config(net.to_config()))
     model.net.load_state_dict(net.state_dict())

@@ -29,7 +29,7 @@ from smlxray.methods import AdaptedMethod, network_method
 from smlxray.metrics import auc
 from smlxray.phantom import draw_phantom
 from smlxray.siamese import SiameseNet, cosine_similarity
-from smlxray.train import train_siamese
+from smlxray.train import train_siamese, with_probe
 
 
 @pytest.fixture(scope='module')
@@ -123,6 +123,26 @@ def test_a_taught_finding_scores_as_the_evaluation_does(lab, net, bundle, shots,
         assert np.abs(want - network_method(lab, net, 'm').logits(e)).max() > 1e-3, (
             'adapting changed nothing, so nothing was compared'
         )
+
+
+@pytest.mark.parametrize('shots', [1, 3])
+def test_a_finding_taught_to_a_probe_scores_as_the_evaluation_does(lab, net, tmp_path, shots):
+    probed, e = with_probe(lab, net), an_episode(lab, shots)
+    made = make_bundle(lab, probed, 'protomaml')
+    images, query = lab.pixels.gather(e.support), lab.pixels.gather(e.query)
+    rest = dict(algorithm='protomaml', steps=3, seed=int(e.seed), rounds=2)
+    taught = made.teach('it', images[:shots], images[shots:], **rest)
+    taught.save(tmp_path / 'it')
+    again = TaughtFinding.load(tmp_path / 'it')
+    want = AdaptedMethod('m', lab, probed, 'protomaml', 3).logits(e)
+    assert np.abs(made.scores(again, query) - want).max() < 1e-5
+    assert np.abs(want - network_method(lab, net, 'm').logits(e)).max() > 1e-3
+    before = AdaptedMethod('m', lab, probed, 'protomaml', 0).logits(e)
+    plain = net.scale.item() * network_method(lab, net, 'm').logits(e)
+    if shots > 1: assert np.abs(before - plain).max() < 1e-3  # no steps: prototypes
+    made.save(tmp_path / 'bundle')
+    loaded = Bundle.load(tmp_path / 'bundle')
+    assert np.array_equal(loaded.scores(again, query), made.scores(again, query))
 
 
 def test_leaving_out_is_teaching_without(lab, bundle):
