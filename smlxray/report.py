@@ -643,7 +643,8 @@ _DRAWN = 'made_of.json'  # what figures were drawn for
 
 def run_figure(figures: Path | None, name: str, words: str, wide: bool = True) -> Html:
     "Write a figure of the run as part of the page, or nothing if the run has none."
-    for kind in ('svg', 'png') if figures else ():
+    if figures is None: return Html('')
+    for kind in ('svg', 'png'):
         path = figures / f'{name}.{kind}'
         if path.exists(): return figure_html(data_url(path), words, wide)
     return Html('')
