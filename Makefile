@@ -15,6 +15,7 @@ SITE   := $(BIN)/python -m smlxray.site
 RUNS   := train_siamese|train_meta|evaluate_meta|real_xrays|compare
 SLOW    = $(shell grep -l '^    "\#| slow' nbs/*.ipynb)
 LOGS   := build/test
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 LAB    ?=
 REAL   ?=
 APP    ?=
@@ -57,7 +58,7 @@ test: $(STAMP)  ## run all checks and tests, and show where the time went (about
 	$(BIN)/ruff check . $(call keep,ruff)
 	$(SITE) check-style $(call keep,style)
 	@$(MAKE) --no-print-directory --jobs 2 .runs .others
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(call keep,tests)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q $(PARALLEL) --durations 20 $(call keep,tests)
 	@$(SITE) slowest
 
 .runs:  # one notebook after the other, and meanwhile what stands below
@@ -71,7 +72,7 @@ test: $(STAMP)  ## run all checks and tests, and show where the time went (about
 
 test-slow: $(STAMP)  ## run the slow tests and the slow cells of the chapters (up to 45 minutes)
 	@rm -rf $(PHANTOMS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m slow --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m slow $(PARALLEL) --durations 20
 	@for nb in $(SLOW); do echo "$$nb"; OMP_NUM_THREADS=1 $(BIN)/nbdev_test --path "$$nb" --flags slow || exit 1; done
 
 fuzz: $(STAMP)  ## try 20,000 mutated inputs on all readers (10 minutes; options: FUZZ='--seed 1')

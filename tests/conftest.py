@@ -8,6 +8,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # small tensors: threads cost mor
 
 # The longest files, longest first
 LONG = (
+    'test_torture.py',
+    'test_fuzz.py',
+    'test_cli_examples.py',
     'test_cli.py',
     'test_study.py',
     'test_pages.py',
