@@ -544,9 +544,19 @@ def _in_words(saved: dict, folder: Path) -> str:
         f"\nNovel findings: {', '.join(saved['data']['novel'])}; {first['shots']}-shot, "
         f"{first['queries']} queries per class, {first['episodes']} episodes per finding, the "
         f'same for every row; mean over findings.\n\n{results_table(folder).to_string(index=False)}'
-        '\n\nIntervals are about other test patients, as queries and as examples. Nothing here was '
+        f'{_other_negatives(saved, folder)}\n\n'
+        'Intervals are about other test patients, as queries and as examples. Nothing here was '
         f'trained on a test patient or a novel finding.\nFiles: {Path(folder)}/'
     )
+
+def _other_negatives(saved: dict, folder: Path) -> str:
+    "Lay out what the quick methods answered to the other kind of negatives, if a run asked."
+    parts = []
+    for kind in ('others', 'normals'):
+        if rows := saved.get('tables', {}).get(f'against {kind}'):
+            told = results_table(folder, negatives=kind).to_string(index=False)
+            parts.append(f"\n\nAgainst {kind}, {rows[0]['episodes']} episodes:\n\n{told}")
+    return ''.join(parts)
 
 def print_results(folder: Path) -> None:
     "Print what `results_text` says."
