@@ -1023,7 +1023,7 @@ class ProbeObjective(MetaObjective):
         for kept in (1.0, 0.75, 0.5, 0.25, 0.0) if tasks else ():
             probe.stride.data.fill_(first + kept * (learned - first))
             losses[kept] = np.mean([self.loss_of(model, task) for task in tasks])
-        kept = min(losses, key=losses.__getitem__, default=1.0)
+        kept = min(losses, key=losses.__getitem__, default=0.0)
         probe.stride.data.fill_(first + kept * (learned - first))
         logger.info(f'{self.inner.algorithm}: {kept:.0%} of the learned stride is kept.')
 
