@@ -43,6 +43,7 @@ from .lab import Lab, open_lab, open_table, table_digest
 from .metrics import Support
 from .methods import METHODS, Method, ShuffledMethod, calibrate_batch_norm, stratum_odds
 from .siamese import SiameseNet
+from .tasks import Trunk
 from smlxray.train import (
     Course, NamingObjective, NamingSiamese, PrototypeObjective, SiameseObjective, fit,
     network_digest, read_tensors, train_meta, write_tensors,
@@ -376,6 +377,10 @@ class Cell:
         if name in self.plan.backbones: return self.model(name).net
         net = self.model('siamese').net
         return self._trained(name, net, 'siamese', lambda: train_meta(self.lab, net, name))
+
+    def trunk(self, name: str) -> Trunk:
+        "The features of a network, for methods that adapt something above them."
+        return Trunk(self.lab, self.net(name))
 
     def model(self, backbone: str) -> NamingSiamese:
         "A backbone with its naming layer; trained now if it never was."
