@@ -262,15 +262,20 @@ class Probe(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer('centre', torch.zeros(channels))   # of the training features
-        self.register_buffer('whitener', torch.eye(channels))   # of unit vectors, from the right
-        self.weight = nn.Parameter(torch.zeros(channels))       # what adapts
-        self.stride = nn.Parameter(torch.tensor(0.0))           # logarithm; what is meta-learned
+        wide = channels + 1  # the last coordinate is the prior: how abnormal an X-ray looks
+        self.register_buffer('centre', torch.zeros(channels))             # of the training features
+        self.register_buffer('whitener', torch.eye(channels, wide))       # of unit vectors
+        self.register_buffer('shift', torch.zeros(wide))                  # of what it gives
+        self.weight = nn.Parameter(torch.zeros(wide))                     # what adapts
+        self.stride = nn.Parameter(torch.tensor(0.0))                     # what is meta-learned
+
+    def coordinates(self, features: Tensor) -> Tensor:
+        "Turn features `(B, C)` into whitened coordinates and the prior, `(B, C + 1)`."
+        return unit_vectors(features - self.centre) @ self.whitener - self.shift
 
     def forward(self, features: Tensor) -> Tensor:
         "Turn features `(B, C)` into logits `(B,)`."
-        x = unit_vectors(features - self.centre) @ self.whitener
-        return self.stride.exp() * (x @ self.weight)
+        return self.stride.exp() * (self.coordinates(features) @ self.weight)
 
 # %% ../nbs/30_siamese.ipynb #614ae028
 class SiameseNet(nn.Module):

@@ -940,10 +940,26 @@ def with_probe(
     ridge = shrink * spread.trace() / len(spread) * torch.eye(len(spread))
     values, vectors = torch.linalg.eigh(spread + ridge)
     whitener = vectors * values.rsqrt()
+    whitener /= (x @ whitener).norm(dim=1).mean()
+    prior = PRIOR * abnormal_direction(x, ~lab.normal[rows])
     made.probe.centre.copy_(centre)
-    made.probe.whitener.copy_(whitener / (x @ whitener).norm(dim=1).mean())
+    made.probe.whitener.copy_(torch.cat([whitener, prior[:, None]], 1))
+    made.probe.shift[-1] = (x @ prior).mean()
     made.probe.stride.data.fill_(first_stride(lab.settings.meta.inner_lr))
     return made.eval()
+
+PRIOR = 0.4  # the spread of the prior, where whitened vectors have mean length 1
+
+def abnormal_direction(
+    x: Tensor,             # (N, C)
+    abnormal: np.ndarray,  # (N,) bool
+) -> Tensor:               # (C,): 0 if all are abnormal, or none
+    "Learn in which direction abnormal X-rays differ; their projections have variance 1."
+    from sklearn.linear_model import LogisticRegression  # only here, as it takes a second to load
+    if abnormal.all() or not abnormal.any(): return torch.zeros(x.shape[1])
+    judge = LogisticRegression(C=0.3, max_iter=1000).fit(x, abnormal)
+    direction = torch.from_numpy(judge.coef_[0]).float()
+    return direction / (x @ direction).std()
 
 def within_covariance(
     x: Tensor,                 # (N, C) features
