@@ -510,10 +510,9 @@ class AdaptedMethod(Method):
             return adapted.query_logits().float().cpu()
 
     def _task(self, episode: Episode, inner: InnerLoop) -> Task:
-        "Take known features where the trunk stays as it is and each X-ray is shown once."
+        "Take known features where the trunk stays as it is."
         known = inner.shares_features and inner.batch_norm == 'frozen'
-        if known and episode.support_labels.sum() > 1: return self.trunk.task(episode)
-        return make_task(self.lab, episode)
+        return self.trunk.task(episode) if known else make_task(self.lab, episode)
 
 # %% ../nbs/67_methods.ipynb #d2b6f291
 @dataclass

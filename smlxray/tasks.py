@@ -69,12 +69,14 @@ def make_task(
         lab.pixels.gather(rows).to(device, non_blocking=True)
         for rows in (episode.support, episode.query)
     )
-    labels, query_labels = (
-        torch.as_tensor(y, dtype=torch.float32, device=device)
-        for y in (episode.support_labels, episode.query_labels)
-    )
+    labels, query_labels = _labels_of(episode, device)
     seed, name = int(episode.seed), episode.finding
     return task_of_images(support, labels, query, query_labels, generator, seed, name)
+
+def _labels_of(episode: Episode, device: torch.device) -> Iterator[Tensor]:
+    "The labels of support and query on a device."
+    both = episode.support_labels, episode.query_labels
+    return (torch.as_tensor(y, dtype=torch.float32, device=device) for y in both)
 
 # %% ../nbs/64_tasks.ipynb #6cb69cbb
 class TaskModel(nn.Module):
@@ -247,13 +249,9 @@ class Trunk:
         return self.known[self.place[rows].to(self.known.device)]
 
     def task(self, episode: Episode) -> Task:
-        "Make a task of features; raise `ValueError` at one shot, where views are images."
-        if int(episode.support_labels.sum()) == 1:
-            raise ValueError('at one shot each image gets a second view, which is no row')
-        labels, query_labels = (
-            torch.as_tensor(y, dtype=torch.float32, device=self.lab.device)
-            for y in (episode.support_labels, episode.query_labels)
-        )
+        "Make a task of features; at one shot of images, since a second view is no row."
+        if episode.support_labels.sum() == 1: return make_task(self.lab, episode)
+        labels, query_labels = _labels_of(episode, self.lab.device)
         n, rows = len(episode.support), np.concatenate([episode.support, episode.query])
         features = self[rows]
         return Task(features[:n], labels, features[n:], query_labels, episode.finding)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from PIL import Image
+from plans import TWO_METHODS
 
 from smlxray.base import SmlxrayError, sealed
 from smlxray.config import CHEXPERT_FINDINGS
@@ -144,28 +145,19 @@ def make_seeds(home: Path) -> None:
     save_loop(home)
 
 
-PLAN = """
+PLAN = f"""
 run: study
 preset: tiny
-settings: {shots: 1, queries: 2, backbone: conv4, image_size: 32, patients: 200}
-folds: {1: [Cardiomegaly], 2: [Edema]}
+settings: {{shots: 1, queries: 2, backbone: conv4, image_size: 32, patients: 200}}
+folds: {{1: [Cardiomegaly], 2: [Edema]}}
 splits: [5]
 developed: 1
 episodes: 6
 slow_episodes: 2
 backbones:
-  untrained: {pretrained: false}
-  supervised: {objective: naming, epochs: 1, augment: {}, views: [mirror]}
-methods:
-  pixels: {method: pixels}
-  prototypes: {method: frozen, net: supervised, kind: features, centred: true}
-controls: {shuffled: {shuffle: prototypes}}
-at_chance: [shuffled]
-compare: [[prototypes, pixels]]
-check: [pixels]
-default: prototypes
-reference: pixels
-"""
+  untrained: {{pretrained: false}}
+  supervised: {{objective: naming, epochs: 1, augment: {{}}, views: [mirror]}}
+{TWO_METHODS}"""
 
 
 def plan_of(home: Path):

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import Served
+from plans import TWO_METHODS
 from processes import children, lives
 
 from smlxray.base import SmlxrayError
@@ -100,22 +101,13 @@ def teach(home):
     command('teach', *examples, *how)
 
 
-PLAN = """
+PLAN = f"""
 preset: tiny
-folds: {1: [Cardiomegaly], 2: [Edema]}
+folds: {{1: [Cardiomegaly], 2: [Edema]}}
 splits: [5]
 episodes: 20
-backbones: {supervised: {objective: naming, epochs: 1, augment: {}}}
-methods:
-  pixels: {method: pixels}
-  prototypes: {method: frozen, net: supervised, kind: features, centred: true}
-controls: {shuffled: {shuffle: prototypes}}
-at_chance: [shuffled]
-compare: [[prototypes, pixels]]
-check: [pixels]
-default: prototypes
-reference: pixels
-"""
+backbones: {{supervised: {{objective: naming, epochs: 1, augment: {{}}}}}}
+{TWO_METHODS}"""
 
 
 def study(home, workers=1):
