@@ -7,7 +7,7 @@ __all__ = ['conflicts', 'fingerprints', 'near_pairs', 'leakage_report', 'check_d
            'count_problems']
 
 # %% ../nbs/22_audit.ipynb #a0d10004
-import hashlib, os
+import difflib, hashlib, os
 from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
@@ -430,13 +430,24 @@ def _odd_projections(frame: pd.DataFrame) -> list[str]:
     odd = frame[~frame['projection'].isin(['AP', 'PA', ''])]
     return (odd['path'] + ': ' + odd['projection']).tolist()
 
+def _alike_names(table: XrayTable) -> list[str]:
+    "Findings that are rare and spelled almost like one that is common."
+    counts = {finding: int(table.positive(finding).sum()) for finding in table.findings}
+    out = []
+    for name, count in counts.items():
+        common = [other for other, more in counts.items() if more >= max(10 * count, 1)]
+        close = difflib.get_close_matches(name.lower(), map(str.lower, common), 1, 0.85)
+        out += [f'{name} ({count:,} X-rays) may be {meant} misspelt' for meant in close]
+    return out
+
 def _table_problems(
     table: XrayTable,
 ) -> list[tuple[str, str, list]]:    # level, kind, examples
     "What is wrong with splits, labels and projections."
     both = _patients_in_two_parts(table.frame)
     found = [('error', 'patient in two parts of the split', both),
-             ('warning', 'one patient for many images', _crowded(table.frame))]
+             ('warning', 'one patient for many images', _crowded(table.frame)),
+             ('warning', 'names that are almost alike', _alike_names(table))]
     against = conflicts(table)
     for kind, title in _CONFLICT_TITLES.items():
         rows = against[against['kind'] == kind]

@@ -418,7 +418,6 @@ def _finish(
         'image_size': list(size),
         'transform': TRANSFORM,
         'format': FORMAT,
-        'root': str(Path(table.root).resolve()),
         'sources': _digest(sources.tobytes()),
         'sha256': _digest([r['digest'] for r in pieces]),
         'rows_digest': _hash(rows).hex(),

@@ -1214,6 +1214,7 @@ def _model_export(
     taught: Annotated[bool, typer.Option(help='With what was taught to the model.')] = True,
     config: _Config = None,
     given: _Set = None,
+    overwrite: _Force = False,
     as_json: _Json = False,
 ):
     """Write a model to hand on.
@@ -1223,14 +1224,15 @@ def _model_export(
     """
     _writable(output)
     bundle = _load_model(model, config, given)
-    if output.suffix == '.onnx': return _export_onnx(bundle, output, as_json)
+    if output.suffix == '.onnx': return _export_onnx(bundle, output, overwrite, as_json)
     if taught: _add_taught(bundle)
     bundle.save(_here(output))
     facts = dict(output=str(output), id=bundle.id, findings=list(bundle.findings))
     _tell(facts, f'{output}: {bundle}', as_json)
 
-def _export_onnx(bundle, output: Path, as_json: bool) -> None:
-    from smlxray.bundle import export_onnx
+def _export_onnx(bundle, output: Path, overwrite: bool, as_json: bool) -> None:
+    from smlxray.bundle import ONNX_MARK, export_onnx
+    _keep_foreign(output, overwrite, ONNX_MARK)
     worst = export_onnx(bundle, _here(output))
     facts = dict(output=str(output), largest_difference=worst)
     _tell(facts, f'{output}: differs from the network by {worst:.1e} at most', as_json)

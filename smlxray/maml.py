@@ -268,12 +268,13 @@ def adapt(
     first_order: bool = False,            # inner gradients count as constants: no graph of them
     optimizer: str = 'sgd',               # 'sgd' or 'momentum'
     on_step: Callable | None = None,      # called with the number of steps done and the loss there
+    start: FastWeights | None = None,     # go on from there; None: begin at the model's weights
 ) -> FastWeights:                         # weights after the last step
     "Descend a loss (Finn 2017, equation 1); raises `AdaptationError`, e.g. when a step gives NaN."
     names, momentum = adapted_names(model, params), _momentum(optimizer)
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        fast = _start(model, names)
+        fast = _start(model, names) if start is None else _resumed(start)
         for k, rates in enumerate(_rates(lr, names, steps)):
             fast = inner_step(model, loss_fn, fast, rates, momentum, graph and not first_order)
             if on_step: on_step(k, fast.losses[-1].item())
@@ -281,6 +282,11 @@ def adapt(
     fast.losses = _finite_losses(fast.losses)
     _finite({f'fast weight {n!r}': w for n, w in fast.items()}, steps)
     return fast
+
+def _resumed(fast: FastWeights) -> FastWeights:
+    "The same weights as leaves, from which more steps can begin."
+    weights = {n: t.detach().requires_grad_() for n, t in fast.items()}
+    return FastWeights(weights, fast.buffers, velocity=fast.velocity)
 
 def _detached(tensors: dict) -> dict:
     "Named tensors without their graph."

@@ -22,7 +22,7 @@ from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock, EpisodeSampler, strata
 from .lab import Lab
 from .tasks import InnerLoop, Task, Trunk, make_task
-from .train import network_digest
+from .train import abnormal_direction, network_digest
 
 # %% ../nbs/67_methods.ipynb #a9dab881
 class Method:
@@ -393,7 +393,6 @@ def judged_prior(
     limit: int = 4000,   # training X-rays to learn from, at most
 ) -> Tensor:             # (M,) of the test rows
     "Learn from training X-rays how abnormal one looks; raise `DataError` if all or none are."
-    from sklearn.linear_model import LogisticRegression  # only here, as it takes a second to load
     lab = context.lab
     rows = lab.train[:: max(len(lab.train) // limit, 1)]
     abnormal = ~lab.normal[rows]
@@ -403,10 +402,8 @@ def judged_prior(
             'of training, so nothing can be learned about how abnormal one looks.'
         )
     known = context.vectors(net, rows)
-    judge = LogisticRegression(max_iter=1000).fit(known, abnormal)
-    def looks(z): return torch.from_numpy(judge.decision_function(z)).float()
-    before, after = looks(known), looks(context.vectors(net, lab.test))
-    return (after - before.mean()) / before.std()
+    direction = abnormal_direction(known, abnormal, trust=1.0)
+    return (context.vectors(net, lab.test) - known.mean(0)) @ direction
 
 # %% ../nbs/67_methods.ipynb #f8bfd764
 def named_prior(

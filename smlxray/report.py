@@ -28,10 +28,10 @@ from smlxray.look import (
 )
 from .lab import Lab
 from .tasks import InnerLoop, make_task
-from .methods import AdaptedMethod, Method
+from .methods import Method
 from smlxray.evaluate import (
     Place, Results, answer, combine_cells, decisions, mean_rows, measure_title, read_answers,
-    read_results, save_results,
+    read_results, save_results, scored,
 )
 
 # %% ../nbs/72_report.ipynb #1f5efb68
@@ -149,19 +149,24 @@ def steps_curve(
     "Measure a meta-learned network after several numbers of inner steps."
     lab = results.lab
     tasks = [e for block in results.episodes.values() for e in block[:episodes]]
-    losses = np.mean([_support_losses(lab, net, algorithm, e, max(steps)) for e in tasks[:4]], 0)
+    paths = [_path(lab, net, algorithm, episode, steps) for episode in tasks]
     rows = []
-    for k in steps:
-        answers = answer(AdaptedMethod(algorithm, lab, net, algorithm, k), tasks, lab)
+    for i, k in enumerate(steps):
+        logits, losses = zip(*(path[i] for path in paths))
+        answers = [scored(e, x, lab.table.patients) for e, x in zip(tasks, logits)]
         row = dict(method=algorithm, steps=k, **_auc_with_interval(answers))
-        rows.append(row | dict(support_loss=float(losses[k]), episodes=len(tasks)))
+        rows.append(row | dict(support_loss=float(np.mean(losses)), episodes=len(tasks)))
     return rows
 
-def _support_losses(lab, net, algorithm: str, episode: Episode, steps: int) -> list[float]:
-    "The support loss after 0, 1, ..., `steps` steps."
-    inner = InnerLoop.of(lab.settings, algorithm, steps)
-    with make_task(lab, episode).adapted(net, inner) as adapted:
-        return [*adapted.losses, adapted.support_loss()]
+def _path(lab, net, algorithm: str, episode: Episode, steps: Sequence[int]) -> list[tuple]:
+    "Query logits and support loss of an episode after these numbers of steps, on one way down."
+    path = []
+    with make_task(lab, episode).adapted(net, InnerLoop.of(lab.settings, algorithm, 0)) as adapted:
+        for more in np.diff(steps, prepend=0).tolist():
+            adapted.further(more)
+            logits = adapted.query_logits().float().cpu().numpy()
+            path.append((logits, adapted.support_loss()))
+    return path
 
 # %% ../nbs/72_report.ipynb #c8af6dfc
 def hardest_errors(

@@ -184,6 +184,20 @@ class Adapted:
             moved = {k: v for k, v in moved.items() if not torch.equal(v, own[k])}
         return {k.removeprefix('net.'): v for k, v in moved.items()}
 
+    def further(self, steps: int) -> None:
+        "Take more steps from here."
+        before, features = self.fast.losses, self.inner.shares_features
+        self.fast = adapt(
+            self.model,
+            lambda call: call(self.support, self.labels, None, features),
+            steps,
+            self.inner.rates(self.model),
+            list(self.fast),
+            start=self.fast,
+        )
+        self.fast.losses = before + self.fast.losses
+        self.call = use(self.model, self.fast)
+
     def support_loss(self) -> float:
         "The support loss after the last step."
         return float(self.call(self.support, self.labels, None, self.inner.shares_features))
@@ -237,16 +251,25 @@ class Trunk:
     def __init__(self, lab: Lab, net: SiameseNet):
         self.lab, self.net = lab, net
         self.place = torch.full((len(lab.table),), -1)
-        self.known = torch.empty(0)  # (M, C), those that were asked for
+        self.known = torch.empty(0)  # (M, C), those that were asked for, and room for more
+        self.count = 0               # of rows that are known
 
     def __getitem__(self, rows) -> Tensor:  # (R,) -> (R, C) on the lab's device
         rows = torch.as_tensor(rows)
         new = rows[self.place[rows] < 0].unique()
         if len(new):
-            found = self.lab.embed(self.net.backbone, new.numpy()).to(self.lab.device)
-            self.place[new] = torch.arange(len(new)) + len(self.known)
-            self.known = torch.cat([self.known, found]) if len(self.known) else found
+            self.add(new, self.lab.embed(self.net.backbone, new.numpy()).to(self.lab.device))
         return self.known[self.place[rows].to(self.known.device)]
+
+    def add(self, rows: Tensor, found: Tensor) -> None:
+        "Keep the features of new rows; room is doubled, so that none is copied over and over."
+        first, self.count = self.count, self.count + len(rows)
+        self.place[rows] = torch.arange(first, self.count)
+        if self.count > len(self.known):
+            room = found.new_empty(max(self.count, 2 * first), found.shape[1])
+            if first: room[:first] = self.known[:first]
+            self.known = room
+        self.known[first : self.count] = found
 
     def task(self, episode: Episode) -> Task:
         "Make a task of features; at one shot of images, since a second view is no row."

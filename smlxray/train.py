@@ -836,8 +836,12 @@ class MetaObjective(Objective):
         super().__init__(lab, max(t.meta_episodes // m.meta_batch, 1))
         self.inner = InnerLoop.of(lab.settings, algorithm)
         self.title = f'learn to adapt ({self.inner.algorithm})'
-        self.sampler, self.size = lab.training_sampler(), m.meta_batch
-        self.weight = 1 / self.size
+        self.samplers, self.size = self.sources(), m.meta_batch
+        self.weight, self.lr = 1 / self.size, m.meta_lr
+
+    def sources(self) -> list[EpisodeSampler]:
+        "Samplers of the training's tasks, which take turns."
+        return [self.lab.training_sampler()]
 
     def total(self, process=(0, 1)):
         return self.rounds
@@ -850,7 +854,7 @@ class MetaObjective(Objective):
 
     def draw(self, i: int) -> Episode:
         "Draw task `i` of the training."
-        return self.sampler.sample(i)
+        return self.samplers[i % len(self.samplers)].sample(i)
 
     def generator(self, number, k):
         t = self.lab.settings.training
@@ -953,11 +957,12 @@ PRIOR = 0.4  # the spread of the prior, where whitened vectors have mean length 
 def abnormal_direction(
     x: Tensor,             # (N, C)
     abnormal: np.ndarray,  # (N,) bool
+    trust: float = 0.3,    # inverse of the penalty, `C` of scikit-learn
 ) -> Tensor:               # (C,): 0 if all are abnormal, or none
     "Learn in which direction abnormal X-rays differ; their projections have variance 1."
     from sklearn.linear_model import LogisticRegression  # only here, as it takes a second to load
     if abnormal.all() or not abnormal.any(): return torch.zeros(x.shape[1])
-    judge = LogisticRegression(C=0.3, max_iter=1000).fit(x, abnormal)
+    judge = LogisticRegression(C=trust, max_iter=1000).fit(x, abnormal)
     direction = torch.from_numpy(judge.coef_[0]).float()
     return direction / (x @ direction).std()
 
@@ -1004,9 +1009,6 @@ def validation_episodes(lab: Lab, each: int = 20) -> list[Episode]:
 
 class ProbeObjective(MetaObjective):
     "Learn how far a probe should step, on mixed tasks whose features are computed once."
-
-    lr = 0.03  # of the outer loop, which learns one number
-
     def __init__(
         self,
         lab: Lab,
@@ -1015,10 +1017,10 @@ class ProbeObjective(MetaObjective):
     ):
         super().__init__(lab, algorithm)
         self.rounds = max(lab.settings.meta.probe_tasks // self.size, 1)
-        self.samplers, self.trunk = mixed_samplers(lab), Trunk(lab, net)
+        self.trunk, self.lr = Trunk(lab, net), 0.03  # of the outer loop, which learns one number
 
-    def draw(self, i):
-        return self.samplers[i % len(self.samplers)].sample(i)
+    def sources(self):
+        return mixed_samplers(self.lab)
 
     def generator(self, number, k):
         return None
@@ -1061,23 +1063,23 @@ def train_meta(
     algorithm = algorithm or lab.settings.meta.algorithm
     if done := finished(lab, algorithm): return done
     set_seed(lab.settings.training.seed)
-    model, objective, lr = _meta_parts(lab, net, algorithm)
+    model, objective = _meta_parts(lab, net, algorithm)
     record = Record(lab, algorithm, STATE_EVERY)
     with run_lock(lab):
-        fit(model, objective, Course(lr, schedule='cosine', clip=10.0), record)
+        fit(model, objective, Course(objective.lr, schedule='cosine', clip=10.0), record)
         objective.settle(model)
         record.end(model.requires_grad_(True).net)
     return model.net
 
 def _meta_parts(lab: Lab, net: SiameseNet, algorithm: str, limit: int = 4000) -> tuple:
-    "Give the model, its objective and the learning rate of a meta-training."
+    "Make the model of a meta-training, and its objective."
     if ALGORITHMS[algorithm].adapts == 'probe':
         model = TaskModel(with_probe(lab, net, limit=limit)).requires_grad_(False)
         model.net.probe.requires_grad_(True)  # all else stays, so no step is the Siamese network
-        return model, ProbeObjective(lab, net, algorithm), ProbeObjective.lr
+        return model, ProbeObjective(lab, net, algorithm)
     model = TaskModel(SiameseNet.from_config(net.to_config()))
     model.net.load_state_dict(net.state_dict())
-    return model, MetaObjective(lab, algorithm), lab.settings.meta.meta_lr
+    return model, MetaObjective(lab, algorithm)
 
 # %% ../nbs/65_train.ipynb #3e3aa9a9
 def try_settings(settings: Settings) -> None:
@@ -1091,7 +1093,7 @@ def try_settings(settings: Settings) -> None:
         model = NamingSiamese(net, len(lab.findings.base)).to(lab.device).train()
         batch = training_batches(lab, 0)[0][:8]
         SiameseObjective(lab).loss(model, batch, None).backward()
-        model, tasks, _ = _meta_parts(lab, net, trial.meta.algorithm, limit=32)
+        model, tasks = _meta_parts(lab, net, trial.meta.algorithm, limit=32)
         tasks.task_gradient(model, tasks.draw(0))
         for finding in lab.findings.novel: lab.episodes(finding, 1)
 

@@ -131,6 +131,7 @@ def test_the_readme_says_what_the_file_says(study):
 
 @needs_real
 @needs_file
+@pytest.mark.slow
 def test_twenty_episodes_of_the_file_come_out_again(home, study):
     check = study['check']
     again = checked_episodes(cell(home, check['fold'], check['split']), 20)
@@ -141,6 +142,7 @@ def test_twenty_episodes_of_the_file_come_out_again(home, study):
 
 @needs_real
 @needs_file
+@pytest.mark.slow
 def test_rows_without_training_come_out_again(home, study):
     "All thousand episodes of each finding, to the digits of the file."
     c = cell(home, '1', 40)
@@ -249,6 +251,7 @@ def noise_plan(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_other_xrays_go_through_the_same_function(tmp_path, monkeypatch, capsys):
     "On noise no method knows anything, and what is there is not computed a second time."
     show_remarks()

@@ -32,7 +32,7 @@ from smlxray.app.widgets import (
     Field, Gallery, Link, Notice, Scatter, Shelf, Tabs, Upload, box, button, card, guarded,
     fault, in_background, in_turn, item_of, piece, small, styled,
 )
-from ..base import PAGES, DataError, SmlxrayError, logger
+from ..base import PAGES, DataError, SmlxrayError, logger, same_name
 from ..bundle import BundleError, Comparison, TaughtFinding, finding_slug
 from ..bundle import check_network, support_names
 from ..evaluate import measure_title, read_answers, read_results, span
@@ -649,7 +649,9 @@ class TeachPage:
     def announce(self) -> None:
         "Let the other pages know of the finding."
         finding = self.current.need()
-        self.session.taught[finding.name] = finding
+        known = self.session.taught
+        known.pop(same_name(finding.name, known), None)  # however it was spelled
+        known[finding.name] = finding
         self.session.tell()
 
 # %% ../../nbs/83_pages.ipynb #f2ce2f6c
