@@ -1231,8 +1231,8 @@ def _model_export(
     _tell(facts, f'{output}: {bundle}', as_json)
 
 def _export_onnx(bundle, output: Path, overwrite: bool, as_json: bool) -> None:
-    from smlxray.bundle import ONNX_MARK, export_onnx
-    _keep_foreign(output, overwrite, ONNX_MARK)
+    from smlxray.bundle import export_onnx
+    _keep_foreign(output, overwrite, 'made_by')
     worst = export_onnx(bundle, _here(output))
     facts = dict(output=str(output), largest_difference=worst)
     _tell(facts, f'{output}: differs from the network by {worst:.1e} at most', as_json)
