@@ -650,7 +650,7 @@ class TeachPage:
         "Let the other pages know of the finding."
         finding = self.current.need()
         known = self.session.taught
-        known.pop(same_name(finding.name, known), None)  # however it was spelled
+        known.pop(same_name(finding.name, known) or '', None)  # however it was spelled
         known[finding.name] = finding
         self.session.tell()
 
