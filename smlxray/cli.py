@@ -388,6 +388,7 @@ def bench(
 # %% ../nbs/90_cli.ipynb #57bd1e5b
 _WHAT_IS_THERE = 'Compute nothing, write what is there.'
 _PLANNED = 'List the methods that a plan may name, and stop.'
+_CHOSEN = 'Write into the ledger that the default is chosen, before what is set aside is asked.'
 
 @app.command(epilog=_examples(
     'smlxray study --methods',
@@ -402,6 +403,7 @@ def study(
     output: Annotated[Optional[Path], _option("The file; left out, the run's study.json.")] = None,
     report: Annotated[bool, typer.Option('--report', help=_WHAT_IS_THERE)] = False,
     methods: Annotated[bool, typer.Option('--methods', help=_PLANNED)] = False,
+    announced: Annotated[bool, typer.Option('--announce', help=_CHOSEN)] = False,
     overwrite: _Force = False,
 ):
     "Run a grid of folds, splits and seeds, print its tables, and write its file."
@@ -410,8 +412,9 @@ def study(
     _writable(output)
     _no_input(output, plan)
     _keep_foreign(output, overwrite, '"at_chance"')
-    from smlxray.study import load_plan, run_study
+    from smlxray.study import announce, load_plan, run_study
     settings = load_plan(plan and _here(plan), folder=folder and str(_here(folder)))
+    if announced: return _echo(f'Announced {settings.default} as {announce(settings)}; commit it.')
     path = run_study(settings, fold, workers, output and _here(output), report)
     _echo(f'Written to {os.path.relpath(path)}.')
 

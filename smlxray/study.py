@@ -7,9 +7,11 @@ __all__ = ['PROTOCOLS', 'StudySettings', 'load_plan', 'fair_splits', 'Cell', 're
            'summary_table', 'run_study']
 
 # %% ../nbs/73_study.ipynb #1cb1d64a
-import ctypes, gc, json, os, re, time
+import ctypes, gc, json, os, re, time, zlib
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import date
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 import yaml
 from joblib import Parallel, delayed
 from safetensors import SafetensorError, safe_open
+from scipy.stats import rankdata
 from torch import Tensor
 
 from smlxray.base import (
@@ -31,7 +34,9 @@ from smlxray.base import (
 )
 from .cache import to_float
 from .config import Section, Settings, load_settings, read_yaml
-from .data import XrayTable, canonical_finding, split_patients
+from smlxray.data import (
+    NEVER_NOVEL, FindingSplit, XrayTable, canonical_finding, split_patients,
+)
 from .episodes import EpisodeBlock, strata
 from .evaluate import GridMean, grid_means, interval_columns, repeat_facts, span
 from .intervals import Interval
@@ -63,6 +68,13 @@ class BackboneSettings(Section):
     adjust: bool = False           # add what the stratum says to the logits (`stratum_odds`)
     image_size: int | None = None  # side in pixels; None: that of the settings
     views: list = []               # more views to average: 'mirror', or a zoom such as 1.1
+    oracle: bool = False           # teach it the novel findings as well: a ceiling, and no rival
+
+class ConfirmationSettings(Section):
+    "What is set aside while methods are chosen, and asked once at the end."
+
+    folds: list[str] = []
+    splits: list[int] = []
 
 # %% ../nbs/73_study.ipynb #67b0e6ce
 class StudySettings(Section):
@@ -70,6 +82,12 @@ class StudySettings(Section):
 
     run: str = 'study'                     # name of the run folder
     folder: str = 'data/nih'               # the X-rays
+    asked: str = ''                        # ask only those that are in this folder as well
+    train_where: dict[str, list] = {}      # train on rows with one of some values in a column
+    ask_where: dict[str, list] = {}        # ask about such rows alone
+    cells: str = ''                        # folder that keeps the answers of finished cells
+    confirmation: ConfirmationSettings = ConfirmationSettings()
+    ledger: str = ''                       # file that lists every asking of the confirmation
     preset: str = 'real'                   # the settings of every cell ...
     settings: dict = {}                    # ... with these leaf keys over them
     folds: dict[str, list[str]] = {}       # findings that are novel together, by name of the fold
@@ -93,6 +111,12 @@ class StudySettings(Section):
     def every(self) -> dict[str, dict]:
         "All methods: those on frozen backbones, slow ones and controls."
         return self.methods | self.slow | self.controls
+
+    @property
+    def oracles(self) -> list[str]:
+        "The methods whose networks were taught the novel findings."
+        taught = {name for name, how in self.backbones.items() if how.oracle}
+        return [name for name, options in self.every.items() if taught & {*networks_of(options)}]
 
 # %% ../nbs/73_study.ipynb #9a0f8b82
 def load_plan(
@@ -143,6 +167,12 @@ def networks_of(options: dict) -> list[str]:
     "The networks that the options of a method name."
     one = [options['net']] if 'net' in options else []
     return one + list(options.get('nets', []))
+
+def lineage(plan: StudySettings, net: str) -> list:
+    "How a network is trained, and the one that it begins with, and so on."
+    if net not in plan.backbones: return [net, *lineage(plan, 'siamese')]
+    how = plan.backbones[net]
+    return [how.model_dump(), *(lineage(plan, how.start) if how.start else [])]
 
 # %% ../nbs/73_study.ipynb #396f9e8c
 def cell_settings(
@@ -281,6 +311,11 @@ def train_backbone(
     course = Course(how.lr, lab.settings.training.weight_decay, schedule)
     return fit(model, objective, course, generator=torch.Generator().manual_seed(seed))
 
+def with_all_findings(lab: Lab) -> Lab:
+    "The lab of an oracle, which is taught the novel findings as well."
+    every = tuple(f for f in lab.table.findings if f not in NEVER_NOVEL)
+    return replace(lab, findings=FindingSplit(every, (), ()), train=lab.patients.train)
+
 def odds_of(lab: Lab) -> Tensor:  # (N, F + 1)
     "What the strata say about the targets of naming: see `stratum_odds`."
     stratum = strata(lab.table, lab.settings.data.match_on)[0]
@@ -305,6 +340,40 @@ def file_name(name: str) -> str:
     short = name.replace(', ', '-').replace(' + ', '-and-').replace(' ', '_')
     return short if re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.+=()-]*', short) else for_folder(name)
 
+# %% ../nbs/73_study.ipynb #9de8bc5e
+def chosen_rows(
+    table: XrayTable,
+    rows: np.ndarray,        # to choose from
+    where: dict[str, list],  # column -> the values that are kept
+) -> np.ndarray:
+    "Keep the rows that have one of the values in each column; raise `DataError` if none is left."
+    for column, values in where.items():
+        choose(f'a column of {table.name}', column, table.frame.columns, DataError)
+        held = table.frame[column]
+        for value in values: choose(f'a value of {column}', value, held.unique(), DataError)
+        rows = rows[held.isin(values).to_numpy()[rows]]
+    if len(rows): return rows
+    raise DataError(f'No X-ray of {table.name} has {where}: loosen train_where or ask_where.')
+
+def rows_elsewhere(
+    block: EpisodeBlock,
+    asking: Lab,     # in which the block was drawn
+    lab: Lab,        # whose rows are wanted
+) -> EpisodeBlock:
+    "Find the X-rays of a block among the test patients of a lab; raise `DataError` otherwise."
+    if asking is lab: return block
+    row_of = {path: row for row, path in enumerate(lab.table.frame['path'])}
+    here = np.array([row_of.get(path, -1) for path in asking.table.frame['path']])
+    moved = replace(block, support=here[block.support], query=here[block.query])
+    used = np.union1d(moved.support, moved.query)
+    strange = int((~np.isin(used, lab.test)).sum())
+    if not strange: return moved
+    raise DataError(
+        f'{strange:,} of {len(used):,} X-rays that {asking.table.name} asks about are no test '
+        f'X-rays of {lab.table.name}: both need the same files, the same names of patients and '
+        'the same split.'
+    )
+
 # %% ../nbs/73_study.ipynb #c00ce11a
 @dataclass
 class Cell:
@@ -323,7 +392,20 @@ class Cell:
 
     @cached_property
     def lab(self) -> Lab:
-        return open_lab(self.settings())
+        return self.open()
+
+    def open(self, **changes) -> Lab:
+        "Open a lab, with changes of its settings and the rows that the plan leaves."
+        lab, plan = open_lab(self.settings(**changes)), self.plan
+        sides = lab.patients
+        train = chosen_rows(lab.table, sides.train, plan.train_where)
+        sides = sides._replace(train=train, test=chosen_rows(lab.table, sides.test, plan.ask_where))
+        return replace(lab, patients=sides, train=np.intersect1d(lab.train, train))
+
+    @cached_property
+    def asking(self) -> Lab:
+        "The lab whose test patients are asked: of the plan's folder `asked`, or the cell's own."
+        return self.open(dataset_path=self.plan.asked) if self.plan.asked else self.lab
 
     @cached_property
     def folder(self) -> Path:
@@ -341,7 +423,7 @@ class Cell:
     @cached_property
     def limits(self) -> dict[str, dict[str, int | str]]:
         "Queries per class by protocol and novel finding; or why a finding has too few patients."
-        return {negatives: limits_of(self.lab, negatives) for negatives in PROTOCOLS}
+        return {negatives: limits_of(self.asking, negatives) for negatives in PROTOCOLS}
 
     def askable(self, negatives: str = 'normals') -> list[str]:
         "The novel findings with enough test patients for an episode."
@@ -349,18 +431,20 @@ class Cell:
         return [finding for finding, limit in limits.items() if isinstance(limit, int)]
 
     def lab_for(self, backbone: str) -> Lab:
-        "The lab with pixels of the size that a backbone wants."
-        size = self.plan.backbones[backbone].image_size
-        if size in (None, self.lab.settings.data.image_size[0]): return self.lab
-        if size not in self.labs: self.labs[size] = open_lab(self.settings(image_size=[size, size]))
-        return self.labs[size]
+        "The lab with pixels of the size that a backbone wants, and the findings it is taught."
+        how, usual = self.plan.backbones[backbone], self.lab.settings.data.image_size[0]
+        size = how.image_size or usual
+        if size not in self.labs:
+            self.labs[size] = self.lab if size == usual else self.open(image_size=[size, size])
+        return with_all_findings(self.labs[size]) if how.oracle else self.labs[size]
 
     def block(self, finding: str, negatives: str = 'normals') -> EpisodeBlock:
         "The episodes of a finding, from test patients; drawn once."
         key = finding, negatives
         if key not in self.blocks:
             draw = dict(negatives=negatives, seed=0)
-            self.blocks[key] = self.lab.episodes(finding, self.plan.episodes, **draw)
+            block = self.asking.episodes(finding, self.plan.episodes, **draw)
+            self.blocks[key] = rows_elsewhere(block, self.asking, self.lab)
         return self.blocks[key]
 
     def weights_path(self, net: str) -> Path:
@@ -368,9 +452,12 @@ class Cell:
         return self.folder / 'backbones' / f'{file_name(net)}.safetensors'
 
     def origin(self, *nets: str) -> dict[str, str]:
-        "Digests of what a file is made of: the recipe, and the weights of networks that are there."
-        seals = {f'weights of {net}': seal_of(self.weights_path(net)) for net in nets}
-        return dict(recipe=self.recipe) | {key: seal for key, seal in seals.items() if seal}
+        "Digests of what a file is made of: recipe, settings of networks, weights that are there."
+        made_of = dict(recipe=self.recipe)
+        for net in nets:
+            made_of[f'settings of {net}'] = json_digest(lineage(self.plan, net))
+            if seal := seal_of(self.weights_path(net)): made_of[f'weights of {net}'] = seal
+        return made_of
 
     def net(self, name: str) -> SiameseNet:
         "The network of a backbone, or of an algorithm that was meta-trained from `siamese`."
@@ -395,10 +482,12 @@ class Cell:
     def _trained(self, name: str, model, start: str, train: Callable):
         "Put kept weights into a model, or train it and keep them; `start` is what it begins with."
         path, begins = self.weights_path(name), [start] if start else []
-        weights = kept(path, self.origin(*begins))
+        def origin():
+            return self.origin(*begins) | dict(trained=json_digest(lineage(self.plan, name)))
+        weights = kept(path, origin())
         if weights is None:
             weights = train().state_dict()
-            keep(path, weights, self.origin(*begins))
+            keep(path, weights, origin())
         with own_file(path, 'remove it, and the study makes it again'):
             model.load_state_dict(weights)
         return model.eval()
@@ -438,24 +527,32 @@ def score_path(cell: Cell, method: str, negatives: str) -> Path:
     "Where the scores of a method are kept."
     return cell.folder / 'scores' / file_name(method) / f'{negatives}.safetensors'
 
-def score_origin(cell: Cell, method: str, negatives: str) -> dict[str, str]:
+def score_origin(
+    cell: Cell,
+    method: str,
+    negatives: str,
+) -> dict[str, str]:  # digests
     "What the scores of a method are made of: recipe, method, episodes, and weights."
     options = cell.plan.every[method]
     options = cell.plan.every[options.get('shuffle', method)]
+    told = dict(method=method, options=json_digest([cell.plan.every[method], options]))
     asked: dict[str, Tensor] = {}
     for finding in cell.askable(negatives):
         block = cell.block(finding, negatives)
         asked |= {f'{finding}, support': torch.from_numpy(block.support)}
         asked |= {f'{finding}, query': torch.from_numpy(block.query)}
-    told = dict(method=method, episodes=network_digest(asked))
-    return cell.origin(*networks_of(options)) | told
+    return cell.origin(*networks_of(options)) | told | dict(episodes=network_digest(asked))
 
-def read_scores(cell: Cell, method: str, negatives: str) -> dict[str, np.ndarray] | None:
-    "The scores of a method by finding; None where it has not answered."
+def read_scores(
+    cell: Cell,
+    method: str,
+    negatives: str,
+) -> dict[str, np.ndarray] | None:  # by finding
+    "The scores of a method, or their ranks; None where it has not answered."
     path = score_path(cell, method, negatives)
-    if not path.exists(): return None
+    if not path.exists(): return committed_scores(cell, method, negatives)
     scores = kept(path, score_origin(cell, method, negatives))
-    if scores is None: return None
+    if scores is None: return committed_scores(cell, method, negatives)
     with own_file(path, 'remove it, and the study makes it again'):
         for finding, given in scores.items():
             asked = cell.block(finding, negatives)[: len(given)].query.shape
@@ -491,24 +588,101 @@ def answer(cell: Cell, name: str) -> None:
         path = score_path(cell, name, negatives)
         keep(path, scores, score_origin(cell, name, negatives))
 
+# %% ../nbs/73_study.ipynb #ca1f0b47
+CELL_FORMAT = 1
+
+def packed(
+    scores: np.ndarray,  # (E, 2Q)
+) -> str:
+    "Write the order of the queries of each episode as text; equal scores share a rank."
+    ranks = (2 * rankdata(scores, axis=1)).astype('<u2')
+    low_then_high = ranks.view(np.uint8).reshape(-1, 2).T
+    return b64encode(zlib.compress(low_then_high.tobytes(), 9)).decode()
+
+def unpacked(
+    text: str,     # of `packed`
+    queries: int,  # 2Q
+    most: int,     # episodes that there may be
+) -> np.ndarray:   # (E, 2Q) float32; raises `ValueError` if it is anything else
+    "Read the order of the queries of each episode."
+    unzip = zlib.decompressobj()
+    planes = np.frombuffer(unzip.decompress(b64decode(text), 2 * queries * most), np.uint8)
+    if not unzip.eof or len(planes) % (2 * queries):
+        raise ValueError(f'no answers to at most {most} episodes of {queries} queries')
+    ranks = planes.reshape(2, -1).T.copy().view('<u2')
+    return ranks.reshape(-1, queries).astype(np.float32)
+
+# %% ../nbs/73_study.ipynb #b1bc2fdb
+def cell_file(cell: Cell) -> Path | None:
+    "Where the answers of a finished cell are kept, if anywhere."
+    return resolve_path(cell.plan.cells) / f'{cell.name}.json' if cell.plan.cells else None
+
+def committed(cell: Cell) -> dict[str, dict[str, dict]]:
+    "What the file of a cell says: method -> protocol -> `made_of`, and `ranks` by finding."
+    path = cell_file(cell)
+    if path is None or not path.exists(): return {}
+    with own_file(path, 'remove it, and the study makes it again'):
+        told = parse_json(path.read_bytes())
+        check_format(path, told.get('format', 1), CELL_FORMAT, 'remove it')
+        return check_seal(told)['answers']
+
+def committed_scores(
+    cell: Cell,
+    method: str,
+    negatives: str,
+) -> dict[str, np.ndarray] | None:  # by finding
+    "The order of a method's answers as the cell's file has it; None where it does not."
+    told = committed(cell).get(method, {}).get(negatives)
+    if told is None: return None
+    scores = {}
+    made_of = score_origin(cell, method, negatives)
+    _check_origin(f'{method} in {cell.name}.json', told['made_of'], made_of)
+    with own_file(f'{cell.name}.json', 'remove it, and the study makes it again'):
+        for finding, text in told['ranks'].items():
+            asked = cell.block(finding, negatives).query
+            scores[finding] = unpacked(text, asked.shape[1], len(asked))
+    return scores
+
+def save_cell(cell: Cell) -> None:
+    "Add what a cell has answered to its file."
+    path = cell_file(cell)
+    if path is None: return
+    answers = committed(cell)
+    for method in cell.plan.every:
+        for negatives in protocols_of(cell.plan, method):
+            if not score_path(cell, method, negatives).exists(): continue
+            scores = read_scores(cell, method, negatives)
+            ranks = {finding: packed(given) for finding, given in scores.items()}
+            made_of = score_origin(cell, method, negatives)
+            answers.setdefault(method, {})[negatives] = dict(made_of=made_of, ranks=ranks)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = sealed(dict(format=CELL_FORMAT, cell=cell.name, answers=answers))
+    write_atomic(path, json.dumps(whole, indent=0))
+
 # %% ../nbs/73_study.ipynb #ee55cce0
 ELSEWHERE = {  # settings that change no number, or that are said elsewhere
     'data': {'dataset_path', 'cache_path', 'workers'},
     'training': {'save_dir', 'device', 'progress', 'resume'},
 }
 
+def told_settings(settings: Settings) -> dict[str, dict]:
+    "The settings that change a number."
+    out = {}
+    for name in ('data', 'siamese', 'meta', 'training'):
+        without = ELSEWHERE.get(name, set())
+        out[name] = getattr(settings, name).model_dump(mode='json', exclude=without)
+    return out
+
 def made_by(cell: Cell) -> dict:
     "What the files of a cell depend on."
-    s, plan = cell.lab.settings, cell.plan
-    told = {
-        name: getattr(s, name).model_dump(mode='json', exclude=ELSEWHERE.get(name, set()))
-        for name in ('data', 'siamese', 'meta', 'training')
-    }
+    plan = cell.plan
+    told: dict = told_settings(cell.lab.settings)
     for lab in (cell.lab, *map(cell.lab_for, plan.backbones)):
         size = 'x'.join(map(str, lab.settings.data.image_size))
         told.setdefault('pixels', {})[size] = lab.digest
-    told |= dict(episodes=plan.episodes, slow_episodes=plan.slow_episodes, methods=plan.every)
-    told['backbones'] = {name: how.model_dump() for name, how in plan.backbones.items()}
+    told |= dict(episodes=plan.episodes, slow_episodes=plan.slow_episodes)
+    told |= dict(train_where=plan.train_where, ask_where=plan.ask_where)
+    if plan.asked: told['asked'] = cell.asking.digest
     return json.loads(json.dumps(told))
 
 def check_made_by(cell: Cell) -> str:  # the digest of `made_by`
@@ -730,7 +904,10 @@ def checked_episodes(cell: Cell, episodes: int = 20) -> dict:
     return dict(fold=cell.fold, split=cell.split, finding=finding, auc=auc)
 
 # %% ../nbs/73_study.ipynb #5b3e6309
-def study_file(cells: list[Cell], complete: bool = True) -> dict:
+def study_file(
+    cells: list[Cell],            # those that have answers
+    missing: dict | None = None,  # methods without answers, by the name of the cell
+) -> dict:
     "All that the file of a study holds."
     cell, facts = cells[0], repeat_facts()
     plan, lab = cell.plan, cell.lab
@@ -740,7 +917,9 @@ def study_file(cells: list[Cell], complete: bool = True) -> dict:
     data = dict(name=lab.table.name, rows=len(lab.table), patients=patients)
     return dict(
         format=FORMAT,
-        complete=complete,
+        complete=not missing,
+        missing=missing or {},
+        oracles=plan.oracles,
         commit=facts['commit'][:12],
         changed=facts['changed'],
         plan=plan.model_dump(mode='json') | dict(folder=Path(plan.folder).name),
@@ -900,10 +1079,76 @@ def print_study(study: dict) -> None:
     if study['controls']: tables['Controls'] = control_table(study).set_index('control')
     for title, table in tables.items():
         if len(table): print(f'\n{title}\n\n{table.to_string()}')
-    print(
-        f"\nIntervals (95 % unless stated) are about {study['covers']}.\n"
-        'No novel finding and no test patient was seen in training.'
+    print(f"\nIntervals (95 % unless stated) are about {study['covers']}.")
+    for line in honesty(study): print(line)
+
+def honesty(study: dict) -> list[str]:
+    "Say what training saw, and which cells are missing."
+    lines = ['No novel finding and no test patient was seen in training.']
+    if oracles := study.get('oracles'):
+        lines[0] = 'No test patient was seen in training.'
+        lines += [f"The novel findings were, by {' and '.join(oracles)}: ceilings, and no rivals."]
+    for cell, methods in study.get('missing', {}).items():
+        lines.append(f'Missing in {cell}: {", ".join(methods)}.')
+    return lines
+
+# %% ../nbs/73_study.ipynb #9e9c07ad
+def is_set_aside(cell: Cell) -> bool:
+    "Whether a cell is kept for confirmation."
+    kept = cell.plan.confirmation
+    return cell.fold in kept.folds or cell.split in kept.splits
+
+def choice_of(plan: StudySettings) -> str:  # 16 hex digits
+    "Fingerprint what is announced: the default method, its networks and its settings."
+    options, settings = plan.every[plan.default], cell_settings(plan, next(iter(plan.folds)), 0)
+    told: dict = told_settings(settings)
+    for key in ('novel_findings', 'split_seed'): del told['data'][key]
+    del told['training']['seed']
+    told |= dict(options=options, nets=[lineage(plan, net) for net in networks_of(options)])
+    return json_digest(json.loads(json.dumps(told)))
+
+def read_ledger(path: str | os.PathLike) -> list[dict]:
+    "The lines of a ledger, the oldest first; none if there is no file."
+    path = resolve_path(path)
+    if not path.is_file(): return []
+    with own_file(path, 'restore it from the repository'):
+        return [check_seal(parse_json(line)) for line in path.read_text().splitlines()]
+
+def add_to_ledger(
+    plan: StudySettings,
+    what: str,            # was done
+    **more,               # to be told of it
+) -> None:
+    "Append a line: what was done, when, with which choice and at which commit."
+    if not plan.ledger: raise ConfigError('study.ledger is empty: name a file for the ledger.')
+    path = resolve_path(plan.ledger)
+    told = dict(
+        what=what,
+        when=f'{date.today()}',
+        choice=choice_of(plan),
+        commit=repeat_facts()['commit'][:12],
+        **more,
     )
+    lines = [*read_ledger(path), sealed(told)]
+    write_atomic(path, ''.join(json.dumps(line) + '\n' for line in lines))
+
+def announce(plan: StudySettings) -> str:  # what was announced
+    "Write into the ledger that the default is chosen."
+    add_to_ledger(plan, 'announced', default=plan.default)
+    return choice_of(plan)
+
+def open_set_aside(cells: list[Cell]) -> None:
+    "Write into the ledger that cells are asked; raise `ConfigError` if nothing was announced."
+    cells = [cell for cell in cells if is_set_aside(cell)]
+    if not cells: return
+    plan = cells[0].plan
+    said = [line for line in read_ledger(plan.ledger) if line['what'] == 'announced']
+    if choice_of(plan) not in [line['choice'] for line in said]:
+        raise ConfigError(
+            f'{cells[0].name} is set aside for confirmation, and this default was not announced: '
+            'run `smlxray study --announce` with the same plan, commit the ledger, and ask then.'
+        )
+    for cell in cells: add_to_ledger(plan, 'asked', cell=cell.name)
 
 # %% ../nbs/73_study.ipynb #70446695
 def study_cells(plan: StudySettings) -> list[Cell]:
@@ -953,24 +1198,32 @@ def run_study(
     if not report:
         with only_one(cells[0].lab.folder / 'study', f'at work on the study {plan.run}'):
             _run_missing(cells, folds, workers)
-    wanted = _results_wanted(cells)
-    def begun(cell): return any(is_answered(cell, method) for method in plan.methods)
-    there = [cell for cell in cells if begun(cell)]
+    for cell in cells: save_cell(cell)
+    wanted, missing = _results_wanted(cells)
+    there = [cell for cell in cells if missing.get(cell.name) != wanted[cell.name]]
     if not there:
         raise SmlxrayError(f'Nothing is in the run {plan.run} yet: run it without --report.')
-    missing = sum(not done for done in wanted)
     if missing:
-        logger.warning(f'{missing} of {len(wanted)} results are missing; the file says so.')
-    study = study_file(there, complete=not missing)
+        count, of = sum(map(len, missing.values())), sum(map(len, wanted.values()))
+        logger.warning(f'{count} of {of} results are missing; the file says so.')
+    study = study_file(there, missing)
     print_study(study)
     return save_study(study, resolve_path(out) if out else cells[0].lab.folder / 'study.json')
 
-def _results_wanted(cells: list[Cell]) -> list[bool]:
-    "Whether each result of a study is there."
-    plan, out = cells[0].plan, []
+def _is_finished(cell: Cell) -> bool:
+    "Whether all methods on frozen backbones, and the controls, have answered."
+    asked = (*cell.plan.methods, *cell.plan.controls)
+    return all(is_answered(cell, name) for name in asked)
+
+def _results_wanted(cells: list[Cell]) -> tuple[dict, dict]:
+    "The methods that answer each cell, by its name, and those that have not answered yet."
+    plan, wanted, missing = cells[0].plan, {}, {}
     for cell in cells:
-        out += [is_answered(cell, name) for name in (*plan.methods, *plan.controls)]
-    return out + [is_answered(cells[0], name) for name in plan.slow]
+        slow = plan.slow if cell is cells[0] else ()
+        wanted[cell.name] = [*plan.methods, *plan.controls, *slow]
+        late = [name for name in wanted[cell.name] if not is_answered(cell, name)]
+        if late: missing[cell.name] = late
+    return wanted, missing
 
 # %% ../nbs/73_study.ipynb #c0fbf58d
 def _run_missing(cells: list[Cell], folds: list[str] | None, workers: int) -> None:
@@ -981,6 +1234,7 @@ def _run_missing(cells: list[Cell], folds: list[str] | None, workers: int) -> No
     jobs: list[tuple] = [(cell, None) for cell in mine]
     if first in mine: jobs += [(first, family) for family in _families(plan.slow)]
     places = [(cell.fold, cell.split, cell.seed, methods) for cell, methods in jobs]
+    open_set_aside([cell for cell in mine if not _is_finished(cell)])
     boss = os.getpid()
     Parallel(n_jobs=workers)(delayed(_job)(boss, plan, *place) for place in places)
 
@@ -1004,6 +1258,7 @@ def _job(
     cell = Cell(plan, fold, split, seed)
     start = time.perf_counter()
     run_cell(cell, methods)
+    if methods is None: save_cell(cell)
     return_memory()  # or the pool takes the worker for one that leaks
     minutes = (time.perf_counter() - start) / 60
     logger.info(f'{" ".join([cell.name, *(methods or [])])}: {minutes:.1f} min')
