@@ -4,7 +4,7 @@
 #   make test TORCH_INDEX=URL       torch from another index; empty: the default build
 #   make test CONSTRAINTS=          the newest versions that fit, instead of the tested ones
 .DEFAULT_GOAL := help
-.PHONY: help demo real test test-slow fuzz torture .runs .others lab app docs export clean
+.PHONY: help demo seeds real test test-slow fuzz torture .runs .others lab app docs export clean
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -46,6 +46,11 @@ demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (1
 	$(BIN)/papermill nbs/train_meta.ipynb runs/demo/train_meta.ipynb -p preset demo
 	$(BIN)/papermill nbs/evaluate_meta.ipynb runs/demo/evaluate_meta.ipynb -p preset demo
 	@$(BIN)/python -c "from smlxray.evaluate import print_results; print_results('runs/demo')"
+
+seeds: $(STAMP)  ## run the demo with three seeds and write nbs/demo_seeds.json (half an hour)
+	@for seed in 0 1 2; do mkdir -p runs/seed$$seed; for nb in train_siamese train_meta evaluate_meta; do \
+	  $(BIN)/papermill nbs/$$nb.ipynb runs/seed$$seed/$$nb.ipynb -p preset demo -p seed $$seed -p run seed$$seed || exit 1; done; done
+	@$(BIN)/python -c "from smlxray.evaluate import write_claims; write_claims([f'runs/seed{k}' for k in range(3)], 'nbs/demo_seeds.json')"
 
 real: $(STAMP)  ## run the study on real X-rays; resumes if interrupted (options: REAL='--folder PATH')
 	OMP_NUM_THREADS=1 $(BIN)/smlxray study $(REAL)

@@ -1095,10 +1095,12 @@ def make_bundle(
     settings = lab.settings.without_folders()
     bundle = Bundle(own, settings, {}, tensors, run_facts(lab, phase), mine)
     line = prior_line(known, ~lab.normal[train]) if prior else None
+    names = (*lab.findings.base, *lab.findings.novel)
+    rows = {name: support_rows(lab, name, supports) for name in names}
     every = {}
     for method, added in {phase: None, f'{phase} + prior': line}.items():
         if method == phase or added is not None:
-            every[method] = _network_findings(lab, bundle, embedded, supports, added)
+            every[method] = _network_findings(lab, bundle, embedded, rows, added)
     _choose_method(bundle, every)
     return bundle
 
@@ -1106,13 +1108,12 @@ def _phase_of(method: str) -> str:
     "Say whose network a method of the table compares."
     return method.split(',')[0].removesuffix(' + prior')
 
-def _network_findings(lab: Lab, bundle: Bundle, valid: Tensor, supports: int, prior) -> dict:
-    "Make all findings of a table, by name."
-    out = {}
-    for name in (*lab.findings.base, *lab.findings.novel):
-        rows = support_rows(lab, name, supports)
-        if rows is not None: out[name] = network_finding(lab, bundle, name, rows, valid, prior)
-    return out
+def _network_findings(lab: Lab, bundle: Bundle, valid: Tensor, rows: dict, prior) -> dict:
+    "Make all findings of a table that have a support, by name."
+    return {
+        name: network_finding(lab, bundle, name, support, valid, prior)
+        for name, support in rows.items() if support is not None
+    }
 
 def _choose_method(bundle: Bundle, every: dict[str, dict]) -> None:
     "Take the findings of the method that validation patients are for, and say why."

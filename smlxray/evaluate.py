@@ -562,6 +562,40 @@ def print_results(folder: Path) -> None:
     "Print what `results_text` says."
     print(results_text(folder))
 
+# %% ../nbs/70_evaluate.ipynb #ad20b347
+def claims_of(folder: Path) -> dict:
+    "What a run says of its methods against both kinds of negatives, and the digests behind it."
+    saved = read_results(folder)
+    tables = {}
+    for kind in ('normals', 'others'):
+        rows = saved['tables'].get(f'against {kind}', [])
+        tables[kind] = [_claim(row) for row in rows if row['finding'] == 'mean']
+    return dict(
+        run=Path(folder).name,
+        seed=saved['settings']['training']['seed'],
+        default=saved['default'],
+        commit=saved['commit'],
+        results=saved['digest'],
+        data=saved['data']['digest'],
+        tables=tables,
+    )
+
+_CLAIMED = ('method', 'episodes', 'patients', 'network', 'auc', 'gain')
+
+def _claim(row: dict) -> dict:
+    "The entries of a row that a claim rests on, its numbers rounded."
+    kept = {key: value for key, value in row.items() if key.startswith(_CLAIMED)}
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in kept.items()}
+
+def write_claims(
+    folders: Iterable[str | Path],  # of runs
+    path: str | Path,
+) -> Path:
+    "Write what some runs say as one small sealed file."
+    runs = [claims_of(resolve_path(folder)) for folder in folders]
+    whole = sealed(json.loads(json.dumps(dict(runs=runs), default=_plain)))
+    return write_atomic(resolve_path(path), json.dumps(whole, indent=1) + '\n')
+
 # %% ../nbs/70_evaluate.ipynb #65f64556
 class GridMean(NamedTuple):
     "The mean of a method over a fold of a grid, and its gain over a reference if it has one."
