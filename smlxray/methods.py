@@ -153,11 +153,21 @@ def no_head(frozen: FrozenMethod, block: EpisodeBlock) -> float:
 class PriorMethod(FrozenMethod):
     "Add what was known before the task to the comparison: how abnormal each X-ray looks."
 
-    prior: Tensor = None  # (M,) in standard deviations of the training images
-    weight: float = 0.15  # of the prior; the comparison lies in [-2, 2]
+    prior: Tensor = None    # (M,) in standard deviations of the training images
+    weight: float = 0.15    # of the prior; the comparison lies in [-2, 2]
+    variance: float = 0.0   # of its slope from task to task; 0: the support has no say in it
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
-        return self.weight * self.prior[self.places(block.query)] + super().scores(block)
+        weight = self.weight * self.slopes(block)[:, None]
+        return weight * self.prior[self.places(block.query)] + super().scores(block)
+
+    def slopes(self, block: EpisodeBlock) -> Tensor:  # (E,)
+        "How much the prior counts in each task: 1, drawn to what the support shows."
+        if not self.variance: return torch.ones(len(block.support))
+        shots = len(block.support_labels) // 2
+        shown = self.prior[self.places(block.support)]
+        apart = shown[:, :shots].mean(1) - shown[:, shots:].mean(1)
+        return 1 + shots / (shots + 2 / self.variance) * (apart - 1)
 
 # %% ../nbs/67_methods.ipynb #ac5684e4
 @dataclass
@@ -432,12 +442,13 @@ def prior_method(
     name: str,
     net: str,
     weight: float = 0.15,   # of the prior; the comparison lies in [-2, 2]
+    variance: float = 0.0,  # of its slope from task to task; 0: the support has no say in it
     limit: int = 4000,      # training X-rays to learn the prior from, at most
 ) -> PriorMethod:
     "Compare a network's embeddings and add a prior that was learned from embeddings."
     z = context.vectors(net, context.lab.test)
-    prior = judged_prior(context, net, limit)
-    return PriorMethod(name, context.lab.test, z, 'frozen', prior=prior, weight=weight)
+    rest = dict(prior=judged_prior(context, net, limit), weight=weight, variance=variance)
+    return PriorMethod(name, context.lab.test, z, 'frozen', **rest)
 
 def named_prior_method(
     context: Context,
@@ -445,6 +456,7 @@ def named_prior_method(
     nets: tuple[str, ...],   # networks that name findings; their vectors stand side by side
     levelled: bool = True,   # take out what projection and hospital say
     weight: float = 0.15,    # of the prior; the comparison lies in [-2, 2]
+    variance: float = 0.0,   # of its slope from task to task; 0: the support has no say in it
     support: bool = True,    # False: the prior alone, without a look at the support
 ) -> PriorMethod:
     "Compare the features of some networks and add the mean of their priors."
@@ -452,6 +464,7 @@ def named_prior_method(
     z = torch.cat([_side_by_side(context, net, levelled) for net in nets], 1)
     head, weight = (prototype_head, weight) if support else (no_head, 1.0)
     rest = dict(head=head, parts=len(nets), prior=prior, weight=weight)
+    if support: rest['variance'] = variance
     return PriorMethod(name, context.lab.test, z, 'frozen', **rest)
 
 def _side_by_side(context: Context, net: str, levelled: bool) -> Tensor:  # (M, D)
@@ -659,7 +672,8 @@ def standard_methods(
     methods: list[Method] = [pixel_method(lab), untrained_method(lab)]
     methods.append(frozen_method(context, 'siamese', 'siamese'))
     try:
-        methods.append(prior_method(context, 'siamese + prior', 'siamese'))
+        informed = prior_method(context, 'siamese + prior', 'siamese')
+        methods += [informed, changed(informed, name='siamese + adapted prior', variance=0.3)]
     except DataError as error:
         logger.warning(f'siamese + prior is left out: {error}')
     for algorithm in learned:

@@ -624,7 +624,14 @@ def committed(cell: Cell) -> dict[str, dict[str, dict]]:
     with own_file(path, 'remove it, and the study makes it again'):
         told = parse_json(path.read_bytes())
         check_format(path, told.get('format', 1), CELL_FORMAT, 'remove it')
-        return check_seal(told)['answers']
+        return check_fields(_CellFields, check_seal(told))['answers']
+
+class _KeptAnswers(Fields):
+    made_of: dict[str, str]
+    ranks: dict[str, str]
+
+class _CellFields(Fields):
+    answers: dict[str, dict[str, _KeptAnswers]]
 
 def committed_scores(
     cell: Cell,
@@ -1008,6 +1015,8 @@ class _StudyFields(Fields):
     controls: list[_StudyRow]
     slow: list[_SlowRow]
     covers: str = ''
+    oracles: list[str] = []
+    missing: dict[str, list[str]] = {}
 
 def _from_first_format(study: dict) -> dict:
     "Bring a file of smlxray 0.1 into the present format: it had no plan, and counted its folds."
@@ -1112,7 +1121,14 @@ def read_ledger(path: str | os.PathLike) -> list[dict]:
     path = resolve_path(path)
     if not path.is_file(): return []
     with own_file(path, 'restore it from the repository'):
-        return [check_seal(parse_json(line)) for line in path.read_text().splitlines()]
+        lines = [check_seal(parse_json(line)) for line in path.read_text().splitlines()]
+        return [check_fields(_LedgerFields, line) for line in lines]
+
+class _LedgerFields(Fields):
+    what: str
+    when: str
+    choice: str
+    cell: str = ''
 
 def add_to_ledger(
     plan: StudySettings,

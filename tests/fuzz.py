@@ -504,6 +504,26 @@ def fuzz_study(seeds, place, rng):
         print_study(study)
 
 
+def fuzz_committed(seeds, place, rng):
+    "The file of a finished cell, and the ledger."
+    from smlxray.study import announce, read_ledger, read_scores, save_cell
+
+    cell = seeds.cell
+    aside = dict(cells=f'{place}/cells', ledger=f'{place}/ledger.jsonl')
+    cell.plan, cell.folder = cell.plan.model_copy(update=aside), cell.whole
+    cell.__dict__.pop('recipe', None)
+    if not hasattr(seeds, 'finished'):
+        save_cell(cell)
+        announce(cell.plan)
+        seeds.finished = (place / f'cells/{cell.name}.json').read_bytes()
+        seeds.ledger = (place / 'ledger.jsonl').read_bytes()
+    if rng.random() < 0.2:
+        return read_ledger(write(place, 'ledger.jsonl', changed(seeds.ledger, rng)))
+    write(place / 'cells', f'{cell.name}.json', changed(seeds.finished, rng))
+    cell.folder = place / 'nothing'
+    return [read_scores(cell, name, 'normals') for name in ('pixels', 'prototypes')]
+
+
 def fuzz_kept(seeds, place, rng):
     "What a study keeps: scores, weights, vectors, and how a cell was made."
     from smlxray.study import check_made_by, finding_rows, kept, score_path, won_cells

@@ -134,7 +134,8 @@ def test_results_hold_every_row_and_column_that_readers_rely_on(lab, capsys):
     assert saved['settings']['meta']['shots'] == lab.settings.meta.shots
     assert {(r['method'], r['finding']) for r in saved['rows']} == {
         (m, f)
-        for m in ('pixels', 'untrained', 'siamese', 'siamese + prior', 'anil, 0 steps', 'anil')
+        for m in ('pixels', 'untrained', 'siamese', 'siamese + prior', 'siamese + adapted prior',
+                  'anil, 0 steps', 'anil')
         for f in (*lab.findings.novel, 'mean')
     }
     assert all(r['auc_low'] <= r['auc'] <= r['auc_high'] for r in saved['rows'])
