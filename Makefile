@@ -40,7 +40,7 @@ $(STAMP): settings.ini setup.py constraints.txt .ci/install.py
 	@$(BIN)/python .ci/install.py $(VENV)
 	@touch $@
 
-demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (10 to 20 minutes)
+demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (about 12 minutes)
 	mkdir -p runs/demo
 	$(BIN)/papermill nbs/train_siamese.ipynb runs/demo/train_siamese.ipynb -p preset demo
 	$(BIN)/papermill nbs/train_meta.ipynb runs/demo/train_meta.ipynb -p preset demo

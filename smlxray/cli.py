@@ -582,7 +582,7 @@ def run(
 def demo(given: _Set = None, as_json: _Json = False):
     """Run the whole study on synthetic X-rays and print the table.
 
-    Nothing is downloaded. It takes ten to twenty minutes, or seconds with -p preset tiny.
+    Nothing is downloaded. It takes about ten minutes, or seconds with -p preset tiny.
     """
     run_stages(STAGES, None, given, False, as_json)
 
