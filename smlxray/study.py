@@ -662,6 +662,7 @@ def save_cell(cell: Cell) -> None:
             ranks = {finding: packed(given) for finding, given in scores.items()}
             made_of = score_origin(cell, method, negatives)
             answers.setdefault(method, {})[negatives] = dict(made_of=made_of, ranks=ranks)
+    if not answers: return
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = sealed(dict(format=CELL_FORMAT, cell=cell.name, answers=answers))
     write_atomic(path, json.dumps(whole, indent=0))
