@@ -40,7 +40,7 @@ $(STAMP): settings.ini setup.py constraints.txt .ci/install.py
 	@$(BIN)/python .ci/install.py $(VENV)
 	@touch $@
 
-demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (about 12 minutes)
+demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (about 10 minutes)
 	mkdir -p runs/demo
 	$(BIN)/papermill nbs/train_siamese.ipynb runs/demo/train_siamese.ipynb -p preset demo
 	$(BIN)/papermill nbs/train_meta.ipynb runs/demo/train_meta.ipynb -p preset demo
@@ -48,8 +48,7 @@ demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (a
 	@$(BIN)/python -c "from smlxray.evaluate import print_results; print_results('runs/demo')"
 
 seeds: $(STAMP)  ## run the demo with three seeds and write nbs/demo_seeds.json (half an hour)
-	@for seed in 0 1 2; do mkdir -p runs/seed$$seed; for nb in train_siamese train_meta evaluate_meta; do \
-	  $(BIN)/papermill nbs/$$nb.ipynb runs/seed$$seed/$$nb.ipynb -p preset demo -p seed $$seed -p run seed$$seed || exit 1; done; done
+	@for seed in 0 1 2; do $(BIN)/smlxray demo -p seed $$seed -p run seed$$seed || exit 1; done
 	@$(BIN)/python -c "from smlxray.evaluate import write_claims; write_claims([f'runs/seed{k}' for k in range(3)], 'nbs/demo_seeds.json')"
 
 real: $(STAMP)  ## run the study on real X-rays; resumes if interrupted (options: REAL='--folder PATH')

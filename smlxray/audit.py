@@ -7,7 +7,7 @@ __all__ = ['conflicts', 'fingerprints', 'near_pairs', 'leakage_report', 'check_d
            'count_problems']
 
 # %% ../nbs/22_audit.ipynb #a0d10004
-import difflib, hashlib, os
+import hashlib, os
 from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
-from .base import ImageError, logger
+from .base import ImageError, logger, nearest
 from .cache import DirectPixels, ImageCache, row_numbers
 from .data import HIERARCHY, NEVER_NOVEL, PatientSplit, XrayTable
 from .images import read_picture
@@ -436,8 +436,8 @@ def _alike_names(table: XrayTable) -> list[str]:
     out = []
     for name, count in counts.items():
         common = [other for other, more in counts.items() if more >= max(10 * count, 1)]
-        close = difflib.get_close_matches(name.lower(), map(str.lower, common), 1, 0.85)
-        out += [f'{name} ({count:,} X-rays) may be {meant} misspelt' for meant in close]
+        meant = nearest(name, common, least=0.85)
+        if meant: out.append(f'{name} ({count:,} X-rays) may be {meant} misspelt')
     return out
 
 def _table_problems(

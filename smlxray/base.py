@@ -115,12 +115,13 @@ def same_name(
 def nearest(
     name: str,             # what was written
     known: Iterable[str],  # the names that exist
+    least: float = 0.55,   # similarity, from 0 to 1
 ) -> str:                  # the most similar known name, or '' if none is similar
     "Find the known name that `name` was probably meant to be."
     def plain(word):
         return str(word).lower().replace('-', '_').replace(' ', '_')
     names = {plain(word): word for word in known}
-    hits = difflib.get_close_matches(plain(name), names, n=1, cutoff=0.55)
+    hits = difflib.get_close_matches(plain(name), names, n=1, cutoff=least)
     return names[hits[0]] if hits else ''
 
 # %% ../nbs/00_base.ipynb #23252ba2

@@ -40,7 +40,7 @@ from .intervals import chance_interval
 from .lab import Lab, open_lab
 from .losses import query_scores
 from .maml import use
-from .methods import class_weights
+from .methods import class_weights, phase_of
 from .metrics import auc, fit_calibration, probability
 from .siamese import SiameseNet, cosine_similarity, pairwise_distance
 from .tasks import InnerLoop, adapt_to_support, task_of_images
@@ -1089,7 +1089,7 @@ def make_bundle(
     trained, known = features_of(lab, net, train)
     tensors = neighbourhood(trained, valid) if len(valid) else {}
     tensors |= pair_quantiles(lab, net)
-    mine = [r for r in metrics if _phase_of(str(r.get('method', ''))) == phase]
+    mine = [r for r in metrics if phase_of(str(r.get('method', ''))) == phase]
     own = SiameseNet.from_config(net.to_config()).to(lab.device)
     own.load_state_dict(net.state_dict())
     settings = lab.settings.without_folders()
@@ -1104,16 +1104,13 @@ def make_bundle(
     _choose_method(bundle, every)
     return bundle
 
-def _phase_of(method: str) -> str:
-    "Say whose network a method of the table compares."
-    return method.split(',')[0].removesuffix(' + prior')
-
 def _network_findings(lab: Lab, bundle: Bundle, valid: Tensor, rows: dict, prior) -> dict:
     "Make all findings of a table that have a support, by name."
-    return {
-        name: network_finding(lab, bundle, name, support, valid, prior)
-        for name, support in rows.items() if support is not None
-    }
+    out = {}
+    for name, support in rows.items():
+        if support is None: continue
+        out[name] = network_finding(lab, bundle, name, support, valid, prior)
+    return out
 
 def _choose_method(bundle: Bundle, every: dict[str, dict]) -> None:
     "Take the findings of the method that validation patients are for, and say why."

@@ -396,6 +396,10 @@ def network_method(lab: Lab, net: SiameseNet, name: str) -> FrozenMethod:
     "Compare the embeddings of one network without adapting anything."
     return frozen_method(Context(lab, {name: net}), name, name)
 
+def phase_of(method: str) -> str:
+    "Say whose network a row of the table compares, as in 'anil, 0 steps' and 'siamese + prior'."
+    return re.split(', | [+] ', method)[0]
+
 # %% ../nbs/67_methods.ipynb #a9ddc10f
 def judged_prior(
     context: Context,
@@ -681,5 +685,5 @@ def standard_methods(
         methods.append(adapted_method(context, before, algorithm, algorithm, steps=0))
         methods.append(adapted_method(context, algorithm, algorithm, algorithm))
     digests = {name: network_digest(net) for name, net in context.nets.items()}
-    for method in methods: method.network = digests.get(re.split(', | [+] ', method.name)[0], '')
+    for method in methods: method.network = digests.get(phase_of(method.name), '')
     return methods

@@ -276,11 +276,10 @@ def episode_embeddings(
     "Embed the X-rays of an episode before and after adaptation."
     task = make_task(lab, episode)
     images = torch.cat([task.support[: len(episode.support)], task.query])
-    both = []
-    for k in (0, steps):
-        with task.adapted(net, InnerLoop.of(lab.settings, algorithm, k)) as adapted:
-            both.append(adapted.embed(images).float().cpu().numpy())
-    return tuple(both)
+    with task.adapted(net, InnerLoop.of(lab.settings, algorithm, 0)) as adapted:
+        before = adapted.embed(images).float().cpu().numpy()
+        adapted.further(steps)
+        return before, adapted.embed(images).float().cpu().numpy()
 
 def draw_adaptation(lab: Lab, net, algorithm: str, episode: Episode, steps: int) -> Figure:
     "Draw an episode's embeddings before and after adaptation; rings are the support."

@@ -1115,7 +1115,7 @@ def choice_of(plan: StudySettings) -> str:  # 16 hex digits
     for key in ('novel_findings', 'split_seed'): del told['data'][key]
     del told['training']['seed']
     told |= dict(options=options, nets=[lineage(plan, net) for net in networks_of(options)])
-    return json_digest(json.loads(json.dumps(told)))
+    return json_digest(told)
 
 def read_ledger(path: str | os.PathLike) -> list[dict]:
     "The lines of a ledger, the oldest first; none if there is no file."

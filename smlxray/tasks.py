@@ -8,7 +8,8 @@ __all__ = ['Task', 'make_task', 'TaskModel', 'InnerLoop', 'Adapted', 'adapt_to_s
 # %% ../nbs/64_tasks.ipynb #dd64aab0
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -156,14 +157,11 @@ class Adapted:
     "A network at the weights that a support has taught it; lent by `adapt_to_support`."
 
     model: TaskModel      # with its own weights
-    fast: FastWeights     # the weights that moved, and buffers
     support: Tensor       # (S, ...) images, or features
     labels: Tensor        # (S,)
     query: Tensor | None  # (Q, ...) like the support
     inner: InnerLoop
-
-    def __post_init__(self):
-        self.call = use(self.model, self.fast)
+    fast: FastWeights = field(default_factory=partial(FastWeights, {}))  # those that moved
 
     @property
     def losses(self) -> list[float]:
@@ -184,23 +182,28 @@ class Adapted:
             moved = {k: v for k, v in moved.items() if not torch.equal(v, own[k])}
         return {k.removeprefix('net.'): v for k, v in moved.items()}
 
-    def further(self, steps: int) -> None:
+    def further(self, steps: int, on_step: Callable | None = None) -> None:
         "Take more steps from here."
-        before, features = self.fast.losses, self.inner.shares_features
+        before, rates = self.fast.losses, self.inner.rates(self.model)
         self.fast = adapt(
             self.model,
-            lambda call: call(self.support, self.labels, None, features),
+            self._loss,
             steps,
-            self.inner.rates(self.model),
-            list(self.fast),
-            start=self.fast,
+            rates,
+            list(rates),
+            on_step=on_step,
+            start=self.fast or None,
         )
         self.fast.losses = before + self.fast.losses
         self.call = use(self.model, self.fast)
 
+    def _loss(self, call: Callable) -> Tensor:
+        "What the steps descend."
+        return call(self.support, self.labels, None, self.inner.shares_features)
+
     def support_loss(self) -> float:
         "The support loss after the last step."
-        return float(self.call(self.support, self.labels, None, self.inner.shares_features))
+        return float(self._loss(self.call))
 
     def query_logits(self, query: Tensor | None = None) -> Tensor:
         "Answer images (Q, 1, H, W), or the query that the task came with: logits (Q,)."
@@ -229,16 +232,9 @@ def adapt_to_support(
     model, training = TaskModel(net), net.training
     try:
         with torch.no_grad(), norm_mode(net.eval(), inner.batch_norm, support):
-            x, asked, features = inner.inputs(model, support, query)
-            fast = adapt(
-                model,
-                lambda call: call(x, labels, None, features),
-                inner.steps,
-                inner.rates(model),
-                model.adaptable(inner.algorithm),
-                on_step=on_step,
-            )
-            adapted = Adapted(model, fast, x, labels, asked, inner)
+            x, asked, _ = inner.inputs(model, support, query)
+            adapted = Adapted(model, x, labels, asked, inner)
+            adapted.further(inner.steps, on_step)
             if on_step: on_step(inner.steps, adapted.support_loss())
             yield adapted
     finally:

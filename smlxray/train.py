@@ -1009,6 +1009,7 @@ def validation_episodes(lab: Lab, each: int = 20) -> list[Episode]:
 
 class ProbeObjective(MetaObjective):
     "Learn how far a probe should step, on mixed tasks whose features are computed once."
+
     def __init__(
         self,
         lab: Lab,
