@@ -137,10 +137,23 @@ def probe_head(
     return (asked @ a[..., None])[..., 0].float()
 
 # %% ../nbs/67_methods.ipynb #50d7a99d
+def ridge_head(
+    frozen: FrozenMethod,
+    block: EpisodeBlock,
+    ridge: float = 10.0,  # penalty on the weights, intercept included
+) -> Tensor:              # (E, Q)
+    "Fit a ridge regression on the labels +1 and -1 of each support (Bertinetto et al. 2019, R2D2)."
+    own = frozen.similar(block.support, block.support).double() + 1
+    wanted = signs_of(block).double().expand(len(own), -1)
+    a = torch.linalg.solve(own + ridge * torch.eye(own.shape[1]).double(), wanted)
+    asked = frozen.similar(block.query, block.support).double() + 1
+    return (asked @ a[..., None])[..., 0].float()
+
 HEADS = {
     'prototypes': prototype_head,
     'nearest neighbours': neighbour_head,
     'linear probe': probe_head,
+    'ridge': ridge_head,
 }
 
 # %% ../nbs/67_methods.ipynb #f2527b68
@@ -317,6 +330,10 @@ class Context:
     nets: dict[str, SiameseNet] = field(default_factory=dict)
     _kept: dict = field(default_factory=dict, repr=False)
 
+    def lab_for(self, name: str) -> Lab:
+        "Give the lab in which a network was taught."
+        return self.lab
+
     def net(self, name: str) -> SiameseNet:
         "Give a network; raise `DataError` for an unknown one."
         return self.nets[choose('network', name, self.nets, DataError)]
@@ -433,6 +450,26 @@ def named_prior(
     asked = levels_of(context, known)(asked) if levelled else asked - known.mean()
     return (asked / spread)[:, 0]
 
+@dataclass
+class NamedMethod(FrozenMethod):
+    "Answer with the logit of the finding itself: only a network that was taught it can."
+
+    findings: tuple[str, ...] = ()  # of the columns of the vectors
+
+    def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
+        finding = choose('a finding that the network names', block.finding, self.findings, DataError)
+        return self[block.query][..., self.findings.index(finding)]
+
+def named_method(
+    context: Context,
+    name: str,
+    net: str,        # a network with `logits`, as an oracle of the study
+) -> NamedMethod:
+    "Ask a network for the finding that it was taught; the support is not looked at."
+    findings = context.lab_for(net).findings.base
+    logits = context.vectors(net, context.lab.test, 'logits')[:, : len(findings)]
+    return NamedMethod(name, context.lab.test, logits, 'frozen', findings=findings)
+
 def levels_of(context: Context, known: Tensor) -> Callable[[Tensor], Tensor]:
     "Learn to level test vectors from the vectors of the training rows."
     lab = context.lab
@@ -457,17 +494,18 @@ def prior_method(
 def named_prior_method(
     context: Context,
     name: str,
-    nets: tuple[str, ...],   # networks that name findings; their vectors stand side by side
-    levelled: bool = True,   # take out what projection and hospital say
-    weight: float = 0.15,    # of the prior; the comparison lies in [-2, 2]
-    variance: float = 0.0,   # of its slope from task to task; 0: the support has no say in it
-    support: bool = True,    # False: the prior alone, without a look at the support
+    nets: tuple[str, ...],     # networks that name findings; their vectors stand side by side
+    levelled: bool = True,     # take out what projection and hospital say
+    weight: float = 0.15,      # of the prior; the comparison lies in [-2, 2]
+    variance: float = 0.0,     # of its slope from task to task; 0: the support has no say in it
+    support: bool = True,      # False: the prior alone, without a look at the support
+    head: str = 'prototypes',  # a name in `HEADS`, for the comparison
 ) -> PriorMethod:
     "Compare the features of some networks and add the mean of their priors."
     prior = sum(named_prior(context, net, levelled) for net in nets) / len(nets)
     z = torch.cat([_side_by_side(context, net, levelled) for net in nets], 1)
-    head, weight = (prototype_head, weight) if support else (no_head, 1.0)
-    rest = dict(head=head, parts=len(nets), prior=prior, weight=weight)
+    compare, weight = (HEADS[head], weight) if support else (no_head, 1.0)
+    rest = dict(head=compare, parts=len(nets), prior=prior, weight=weight)
     if support: rest['variance'] = variance
     return PriorMethod(name, context.lab.test, z, 'frozen', **rest)
 
@@ -658,6 +696,7 @@ METHODS = Registry('method', {
     'frozen': (frozen_method, 'vectors of a network and a head of `HEADS`'),
     'prior': (prior_method, 'with a prior learned from embeddings'),
     'named prior': (named_prior_method, 'with a prior from the logit of No Finding'),
+    'named': (named_method, 'the logit of the finding itself, from an oracle'),
     'learned start': (start_method, 'a linear head that has seen tasks before'),
     'adapted': (adapted_method, 'a network adapted to each support'),
     'fine-tuned': (tuned_method, 'all weights tuned on each support'),

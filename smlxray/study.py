@@ -15,7 +15,7 @@ from datetime import date
 from functools import cached_property
 from itertools import chain, product
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from joblib import Parallel, delayed
+from pydantic import BeforeValidator
 from safetensors import SafetensorError, safe_open
 from scipy.stats import rankdata
 from torch import Tensor
@@ -73,7 +74,7 @@ class BackboneSettings(Section):
 class ConfirmationSettings(Section):
     "What is set aside while methods are chosen, and asked once at the end."
 
-    folds: list[str] = []
+    folds: list[Annotated[str, BeforeValidator(str)]] = []  # a name such as 4 is a text
     splits: list[int] = []
 
 # %% ../nbs/73_study.ipynb #67b0e6ce
@@ -125,8 +126,12 @@ def load_plan(
 ) -> StudySettings:
     "Read a plan from YAML; raise `ConfigError` for a key or a name that is unknown."
     path = shipped_file('study.yaml') if path is None else resolve_path(path)
+    told = read_yaml(path, path.name)
+    if like := told.pop('like', ''):
+        like = path.parent / str(like)
+        told = read_yaml(like, like.name) | told
     given = {key: value for key, value in changes.items() if value is not None}
-    return check_plan(StudySettings(**(typed(read_yaml(path, path.name)) | given)))
+    return check_plan(StudySettings(**(typed(told) | given)))
 
 # %% ../nbs/73_study.ipynb #b324d879
 def typed(value):
@@ -254,7 +259,8 @@ def show_view(batch: Tensor, view) -> Tensor:
     "One view of uint8 images (B, 1, H, W): '' as they are, 'mirror', or magnified by a number."
     if view == '': return batch
     if view == 'mirror': return batch.flip(3)
-    zoom = torch.tensor([[1 / view, 0, 0], [0, 1 / view, 0]]).expand(len(batch), 2, 3)
+    zoom = torch.tensor([[1 / view, 0, 0], [0, 1 / view, 0]], device=batch.device)
+    zoom = zoom.expand(len(batch), 2, 3)
     grid = F.affine_grid(zoom, list(batch.shape), align_corners=False)
     seen = F.grid_sample(batch.float(), grid, padding_mode='border', align_corners=False)
     return seen.round().to(torch.uint8)
@@ -267,16 +273,17 @@ def embed_views(
     views: tuple = (),          # in addition to the X-ray as it is
     batch_size: int = 64,
 ) -> dict[str, Tensor]:         # features (R, C), embeddings (R, D) and logits (R, F + 1)
-    "Embed rows, each averaged over its views."
+    "Embed rows on the lab's device, each averaged over its views; the vectors are on the CPU."
+    model.to(lab.device)
     def outputs(images):
         x = to_float(images).contiguous(memory_format=torch.channels_last)
         features = model.net.features(x)
         return features, model.net.embed_features(features), model.namer(features)
     parts = []
     for start in range(0, len(rows), batch_size):
-        batch = lab.pixels.gather(rows[start : start + batch_size])
+        batch = lab.pixels.gather(rows[start : start + batch_size]).to(lab.device)
         seen = [outputs(show_view(batch, view)) for view in ('', *views)]
-        parts.append([torch.stack(views).mean(0) for views in zip(*seen)])
+        parts.append([torch.stack(views).mean(0).cpu() for views in zip(*seen)])
     names = ('features', 'embeddings', 'logits')
     return {name: torch.cat(part) for name, part in zip(names, zip(*parts))}
 
