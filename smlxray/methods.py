@@ -457,8 +457,8 @@ class NamedMethod(FrozenMethod):
     findings: tuple[str, ...] = ()  # of the columns of the vectors
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
-        finding = choose('a finding that the network names', block.finding, self.findings, DataError)
-        return self[block.query][..., self.findings.index(finding)]
+        named = choose('a finding that the network names', block.finding, self.findings, DataError)
+        return self[block.query][..., self.findings.index(named)]
 
 def named_method(
     context: Context,
