@@ -395,7 +395,7 @@ def calibrate_batch_norm(lab: Lab, net: SiameseNet, batches: int = 4) -> Siamese
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    net.train()
+    net.train().to(lab.device)
     for rows in np.array_split(lab.train[: 128 * batches], batches):
         net(lab.batch(rows))
     for norm in norms:
