@@ -117,6 +117,14 @@ def neighbour_head(
     return (signs[near.indices] * (1 + near.values)).sum(2) / k
 
 # %% ../nbs/67_methods.ipynb #aa9db3d7
+def with_intercept(
+    frozen: FrozenMethod,
+    rows: np.ndarray,     # (E, R)
+    block: EpisodeBlock,
+) -> Tensor:              # (E, R, S) float64
+    "Compare rows with each support, both with one more coordinate of 1 for an intercept."
+    return (frozen.similar(rows, block.support) + 1).double()
+
 def probe_head(
     frozen: FrozenMethod,
     block: EpisodeBlock,
@@ -124,7 +132,7 @@ def probe_head(
     steps: int = 12,     # of Newton
 ) -> Tensor:             # (E, Q)
     "Fit a logistic regression on each support, by Newton's method in the dual."
-    own = (frozen.similar(block.support, block.support) + 1).double()
+    own = with_intercept(frozen, block.support, block)
     wanted = (signs_of(block) > 0).double()
     a = torch.zeros(own.shape[:2], dtype=torch.float64)
     for _ in range(steps):
@@ -133,8 +141,7 @@ def probe_head(
         slope = (p * (1 - p)).clamp(min=1e-9)
         system = own + ridge * torch.diag_embed(1 / slope)
         a = torch.linalg.solve(system, f + (wanted - p) / slope)
-    asked = (frozen.similar(block.query, block.support) + 1).double()
-    return (asked @ a[..., None])[..., 0].float()
+    return (with_intercept(frozen, block.query, block) @ a[..., None])[..., 0].float()
 
 # %% ../nbs/67_methods.ipynb #50d7a99d
 def ridge_head(
@@ -143,11 +150,10 @@ def ridge_head(
     ridge: float = 10.0,  # penalty on the weights, intercept included
 ) -> Tensor:              # (E, Q)
     "Fit a ridge regression on the labels +1 and -1 of each support (Bertinetto et al. 2019, R2D2)."
-    own = frozen.similar(block.support, block.support).double() + 1
+    own = with_intercept(frozen, block.support, block)
     wanted = signs_of(block).double().expand(len(own), -1)
     a = torch.linalg.solve(own + ridge * torch.eye(own.shape[1]).double(), wanted)
-    asked = frozen.similar(block.query, block.support).double() + 1
-    return (asked @ a[..., None])[..., 0].float()
+    return (with_intercept(frozen, block.query, block) @ a[..., None])[..., 0].float()
 
 HEADS = {
     'prototypes': prototype_head,
@@ -395,7 +401,7 @@ def calibrate_batch_norm(lab: Lab, net: SiameseNet, batches: int = 4) -> Siamese
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
-    net.train().to(lab.device)
+    net.train()
     for rows in np.array_split(lab.train[: 128 * batches], batches):
         net(lab.batch(rows))
     for norm in norms:

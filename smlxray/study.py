@@ -126,14 +126,21 @@ def load_plan(
 ) -> StudySettings:
     "Read a plan from YAML; raise `ConfigError` for a key or a name that is unknown."
     path = shipped_file('study.yaml') if path is None else resolve_path(path)
-    told = read_yaml(path, path.name)
-    if like := told.pop('like', ''):
-        like = path.parent / str(like)
-        told = read_yaml(like, like.name) | told
     given = {key: value for key, value in changes.items() if value is not None}
-    return check_plan(StudySettings(**(typed(told) | given)))
+    return check_plan(StudySettings(**(typed(read_plan(path)) | given)))
 
 # %% ../nbs/73_study.ipynb #b324d879
+def read_plan(
+    path: Path,
+    above: tuple[Path, ...] = (),  # the plans that build on this one
+) -> dict:
+    "Read the keys of a plan, over those of the one that it is `like`, and so on."
+    if path in above: raise ConfigError(f'{path.name}: this plan is like itself; mend its `like`.')
+    told = read_yaml(path, path.name)
+    like = told.pop('like', '')
+    if not like: return told
+    return read_plan((path.parent / str(like)).resolve(), (*above, path)) | told
+
 def typed(value):
     "Read texts of a plan as YAML does, wherever they are: '3' is a number, 'false' a truth value."
     if isinstance(value, dict): return {key: typed(inner) for key, inner in value.items()}
@@ -273,8 +280,7 @@ def embed_views(
     views: tuple = (),          # in addition to the X-ray as it is
     batch_size: int = 64,
 ) -> dict[str, Tensor]:         # features (R, C), embeddings (R, D) and logits (R, F + 1)
-    "Embed rows on the lab's device, each averaged over its views; the vectors are on the CPU."
-    model.to(lab.device)
+    "Embed rows with a model on the lab's device, each averaged over its views; return CPU tensors."
     def outputs(images):
         x = to_float(images).contiguous(memory_format=torch.channels_last)
         features = model.net.features(x)
@@ -291,10 +297,10 @@ def embed_views(
 OBJECTIVES = dict(naming=NamingObjective, siamese=SiameseObjective, prototypes=PrototypeObjective)
 
 def new_model(lab: Lab, pretrained: bool = False) -> NamingSiamese:
-    "A network with a layer that names base findings and, last, normals."
+    "A network on the lab's device with a layer that names base findings and, last, normals."
     s = lab.settings.siamese
     net = SiameseNet(s.backbone, s.embedding_dim, pretrained=pretrained)
-    return NamingSiamese(net, len(lab.findings.base) + 1)
+    return NamingSiamese(net, len(lab.findings.base) + 1).to(lab.device)
 
 def train_backbone(
     lab: Lab,
