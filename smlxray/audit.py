@@ -271,7 +271,12 @@ def _cannot_know(table: XrayTable, shared: list[tuple]) -> list[tuple]:
     "Put 'not known' in place of counts of patients that nothing tells apart."
     why = f'patients are {table.reading.patients}'
     logger.warning(f'Whether a person is in two parts of the split cannot be told: {why}.')
-    def told(kind, parts, count, example):
+    def told(
+        kind,
+        parts,
+        count,
+        example,
+    ):
         if kind == 'file': return kind, parts, count, example
         return kind, parts, None, f'cannot be told: {why}'
     return [told(*row) for row in shared]

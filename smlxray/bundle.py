@@ -396,7 +396,12 @@ class TaughtFinding:
         if self.held_out: why = 'its scores do not tell held-out X-rays apart'
         return f'{self.name}: the probability is the assumed prevalence, for {why}'
 
-    def probabilities(self, scores, prevalence: float, temperature: float = 1.0) -> np.ndarray:
+    def probabilities(
+        self,
+        scores,
+        prevalence: float,
+        temperature: float = 1.0,
+    ) -> np.ndarray:
         "Turn scores into probabilities: no more certain than so many held-out X-rays can make us."
         scores = np.asarray(scores, float)
         if self.doubt: return np.where(np.isnan(scores), np.nan, prevalence)
@@ -774,14 +779,38 @@ class _OldNames:
     def _unusual(self, features):
         return unusualness(self.tensors, features)
 
-    def _embed_at(self, finding, x, features, z):
+    def _embed_at(
+        self,
+        finding,
+        x,
+        features,
+        z,
+    ):
         return embed_at(self.net, finding.fast, Look(x, features, z))
 
-    def _adapt_to(self, images, labels, algorithm, steps, settings, seed=0):
+    def _adapt_to(
+        self,
+        images,
+        labels,
+        algorithm,
+        steps,
+        settings,
+        seed=0,
+    ):
         inner = InnerLoop.of(settings, algorithm, steps)
         return adapted_finding(self, '', images, labels, inner, seed)
 
-    def _hold_out(self, images, labels, algorithm, steps, settings, rounds, seed, progress):
+    def _hold_out(
+        self,
+        images,
+        labels,
+        algorithm,
+        steps,
+        settings,
+        rounds,
+        seed,
+        progress,
+    ):
         inner = InnerLoop.of(settings, algorithm, steps)
         return hold_out(self, images, labels, inner, rounds, seed, progress)
 
@@ -808,19 +837,42 @@ class Bundle(Encoder, _OldNames):
         shape = f'{self.settings.siamese.backbone} at {self.size[0]} x {self.size[1]}'
         return f'Bundle({self.version}: {shape}, {len(self.findings)} findings)'
 
-    def teach(self, name, positives, negatives, algorithm=None, steps=None, **options):
+    def teach(
+        self,
+        name,
+        positives,
+        negatives,
+        algorithm=None,
+        steps=None,
+        **options,
+    ):
         "Teach a finding from a handful of images: see `teach_finding`."
         return teach_finding(self, name, positives, negatives, algorithm, steps, **options)
 
-    def scores(self, finding: TaughtFinding, images, batch_size: int = 64) -> np.ndarray:
+    def scores(
+        self,
+        finding: TaughtFinding,
+        images,
+        batch_size: int = 64,
+    ) -> np.ndarray:
         "Score images for one finding: logits (B,) before calibration."
         return score_images(self, finding, images, batch_size)
 
-    def predict(self, images, prevalence=None, batch_size: int = 64) -> pd.DataFrame:
+    def predict(
+        self,
+        images,
+        prevalence=None,
+        batch_size: int = 64,
+    ) -> pd.DataFrame:
         "Answer everything about some images: see `predict_images`."
         return predict_images(self, images, prevalence, batch_size)
 
-    def compare(self, a, b, cells: int = 4) -> Comparison:
+    def compare(
+        self,
+        a,
+        b,
+        cells: int = 4,
+    ) -> Comparison:
         "Compare two images (1, H, W) uint8."
         return compare_images(self, a, b, self.tensors, cells)
 
@@ -862,7 +914,13 @@ def teach_finding(
     if scores: finding.guessing = guess_left_out(bundle.embed(images), held, rounds)
     return calibrated(finding)
 
-def _examples(encoder: Encoder, name: str, positives, negatives, inner: InnerLoop):
+def _examples(
+    encoder: Encoder,
+    name: str,
+    positives,
+    negatives,
+    inner: InnerLoop,
+):
     "Make one support, positives first: images (S, 1, H, W) uint8 and labels (S,)."
     if not name: raise BundleError('A finding needs a name.')
     if inner.steps and inner.batch_norm == 'transductive':
@@ -1104,7 +1162,13 @@ def make_bundle(
     _choose_method(bundle, every)
     return bundle
 
-def _network_findings(lab: Lab, bundle: Bundle, valid: Tensor, rows: dict, prior) -> dict:
+def _network_findings(
+    lab: Lab,
+    bundle: Bundle,
+    valid: Tensor,
+    rows: dict,
+    prior,
+) -> dict:
     "Make all findings of a table that have a support, by name."
     out = {}
     for name, support in rows.items():
@@ -1313,7 +1377,12 @@ def _bundle_files(b: Bundle) -> dict[str, bytes]:
     return files
 
 # %% ../nbs/68_bundle.ipynb #ef20243d
-def _bundle_from(files: dict[str, bytes], id: str, folder: Path, device) -> Bundle:
+def _bundle_from(
+    files: dict[str, bytes],
+    id: str,
+    folder: Path,
+    device,
+) -> Bundle:
     "Make a bundle of the content of its files."
     with own_file(folder / 'bundle.json', 'fetch or make the bundle again', BundleError):
         told = check_fields(_BundleFields, parse_json(files['bundle.json']))
@@ -1438,7 +1507,12 @@ def decode_ahead(
             for future in waiting: future.cancel()
 
 # %% ../nbs/68_bundle.ipynb #2371f12e
-def _answers(bundle: Bundle, pictures: dict[int, Picture], prevalence, batch_size) -> pd.DataFrame:
+def _answers(
+    bundle: Bundle,
+    pictures: dict[int, Picture],
+    prevalence,
+    batch_size,
+) -> pd.DataFrame:
     "Answer pictures by number, with everything that is doubtful about each."
     images = torch.stack([torch.from_numpy(picture.pixels)[None] for picture in pictures.values()])
     rows = bundle.predict(images, prevalence, batch_size)
@@ -1503,7 +1577,12 @@ def export_onnx(
             )
     return worst
 
-def _write_onnx(net: SiameseNet, x: Tensor, path: Path, told: dict[str, str]) -> None:
+def _write_onnx(
+    net: SiameseNet,
+    x: Tensor,
+    path: Path,
+    told: dict[str, str],
+) -> None:
     "Let PyTorch write ONNX, with what is to be told in it, without its progress lines."
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)
     with contextlib.ExitStack() as quiet:

@@ -211,7 +211,12 @@ def _write_at(fd: int, data, offset: int):
 class _Draft:
     "The file of pixels that is being built, with its journal."
 
-    def __init__(self, folder: Path, rows: int, size: tuple[int, int]):
+    def __init__(
+        self,
+        folder: Path,
+        rows: int,
+        size: tuple[int, int],
+    ):
         self.header = _npy_header(rows, size)
         self.image = size[0] * size[1]                 # bytes
         self.waiting, self.last = [], time.monotonic()
@@ -379,7 +384,12 @@ def _bytes_on_disk(path: Path) -> int:
     return path.stat().st_blocks * 512 if path.exists() else 0
 
 # %% ../nbs/20_cache.ipynb #0651ee02
-def _write_rows(file: Path, table: XrayTable, column: str, rows: dict[int, str]):
+def _write_rows(
+    file: Path,
+    table: XrayTable,
+    column: str,
+    rows: dict[int, str],
+):
     "List rows with path and reason, or remarks; write nothing where there are none."
     if not rows: return
     with open(file, 'w', newline='', encoding='utf-8') as out:
@@ -564,7 +574,12 @@ class ImageCache:
         return cls(folder/cache_key(table, size), _build(table, size, folder, workers, progress))
 
     @classmethod
-    def open(cls, folder: str | Path, table: XrayTable, image_size: Sequence[int]) -> 'ImageCache':
+    def open(
+        cls,
+        folder: str | Path,
+        table: XrayTable,
+        image_size: Sequence[int],
+    ) -> 'ImageCache':
         "Open a cache that fits table, size and files; raises `StaleCache` otherwise."
         folder = resolve_path(folder)
         manifest = _manifest(table, image_size, folder, _sources(table))
@@ -809,7 +824,12 @@ def open_pixels(
     if cache.remarks: _warn(cache, 'doubtful', 'remarks.csv', cache.remarks)
     return cache
 
-def _warn(cache: ImageCache, what: str, file: str, rows: dict[int, Any]):
+def _warn(
+    cache: ImageCache,
+    what: str,
+    file: str,
+    rows: dict[int, Any],
+):
     "Say how many rows are lost or doubtful, and what the first of them is about."
     row, why = next(iter(rows.items()))
     why = why if isinstance(why, str) else '; '.join(why)

@@ -131,7 +131,12 @@ class Layout(NamedTuple):
     high: int       # the highest of them
     signed: int     # 1: two's complement
 
-def _whole(ds, keyword: str, remarks: list[str], default: int = 0) -> int:
+def _whole(
+    ds,
+    keyword: str,
+    remarks: list[str],
+    default: int = 0,
+) -> int:
     "Read the first number of a field as a whole one; the default where there is none."
     found = numbers(ds, keyword, remarks)[:1]
     return int(found[0]) if found and np.isfinite(found[0]) else default
@@ -350,7 +355,12 @@ def _as_signed(raw: np.ndarray) -> np.ndarray:
     "The same bits as two's complement."
     return raw.view(f'i{raw.dtype.itemsize}')
 
-def _take_bits(raw: np.ndarray, shift: int, stored: int, signed: bool) -> np.ndarray:
+def _take_bits(
+    raw: np.ndarray,
+    shift: int,
+    stored: int,
+    signed: bool,
+) -> np.ndarray:
     "Cut `stored` bits out of unsigned containers, and extend their sign."
     spare = 8 * raw.dtype.itemsize - stored
     lifted = raw << (spare - shift)
@@ -402,7 +412,13 @@ def stored_values(
     if shift or np.array_equal(taken, whole): return taken
     return _mend_bits(raw, taken, whole, layout, remarks)
 
-def _mend_bits(raw, taken, whole, layout: Layout, remarks: list[str]) -> np.ndarray:
+def _mend_bits(
+    raw,
+    taken,
+    whole,
+    layout: Layout,
+    remarks: list[str],
+) -> np.ndarray:
     "Choose between the bits that should count and all of them."
     above = raw >> layout.stored
     if layout.signed and not above.any(): return taken  # signs not extended: nothing is lost
@@ -425,7 +441,12 @@ def _in_domain(value: float, bits: int, signed: int) -> int | None:
     if signed: tries.append(value - 2**bits)
     return next((int(n) for n in tries if low <= n <= high), None)
 
-def _between(values: np.ndarray, ends: list[float], bits: int, signed: int) -> np.ndarray | None:
+def _between(
+    values: np.ndarray,
+    ends: list[float],
+    bits: int,
+    signed: int,
+) -> np.ndarray | None:
     "Mark the values (H, W) between two ends, both included; None if an end is no such value."
     found = [_in_domain(end, bits, signed) for end in ends]
     known = [end for end in found if end is not None]
@@ -535,7 +556,12 @@ def _first_value(first: int, count: int, span: tuple) -> int:
     return max((first, first - 65536, first + 65536), key=met)
 
 # %% ../nbs/14_dicom.ipynb #de2378f9
-def _window(x: np.ndarray, centre: float, width: float, function: str = 'LINEAR') -> np.ndarray:
+def _window(
+    x: np.ndarray,
+    centre: float,
+    width: float,
+    function: str = 'LINEAR',
+) -> np.ndarray:
     "Map detector units (n,) to [0, 1] by a window (PS3.3 C.11.2.1.2)."
     if function == 'SIGMOID':
         with np.errstate(over='ignore'):
@@ -849,7 +875,12 @@ def luminance(
     return np.array(Image.fromarray(values).convert('L'))
 
 # %% ../nbs/14_dicom.ipynb #9ee1ad22
-def check_cap(height: int, width: int, name: str, max_pixels: int):
+def check_cap(
+    height: int,
+    width: int,
+    name: str,
+    max_pixels: int,
+):
     "Raise `ImageError` for an image that claims more pixels than the cap."
     if height * width <= max_pixels: return
     claim = f'{width} x {height} = {height * width / 1e6:,.1f} million pixels'
@@ -857,7 +888,12 @@ def check_cap(height: int, width: int, name: str, max_pixels: int):
     advice = 'shrink it, or raise max_pixels if you trust it'
     raise ImageError(f'{name} claims {claim}, more than {cap}; {advice}.')
 
-def _known_layout(ds, name: str, max_pixels: int, remarks: list[str]) -> Layout:
+def _known_layout(
+    ds,
+    name: str,
+    max_pixels: int,
+    remarks: list[str],
+) -> Layout:
     "The layout of a record whose image can be read; raises `ImageError` for any other."
     try:
         layout = layout_of(ds, remarks)
@@ -879,7 +915,13 @@ def _check_length(ds, layout: Layout, remarks: list[str]):
     more = len(ds.PixelData) - need - need % 2
     if more > 0: _say(remarks, f'pixel data: the last {more:,} bytes are not needed; left aside')
 
-def _unpack(ds, layout: Layout, name: str, max_pixels: int, remarks: list[str]) -> np.ndarray:
+def _unpack(
+    ds,
+    layout: Layout,
+    name: str,
+    max_pixels: int,
+    remarks: list[str],
+) -> np.ndarray:
     "The containers of a record, unpacked here or in a worker."
     from pydicom.pixels import get_decoder
     syntax = ds.file_meta.TransferSyntaxUID

@@ -137,7 +137,12 @@ def _beside_pixels(data: bytes, kind: str) -> bytes:
         at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
     return data[:at] if data[at : at + 1] == b'\xff' else data
 
-def _upright(pixels: np.ndarray, data: bytes, kind: str, remarks: list[str]) -> np.ndarray:
+def _upright(
+    pixels: np.ndarray,
+    data: bytes,
+    kind: str,
+    remarks: list[str],
+) -> np.ndarray:
     "Turn a picture as a note in its file demands."
     beside = _beside_pixels(data, kind)
     if not any(note in beside for note in _NOTES): return pixels
@@ -186,7 +191,13 @@ class Picture(NamedTuple):
     pixels: np.ndarray        # (H, W) uint8, black is 0
     remarks: tuple[str, ...]  # each 'kind: what'; () for an image without doubts
 
-def _pixels(kind: str, data: bytes, name: str, max_pixels: int, remarks) -> np.ndarray:
+def _pixels(
+    kind: str,
+    data: bytes,
+    name: str,
+    max_pixels: int,
+    remarks,
+) -> np.ndarray:
     "Decode a file of a known kind."
     if kind == 'DICOM': return decode_dicom(data, name, max_pixels, remarks)
     head = image_header(data, name)
@@ -250,7 +261,12 @@ _MOVING = (b'acTL', b'fcTL', b'fdAT')  # frames of an animation have sizes of th
 MAX_PIXELS = 50_000_000  # the largest image that is decoded
 
 # %% ../nbs/15_images.ipynb #5cabff6b
-def decode_here(kind: str, data: bytes, name: str, max_pixels: int) -> Picture:
+def decode_here(
+    kind: str,
+    data: bytes,
+    name: str,
+    max_pixels: int,
+) -> Picture:
     "Decode a file in this process; raises `ImageError`."
     remarks: list[str] = []
     try:
@@ -271,7 +287,12 @@ def decode_job(told: dict, data: bytearray) -> tuple[dict, memoryview | bytes]:
     pixels = np.ascontiguousarray(picture.pixels)
     return dict(shape=pixels.shape, remarks=picture.remarks), pixels.data.cast('B')
 
-def _decode_elsewhere(kind: str, data: bytes, name: str, max_pixels: int) -> Picture:
+def _decode_elsewhere(
+    kind: str,
+    data: bytes,
+    name: str,
+    max_pixels: int,
+) -> Picture:
     "Decode a file in a worker; raises `ImageError`, also where that takes too much."
     words = dict(kind=kind, name=name, max_pixels=max_pixels)
     try:

@@ -326,7 +326,12 @@ class Roles(NamedTuple):
     doubt: float        # variance of `all`
     total: np.ndarray   # (n,) what the mean owes to each patient
 
-def variances(parts: Sequence[Influence], weights: np.ndarray, places: list, n: int) -> Roles:
+def variances(
+    parts: Sequence[Influence],
+    weights: np.ndarray,
+    places: list,
+    n: int,
+) -> Roles:
     "Variance over patients in their roles, drawn to the guess where episodes are few."
     asked = [p.asked for p in parts]
     square, added = {}, {}
@@ -643,7 +648,12 @@ def shared_spread(
     share = (of_patient**2).sum() / max(of_patient.sum() ** 2, 1e-30)  # 1 over how many count
     return Spread(variance, 2 * variance**2 * share)
 
-def _trial_result(value: float, owed: np.ndarray, patients: np.ndarray, level: float) -> Interval:
+def _trial_result(
+    value: float,
+    owed: np.ndarray,
+    patients: np.ndarray,
+    level: float,
+) -> Interval:
     found, people = shared_spread(owed, patients), len(np.unique(patients))
     low, high = student_ends(value, found, level, True, people)
     return Interval(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from .base import DataError, Registry, moved
 
@@ -371,6 +372,26 @@ def mean_episode_auc(episodes: Sequence[EpisodeScores], by: str = 'finding') -> 
 def mean_episode_ap(episodes: Sequence[EpisodeScores], by: str = 'finding') -> float:
     "Mean of the per-episode average precisions."
     return episode_mean(episodes, 'ap', by)
+
+# %% ../nbs/55_metrics.ipynb #4e8839e7
+def law_auc(
+    shots: np.ndarray,  # examples per class, above 0
+    z: float,           # what the features know: their AUC with endless examples is Phi(z)
+    c: float,           # the noise of estimating, in examples per class
+) -> np.ndarray:
+    "The AUC that is expected from so many examples."
+    return ndtr(z / np.sqrt(1 + c / np.asarray(shots, float)))
+
+def shots_law(
+    shots: np.ndarray,     # (K,) examples per class
+    auc: np.ndarray,       # (K,)
+) -> tuple[float, float]:  # z and c of `law_auc`, by least squares
+    "Fit the law of learning curves; c is at most 1,000."
+    from scipy.optimize import curve_fit
+    auc = np.asarray(auc, float)
+    first = (ndtri(np.clip(auc.max(), 0.51, 0.99)), 5.0)
+    best, _ = curve_fit(law_auc, shots, auc, first, bounds=((-4, 0), (4, 1000)))
+    return float(best[0]), float(best[1])
 
 # %% ../nbs/55_metrics.ipynb #b3cbb31b
 _MOVED = [

@@ -121,7 +121,12 @@ def shots_curve(
     "Measure a method at several numbers of shots; where patients are too few, say so."
     return [_shots_row(lab, method, k, episodes) for k in shots]
 
-def _shots_row(lab: Lab, method: Method, shots: int, episodes: int | None) -> dict:
+def _shots_row(
+    lab: Lab,
+    method: Method,
+    shots: int,
+    episodes: int | None,
+) -> dict:
     numbers = np.arange(episodes or lab.settings.evaluation.episodes)
     answers, refused = [], []
     for finding in lab.findings.novel:
@@ -158,7 +163,13 @@ def steps_curve(
         rows.append(row | dict(support_loss=float(np.mean(losses)), episodes=len(tasks)))
     return rows
 
-def _path(lab, net, algorithm: str, episode: Episode, steps: Sequence[int]) -> list[tuple]:
+def _path(
+    lab,
+    net,
+    algorithm: str,
+    episode: Episode,
+    steps: Sequence[int],
+) -> list[tuple]:
     "Query logits and support loss of an episode after these numbers of steps, on one way down."
     path = []
     with make_task(lab, episode).adapted(net, InnerLoop.of(lab.settings, algorithm, 0)) as adapted:
@@ -281,7 +292,13 @@ def episode_embeddings(
         adapted.further(steps)
         return before, adapted.embed(images).float().cpu().numpy()
 
-def draw_adaptation(lab: Lab, net, algorithm: str, episode: Episode, steps: int) -> Figure:
+def draw_adaptation(
+    lab: Lab,
+    net,
+    algorithm: str,
+    episode: Episode,
+    steps: int,
+) -> Figure:
     "Draw an episode's embeddings before and after adaptation; rings are the support."
     both = episode_embeddings(lab, net, algorithm, episode, steps)
     axes = new_axes(1, 2, (7.6, 3.1), grid=False)[0]
@@ -645,7 +662,12 @@ def figures_of(run: dict, folder: Path) -> Path | None:
 
 _DRAWN = 'made_of.json'  # what figures were drawn for
 
-def run_figure(figures: Path | None, name: str, words: str, wide: bool = True) -> Html:
+def run_figure(
+    figures: Path | None,
+    name: str,
+    words: str,
+    wide: bool = True,
+) -> Html:
     "Write a figure of the run as part of the page, or nothing if the run has none."
     if figures is None: return Html('')
     for kind in ('svg', 'png'):
@@ -861,7 +883,12 @@ def compare_runs(
     return rows
 
 # %% ../nbs/72_report.ipynb #c75d3506
-def _check_same_table(a: Path, b: Path, one: str, two: str) -> None:
+def _check_same_table(
+    a: Path,
+    b: Path,
+    one: str,
+    two: str,
+) -> None:
     if one == two: return
     raise DataError(
         f'{Path(a).name} and {Path(b).name} were made from different tables ({one} and {two}), so '

@@ -25,6 +25,7 @@ import yaml
 from joblib import Parallel, delayed
 from pydantic import BeforeValidator
 from safetensors import SafetensorError, safe_open
+from scipy.special import ndtr
 from scipy.stats import rankdata
 from torch import Tensor
 
@@ -46,7 +47,7 @@ from smlxray.jackknife import (
     shuffle_interval, won_block,
 )
 from .lab import Lab, open_lab, open_table, table_digest
-from .metrics import Support
+from .metrics import Support, shots_law
 from .methods import METHODS, Method, ShuffledMethod, calibrate_batch_norm, stratum_odds
 from .siamese import SiameseNet
 from .tasks import Trunk
@@ -96,6 +97,8 @@ class StudySettings(Section):
     seeds: list[int] = [0]                 # of the training
     developed: str = ''                    # the fold on which the default was chosen
     episodes: int = 1000                   # per finding, for methods on a frozen backbone
+    curve: list[int] = []                  # shots of a learning curve of these methods
+    curve_episodes: int = 100              # per finding and number of shots
     slow_episodes: int = 60                # the first of them, for methods that change it
     backbones: dict[str, BackboneSettings] = {}
     methods: dict[str, dict] = {}          # name in the tables -> entry of METHODS and options
@@ -162,6 +165,8 @@ def typed_text(text: str):
 def check_plan(plan: StudySettings) -> StudySettings:
     "Return a plan whose names all refer to something; raise `ConfigError` otherwise."
     if not plan.folds: raise ConfigError('study.folds is empty: name a fold and its findings.')
+    if plan.curve and (len({*plan.curve}) < 2 or min(plan.curve) < 1):
+        raise ConfigError('study.curve needs two numbers of shots or more, each above 0.')
     networks = [*plan.backbones, *ALGORITHMS]
     for name, backbone in plan.backbones.items():
         if backbone.start: choose(f"start of the backbone '{name}'", backbone.start, networks)
@@ -451,12 +456,13 @@ class Cell:
             self.labs[size] = self.lab if size == usual else self.open(image_size=[size, size])
         return with_all_findings(self.labs[size]) if how.oracle else self.labs[size]
 
-    def block(self, finding: str, negatives: str = 'normals') -> EpisodeBlock:
-        "The episodes of a finding, from test patients; drawn once."
-        key = finding, negatives
+    def block(self, finding: str, negatives: str = 'normals', shots=None) -> EpisodeBlock:
+        "The episodes of a finding, from test patients; drawn once. Shots are those of a curve."
+        key = finding, negatives, shots
         if key not in self.blocks:
-            draw = dict(negatives=negatives, seed=0)
-            block = self.asking.episodes(finding, self.plan.episodes, **draw)
+            draw = dict(negatives=negatives, seed=0, shots=shots)
+            count = self.plan.curve_episodes if shots else self.plan.episodes
+            block = self.asking.episodes(finding, count, **draw)
             self.blocks[key] = rows_elsewhere(block, self.asking, self.lab)
         return self.blocks[key]
 
@@ -578,9 +584,11 @@ def protocols_of(plan: StudySettings, method: str) -> list[str]:
     return list(PROTOCOLS) if both else ['normals']
 
 def is_answered(cell: Cell, method: str) -> bool:
-    "Whether all scores of a method are there, whole."
+    "Whether all scores of a method are there, whole, and its learning curve."
     protocols = protocols_of(cell.plan, method)
-    return all(read_scores(cell, method, negatives) is not None for negatives in protocols)
+    if any(read_scores(cell, method, negatives) is None for negatives in protocols): return False
+    if not has_curve(cell.plan, method): return True
+    return all(read_curve(cell, method, negatives) is not None for negatives in protocols)
 
 # %% ../nbs/73_study.ipynb #4f74d544
 def build_method(cell: Cell, name: str) -> Method:
@@ -600,6 +608,60 @@ def answer(cell: Cell, name: str) -> None:
         scores = {f: torch.as_tensor(method.logits(block)).float() for f, block in blocks.items()}
         path = score_path(cell, name, negatives)
         keep(path, scores, score_origin(cell, name, negatives))
+        if has_curve(cell.plan, name): keep_curve(cell, name, method, negatives)
+
+# %% ../nbs/73_study.ipynb #177b0a05
+def has_curve(plan: StudySettings, method: str) -> bool:
+    "Whether a plan wants a learning curve of a method."
+    return bool(plan.curve) and method in plan.methods
+
+def curve_digest(plan: StudySettings) -> str:  # 16 hex digits
+    "Fingerprint what a plan asks of its learning curves."
+    return json_digest([plan.curve, plan.curve_episodes])
+
+def curve_path(cell: Cell, method: str, negatives: str) -> Path:
+    "Where the learning curve of a method is kept."
+    return score_path(cell, method, f'{negatives}-curve')
+
+def curve_origin(cell: Cell, method: str, negatives: str) -> dict[str, str]:  # digests
+    "What the learning curve of a method is made of."
+    return score_origin(cell, method, negatives) | dict(curve=curve_digest(cell.plan))
+
+def keep_curve(
+    cell: Cell,
+    name: str,
+    method: Method,   # built already
+    negatives: str,
+) -> None:
+    "Measure a method at each number of shots; leave out what has too few patients."
+    aucs = {}
+    for finding, shots in product(cell.askable(negatives), cell.plan.curve):
+        try:
+            block = cell.block(finding, negatives, shots)
+        except DataError:
+            continue
+        mean = block_auc(np.asarray(method.logits(block))).mean()
+        aucs[f'{finding}, {shots}'] = torch.tensor([float(mean)])
+    keep(curve_path(cell, name, negatives), aucs, curve_origin(cell, name, negatives))
+
+def read_curve(
+    cell: Cell,
+    method: str,
+    negatives: str,
+) -> dict[str, dict[str, float]] | None:  # AUC by finding and shots
+    "The learning curve of a method; None where it has not been measured."
+    found = kept(curve_path(cell, method, negatives), curve_origin(cell, method, negatives))
+    if found is None: return committed_curve(cell, method, negatives)
+    curve: dict[str, dict[str, float]] = {}
+    for key, auc in found.items():
+        finding, _, shots = key.rpartition(', ')
+        curve.setdefault(finding, {})[shots] = auc.item()
+    return curve
+
+def committed_curve(cell: Cell, method: str, negatives: str) -> dict | None:
+    "The learning curve that the cell's file has, if it is the one that the plan asks for."
+    told = committed(cell).get(method, {}).get(negatives, {})
+    return told['curve'] if told.get('curve_of') == curve_digest(cell.plan) else None
 
 # %% ../nbs/73_study.ipynb #ca1f0b47
 CELL_FORMAT = 1
@@ -642,6 +704,8 @@ def committed(cell: Cell) -> dict[str, dict[str, dict]]:
 class _KeptAnswers(Fields):
     made_of: dict[str, str]
     ranks: dict[str, str]
+    curve: dict[str, dict[str, float]] = {}
+    curve_of: str = ''
 
 class _CellFields(Fields):
     answers: dict[str, dict[str, _KeptAnswers]]
@@ -673,8 +737,11 @@ def save_cell(cell: Cell) -> None:
             if not score_path(cell, method, negatives).exists(): continue
             scores = read_scores(cell, method, negatives)
             ranks = {finding: packed(given) for finding, given in scores.items()}
-            made_of = score_origin(cell, method, negatives)
-            answers.setdefault(method, {})[negatives] = dict(made_of=made_of, ranks=ranks)
+            told = dict(made_of=score_origin(cell, method, negatives), ranks=ranks)
+            if has_curve(cell.plan, method):
+                told |= dict(curve_of=curve_digest(cell.plan))
+                told |= dict(curve=read_curve(cell, method, negatives) or {})
+            answers.setdefault(method, {})[negatives] = told
     if not answers: return
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = sealed(dict(format=CELL_FORMAT, cell=cell.name, answers=answers))
@@ -896,6 +963,40 @@ def compared_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
                 out.append(row | rounded(interval_columns('gain', gain)))
     return out
 
+# %% ../nbs/73_study.ipynb #676530f4
+def curve_rows(cells: list[Cell]) -> list[dict]:
+    "One row per method, protocol and number of shots, with the law that fits its curve."
+    plan = cells[0].plan
+    rows = []
+    if not plan.curve: return rows
+    for method in plan.methods:
+        for protocol in protocols_of(plan, method):
+            aucs = mean_curve(cells, method, protocol)
+            if aucs is None: continue
+            z, c = shots_law(plan.curve, aucs)
+            fit = dict(z=round(z, 4), c=round(c, 4))
+            for shots, auc in zip(plan.curve, aucs):
+                row = dict(
+                    method=method,
+                    protocol=PROTOCOLS[protocol],
+                    shots=shots,
+                    auc=round(float(auc), 4),
+                )
+                rows.append(row | fit)
+    return rows
+
+def mean_curve(cells: list[Cell], method: str, protocol: str) -> np.ndarray | None:  # (K,)
+    "Average the learning curves of a method: over findings, cells and folds, in this order."
+    shots = [str(k) for k in cells[0].plan.curve]
+    folds: dict[str, list] = {}
+    for cell in cells:
+        curves = pd.DataFrame(read_curve(cell, method, protocol)).reindex(shots)
+        whole = curves.dropna(axis=1)
+        if whole.size: folds.setdefault(cell.fold, []).append(whole.mean(axis=1))
+    if not folds: return None
+    means = [sum(runs) / len(runs) for runs in folds.values()]
+    return np.mean(means, axis=0)
+
 # %% ../nbs/73_study.ipynb #1703a46a
 def control_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
     "The mean of each control over the folds, with an interval of 99.9 %."
@@ -953,6 +1054,7 @@ def study_file(
         rows=finding_rows(plan, won),
         summary=summary_rows(plan, won),
         compared=compared_rows(plan, won),
+        curves=curve_rows(cells),
         controls=control_rows(plan, won),
         slow=slow_rows(cell) if any(is_answered(cell, name) for name in plan.slow) else [],
     )
@@ -1016,6 +1118,14 @@ class _ComparedRow(Fields):
     wide_low: float | None = None
     wide_high: float | None = None
 
+class _CurveRow(Fields):
+    method: str
+    protocol: str
+    shots: int
+    auc: float
+    z: float
+    c: float
+
 class _PlanFields(Fields):
     reference: str
     episodes: int
@@ -1028,6 +1138,7 @@ class _StudyFields(Fields):
     compared: list[_ComparedRow]
     controls: list[_StudyRow]
     slow: list[_SlowRow]
+    curves: list[_CurveRow] = []
     covers: str = ''
     oracles: list[str] = []
     missing: dict[str, list[str]] = {}
@@ -1087,6 +1198,18 @@ def control_table(study: dict) -> pd.DataFrame:
         lines.append(line | {'holds 0.5': words[row.get('holds')]})
     return pd.DataFrame(lines)
 
+# %% ../nbs/73_study.ipynb #98f0eb3e
+def curve_table(study: dict, protocol: str) -> pd.DataFrame:
+    "AUC by number of shots, and the law that fits: what the features know, and the noise."
+    lines: dict[str, dict] = {}
+    for row in study.get('curves', []):
+        if row['protocol'] != protocol: continue
+        line = lines.setdefault(row['method'], {})
+        line[f"{row['shots']} shots"] = f"{row['auc']:.3f}"
+        line |= dict(z=f"{row['z']:.2f}", c=f"{row['c']:.0f}")
+        line['without end'] = f"{ndtr(row['z']):.3f}"
+    return pd.DataFrame(lines).T
+
 # %% ../nbs/73_study.ipynb #dd4339c1
 def print_study(study: dict) -> None:
     "Print the tables of a study, and how to read them."
@@ -1099,6 +1222,8 @@ def print_study(study: dict) -> None:
     for protocol in PROTOCOLS.values():
         table = compared_table(study, protocol)
         if len(table): tables[f'Paired differences, {protocol}'] = table.set_index('method')
+        curves = curve_table(study, protocol)
+        if len(curves): tables[f'AUC by shots, {protocol}'] = curves
     if study['controls']: tables['Controls'] = control_table(study).set_index('control')
     for title, table in tables.items():
         if len(table): print(f'\n{title}\n\n{table.to_string()}')

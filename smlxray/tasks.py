@@ -36,7 +36,12 @@ class Task:
     name: str = ''                      # of the finding
     views: int = 1                      # of each support image
 
-    def adapted(self, net: SiameseNet, inner: 'InnerLoop', on_step: Callable | None = None):
+    def adapted(
+        self,
+        net: SiameseNet,
+        inner: 'InnerLoop',
+        on_step: Callable | None = None,
+    ):
         "Adapt a network to this task: see `adapt_to_support`."
         return adapt_to_support(net, self.support, self.labels, inner, self.query, on_step)
 
@@ -91,7 +96,13 @@ class TaskModel(nn.Module):
         "Embed images (B, 1, H, W), or features (B, C), as unit vectors (B, D)."
         return self.net.embed_features(x) if from_features else self.net(x)
 
-    def forward(self, support, labels, query=None, from_features=False) -> Tensor:
+    def forward(
+        self,
+        support,
+        labels,
+        query=None,
+        from_features=False,
+    ) -> Tensor:
         "Give the inner loss, or with a query its logits (Q,)."
         x, n = support if query is None else torch.cat([support, query]), len(support)
         features = x if from_features else self.net.features(x)
@@ -99,7 +110,12 @@ class TaskModel(nn.Module):
         if query is None: return self._inner_loss(z, labels, features)
         return query_scores(z[n:], z[:n], labels, self.net.scale) + self._probed(features[n:])
 
-    def _inner_loss(self, z: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+    def _inner_loss(
+        self,
+        z: Tensor,
+        labels: Tensor,
+        features: Tensor,
+    ) -> Tensor:
         "With a probe the loss of prototypes that leave one out, else that of pairs."
         if self.net.probe is None: return pair_loss(z, labels, self.net.scale, self.net.bias)
         logits = left_out_logits(z, labels, self.net.scale) + self._probed(features)
@@ -124,7 +140,13 @@ class InnerLoop:
     batch_norm: str = 'frozen'   # as in `siamese.norm_mode`
 
     @classmethod
-    def of(cls, settings: Settings, algorithm=None, steps=None, lr=None) -> 'InnerLoop':
+    def of(
+        cls,
+        settings: Settings,
+        algorithm=None,
+        steps=None,
+        lr=None,
+    ) -> 'InnerLoop':
         "Take from the settings what is not given."
         m = settings.meta
         usual = cls(m.algorithm, m.adapt_steps, m.inner_lr, m.body_rate, m.batch_norm)
@@ -143,7 +165,12 @@ class InnerLoop:
             return self.lr * (self.backbone_rate if name.startswith('net.backbone.') else 1.0)
         return {name: rate(name) for name in model.adaptable(self.algorithm)}
 
-    def inputs(self, model: TaskModel, support: Tensor, query: Tensor | None = None) -> tuple:
+    def inputs(
+        self,
+        model: TaskModel,
+        support: Tensor,
+        query: Tensor | None = None,
+    ) -> tuple:
         "Give what the steps work on, images or features: (support, query, whether features)."
         if support.ndim == 2: return support, query, True  # features already
         if not self.shares_features: return support, query, False
