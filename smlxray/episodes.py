@@ -7,7 +7,7 @@ __all__ = ['Episode', 'EpisodeBlock', 'EpisodeSampler', 'balanced_batches', 'bal
            'WayEpisode', 'WaySampler', 'one_shot_trials', 'show_episode']
 
 # %% ../nbs/50_episodes.ipynb #4e032d3c
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -96,14 +96,85 @@ class EpisodeBlock:
         )
 
 # %% ../nbs/50_episodes.ipynb #380d984f
-def _rng(seed: int, finding: str, i: int) -> np.random.Generator:
-    "A generator that depends on seed, finding and i alone."
+def _sequence(seed: int, finding: str, i: int) -> np.random.SeedSequence:
+    "The seed of a generator that depends on seed, finding and i alone."
     words = np.frombuffer(
         blake2b(finding.encode(), digest_size=16).digest(), '<u4'
     )
-    return np.random.default_rng(
-        np.random.SeedSequence([seed, *map(int, words), i])
-    )
+    return np.random.SeedSequence([seed, *map(int, words), i])
+
+def _rng(seed: int, finding: str, i: int) -> np.random.Generator:
+    "A generator of numpy with such a seed, for what only one training sees."
+    return np.random.default_rng(_sequence(seed, finding, i))
+
+# %% ../nbs/50_episodes.ipynb #3236cb09
+PROTOCOL_VERSION = 1  # raised when the same settings draw other episodes than before
+
+class Numbers:
+    "Random numbers from the bits of PCG64 alone; the methods are those of numpy's `Generator`."
+
+    def __init__(self, sequence: np.random.SeedSequence):
+        self.bit_generator = np.random.PCG64(sequence)
+        self.half = None  # 32 bits of the last 64, if they are still to be used
+
+    def word(self) -> int:
+        "32 random bits."
+        if self.half is None:
+            both = self.bit_generator.random_raw()
+            self.half = both >> 32
+            return both & 0xFFFFFFFF
+        word, self.half = self.half, None
+        return word
+
+    def below(self, bound: int) -> int:
+        "A number in [0, bound), each equally likely (Lemire 2019)."
+        if bound == 1: return 0
+        bits, draw = 32, self.word
+        if bound > 2**32: bits, draw = 64, self.bit_generator.random_raw
+        uneven = (2**bits - bound) % bound
+        wide = draw() * bound
+        while wide % 2**bits < uneven: wide = draw() * bound
+        return wide >> bits
+
+    def up_to(self, last: int) -> int:
+        "A number in [0, last], from as many bits as it has."
+        mask = 2 ** last.bit_length() - 1
+        number = self.word() & mask
+        while number > last: number = self.word() & mask
+        return number
+
+    def integers(self, bound):
+        "A number in [0, bound), or one for each bound of an array."
+        if np.ndim(bound) == 0: return self.below(int(bound))
+        return np.array([self.below(b) for b in bound.tolist()], np.int64)
+
+    def permutation(self, values) -> np.ndarray:
+        "Shuffled values, or the numbers below a whole number."
+        order = list(range(values if np.ndim(values) == 0 else len(values)))
+        _shuffle(order, 1, self.up_to)
+        return np.array(order) if np.ndim(values) == 0 else values[order]
+
+    def choice(self, values, size: int, replace=False) -> np.ndarray:
+        "Some of the values, or of the numbers below a whole number, none twice (Floyd 1987)."
+        n = values if np.ndim(values) == 0 else len(values)
+        if n > 10_000 and size > n // 50:
+            order = list(range(n))
+            _shuffle(order, max(n - size, 1), lambda last: self.below(last + 1))
+            order = order[n - size :]
+        else:
+            chosen: dict[int, bool] = {}
+            for last in range(n - size, n):
+                drawn = self.below(last + 1)
+                chosen[last if drawn in chosen else drawn] = True
+            order = list(chosen)
+            _shuffle(order, 1, lambda last: self.below(last + 1))
+        return np.array(order) if np.ndim(values) == 0 else values[order]
+
+def _shuffle(order: list, first: int, draw: Callable):
+    "Exchange each place, from the last to `first`, with one before it or itself."
+    for i in range(len(order) - 1, first - 1, -1):
+        j = draw(i)
+        order[i], order[j] = order[j], order[i]
 
 # %% ../nbs/50_episodes.ipynb #29129c2f
 @dataclass(frozen=True)
@@ -119,7 +190,7 @@ class _Group:
 
     def draw(self, who: np.ndarray, rng) -> np.ndarray:
         "A random row for each patient, given by place."
-        return self.rows[self.start[who] + rng.integers(0, self.count[who])]
+        return self.rows[self.start[who] + rng.integers(self.count[who])]
 
     def pick(self, who: np.ndarray, bits: np.ndarray) -> np.ndarray:
         "The same, from random bits that were drawn before."
@@ -444,7 +515,7 @@ class _Blocks:
             oldest = next(iter(self.kept))
             del self.kept[oldest]
         k = self.shots
-        rng = _rng(self.seed, self.pool.finding, number)
+        rng = Numbers(_sequence(self.seed, self.pool.finding, number))
         yes, no = _draw_block(self.pool, k + self.pool.queries, rng)
         support = np.concatenate([yes[:, :k], no[:, :k]], 1)
         query = np.concatenate([yes[:, k:], no[:, k:]], 1)
@@ -512,9 +583,8 @@ class EpisodeSampler:
 
     def sample(self, i: int) -> Episode:
         "Episode i of a finding that is drawn too, each being equally likely."
-        which = _rng(self.seed, 'which finding', i).integers(
-            len(self.pools)
-        )
+        rng = Numbers(_sequence(self.seed, 'which finding', i))
+        which = rng.integers(len(self.pools))
         return self.episode(i, self.findings[which])
 
     def _pool(self, finding=None) -> _TaskPool:
@@ -835,7 +905,7 @@ class WaySampler:
     def episode(self, i: int) -> WayEpisode:
         "Episode i: always the same for the same table, rows, seed and settings."
         if i < 0: raise DataError(f'episodes are numbered from 0, got {i}')
-        rng = _rng(self.seed, 'ways', i)
+        rng = Numbers(_sequence(self.seed, 'ways', i))
         findings = list(self.sets)[rng.integers(len(self.sets))]
         sides = _draw_ways(self, findings, rng)
         unseen = np.array([f in self.unseen for f in findings])

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from smlxray.base import DataError
 from smlxray.data import XrayTable
-from smlxray.episodes import EpisodeSampler, WaySampler, age_band, one_shot_trials
+from smlxray.episodes import PROTOCOL_VERSION, EpisodeSampler, WaySampler, age_band
+from smlxray.episodes import one_shot_trials
 from smlxray.metrics import EpisodeScores, auc, episode_mean
 
 
@@ -47,6 +48,43 @@ def digest():
         e = sampler.sample(i)
         h.update(f'{e.finding} {e.seed} {e.support.tolist()} {e.query.tolist()}'.encode())
     return h.hexdigest()
+
+
+def added(h, *arrays):
+    for array in arrays:
+        h.update(np.asarray(array).astype('<i8').tobytes())
+
+
+def protocol_digest():
+    "One hash over episodes of both protocols, drawn in each of the ways that the chapter has."
+    h, table = hashlib.sha256(), make_table()
+    for negatives in ('others', 'normals'):
+        for match_on in ([], ['projection']):
+            draws = dict(shots=3, queries=8, match_on=match_on, negatives=negatives, seed=5)
+            sampler = EpisodeSampler(table, np.arange(len(table)), ['Edema', 'Fracture'], **draws)
+            for finding in sampler.findings:
+                block = sampler.episodes(np.arange(1500), finding)
+                added(h, block.support, block.query, block.seeds)
+    table = make_table(1, 3000)  # so large that episodes are drawn with replacement and rejected
+    sampler = EpisodeSampler(table, np.arange(len(table)), ['Edema', 'Fracture'], 3, 8, seed=5)
+    for finding in sampler.findings:
+        block = sampler.episodes(np.arange(1500), finding)
+        added(h, block.support, block.query, block.seeds)
+    table = make_table(0, 900, ('No Finding', 'A', 'B', 'C', 'D'))
+    rows, groups = np.arange(len(table)), (['A', 'B'], ['C', 'D'])
+    ways = WaySampler(table, rows, *groups, 3, 1, 2, 8, ['projection'])
+    for i in range(50):
+        e = ways.episode(i)
+        h.update(repr((e.findings, e.seed, e.support.tolist(), e.query.tolist())).encode())
+    return h.hexdigest()
+
+
+FIXED = {1: '3549413870cc6e2860123143c4abb50081a1a078f891918285699a1cc6c96f95'}
+
+
+def test_the_protocol_draws_what_it_always_drew():
+    "If this fails, raise PROTOCOL_VERSION and add a line to FIXED; do not change the old one."
+    assert protocol_digest() == FIXED[PROTOCOL_VERSION]
 
 
 @pytest.mark.parametrize('hashseed', ['0', '12345'])
