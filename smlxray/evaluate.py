@@ -80,26 +80,21 @@ def protocol_name(settings) -> str:
 def make_row(lab: Lab, method: Method, finding: str, answers: list[EpisodeScores]) -> dict:
     "Summarise answers as one row of `results.json`."
     s = lab.settings
-    auc = patient_interval(answers)
-    others = {m: mean_measure(METRICS[m], answers) for m in METRICS if m != 'auc'}
+    asked = dict(protocol=protocol_name(s), finding=finding, shots=s.meta.shots)
+    how = dict(batch_norm=method.batch_norm, views=getattr(method, 'views', 1))
+    row = dict(method=method.name) | asked | measured(answers)
+    return row | dict(adapted_steps=method.steps) | how | dict(seed=s.training.seed)
+
+def measured(answers: list[EpisodeScores]) -> dict:
+    "Give the columns of a row that follow from the answers alone."
     patients = np.unique(np.concatenate([a.patients for a in answers]))
     return dict(
-        method=method.name,
-        protocol=protocol_name(s),
-        finding=finding,
-        shots=s.meta.shots,
         queries=int(min(len(a.labels) for a in answers) // 2),
         episodes=len(answers),
         patients=len(patients),
-        adapted_steps=method.steps,
-        auc=auc.value,
-        auc_low=auc.low,
-        auc_high=auc.high,
+        **interval_columns('auc', patient_interval(answers)),
         interval='95% patient jackknife',
-        **others,
-        batch_norm=method.batch_norm,
-        views=getattr(method, 'views', 1),
-        seed=s.training.seed,
+        **{m: mean_measure(METRICS[m], answers) for m in METRICS if m != 'auc'},
     )
 
 # %% ../nbs/70_evaluate.ipynb #36dd27cc
