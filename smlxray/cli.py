@@ -1240,6 +1240,156 @@ def _export_onnx(bundle, output: Path, overwrite: bool, as_json: bool) -> None:
     facts = dict(output=str(output), largest_difference=worst)
     _tell(facts, f'{output}: differs from the network by {worst:.1e} at most', as_json)
 
+# %% ../nbs/90_cli.ipynb #7699016c
+_episodes = _group('episodes', 'Hand episodes to others, as a file that any framework can answer.')
+
+_NAMES = 'Tell the names of images too; they may identify patients.'
+_EPISODES = 'A file of episodes, as `smlxray episodes export` writes it.'
+_COPY = 'Folder of your copy of the data set.'
+
+@_episodes.command('export', epilog=_examples(
+    'smlxray episodes export episodes.jsonl -p preset tiny',
+    'smlxray episodes export hard.jsonl -p preset tiny -p negatives others --json',
+))
+def _episodes_export(
+    path: Annotated[Path, _argument('File to write: JSON lines.')],
+    names: Annotated[bool, typer.Option('--names', help=_NAMES)] = False,
+    config: _Config = None,
+    given: _Set = None,
+    overwrite: _Force = False,
+    as_json: _Json = False,
+):
+    """Write the episodes that an evaluation with these settings asks.
+
+    Images are known by digests of their bytes, patients by numbers that mean something in this
+    file alone.
+    """
+    _no_folder(path)
+    _writable(path)
+    _keep_foreign(path, overwrite, '"smlxray episodes"')
+    _, settings = _parameters(config, given)
+    from smlxray.exchange import read_episodes, write_episodes
+    from smlxray.lab import open_lab
+    file = read_episodes(
+        write_episodes(open_lab(settings), _here(path), names=names)
+    )
+    if names:
+        _note(f'{path} holds names of images, which may identify patients; look before you share.')
+    _tell(file.head, f'{path}: {file}', as_json)
+
+# %% ../nbs/90_cli.ipynb #39ed86d9
+@_episodes.command('check', epilog=_examples(
+    'smlxray episodes check episodes.jsonl --data data/phantoms-tiny',
+))
+def _episodes_check(
+    path: Annotated[Path, _argument(_EPISODES)],
+    data: Annotated[Path, _option(_COPY)],
+    dataset: _Dataset = 'auto',
+    as_json: _Json = False,
+):
+    """Look whether a copy of the data holds what a file of episodes asks about.
+
+    Order and names of the images do not matter; the images, who is who, and the labels do. Exit
+    code 1 if something differs.
+    """
+    from smlxray.exchange import check_episodes, read_episodes
+    file = read_episodes(_here(path))
+    views = file.head['data']['views']
+    found = check_episodes(file, _table(data, dataset, views))
+    table = 'another one, which does not matter'
+    if found.same_table:
+        table = 'the very one that the file was made from'
+    facts = dict(
+        fits=True,
+        images=len(found.rows),
+        same_table=found.same_table,
+    )
+    _tell(
+        facts,
+        f'{path} fits {data}: {file}; the table is {table}.',
+        as_json,
+    )
+
+# %% ../nbs/90_cli.ipynb #40f6e9a6
+_ANSWERS = 'CSV files with the columns episode, image, score, and perhaps method.'
+_OF_RUN = 'A run, or its folder, whose methods have answered these episodes; they join the table.'
+_OVER = 'Compare all others with this method, on the same patients.'
+_TO = 'Write all rows, by finding, to this CSV file.'
+
+@app.command(epilog=_examples(
+    'smlxray score --episodes episodes.jsonl --run tiny --over pixels',
+))
+def score(
+    answers: Annotated[Optional[list[Path]], _argument(_ANSWERS)] = None,
+    episodes: Annotated[Path, _option(_EPISODES)] = Path('episodes.jsonl'),
+    run: Annotated[Optional[str], _option(_OF_RUN)] = None,
+    over: Annotated[Optional[str], _option(_OVER)] = None,
+    output: Annotated[Optional[Path], _option(_TO)] = None,
+    config: _Config = None,
+    given: _Set = None,
+    overwrite: _Force = False,
+    as_json: _Json = False,
+):
+    """Make a table of scores that any framework wrote for a file of episodes.
+
+    AUC with an interval over patients, average precision, and paired differences. A score may be
+    anything that is higher where the finding is more likely.
+    """
+    _no_folder(output)
+    _writable(output)
+    _no_input(output, episodes, *answers or ())
+    _keep_foreign(output, overwrite, 'method,finding')
+    from smlxray.exchange import read_episodes
+    file = read_episodes(_here(episodes))
+    folder = _run_of(run, config, given)[0] if run else None
+    every = _every_answer(file, answers or [], folder)
+    _hand_scores(file, every, _method_named(over, every), output, as_json)
+
+def _every_answer(file, answers: list[Path], folder: Path | None) -> dict:
+    "Read the answers of some files and of a run, by method."
+    from smlxray.exchange import answers_of_run, read_scores
+    parts = [read_scores(_here(path), file) for path in answers]
+    if folder:
+        parts.append(answers_of_run(file, folder))
+    if not parts:
+        raise typer.BadParameter('Name files of answers, or a run with --run.')
+    every: dict = {}
+    for part in parts:
+        if twice := sorted(set(part) & set(every)):
+            advice = 'rename a file, or its column method'
+            raise SmlxrayError(f'Two of the answers are called {twice[0]!r}; {advice}.')
+        every |= part
+    return every
+
+def _method_named(name: str | None, every: dict) -> str | None:
+    "Find a method by its name; raise `SmlxrayError` if nobody has it."
+    if name is None: return None
+    if found := same_name(name, every): return found
+    hint = did_you_mean(name, every)
+    raise SmlxrayError(f'--over names {name!r}, which has not answered; {hint}')
+
+def _hand_scores(
+    file,
+    every: dict,
+    over: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    "Print the table, and write its rows."
+    import pandas as pd
+    from smlxray.exchange import score_differences, score_rows, score_table
+    rows = score_rows(file, every)
+    differences = score_differences(every, over) if over else []
+    if output:
+        write_atomic(_here(output), csv_text(pd.DataFrame(rows)))
+    if as_json:
+        return _print_json(dict(rows=rows, differences=differences))
+    _echo(f'{file}\n')
+    _show(score_table(rows, differences))
+    _echo('\nIntervals (95 %) are about other patients, as queries and as examples.')
+    if output:
+        _echo(output)
+
 # %% ../nbs/90_cli.ipynb #a9b0c7d2
 _LIBRARY = 'Name or folder of a run; its X-rays are the library.'
 _STORE = 'Folder for taught findings, one inside for each browser.'

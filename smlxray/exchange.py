@@ -20,13 +20,27 @@ import pandas as pd
 from pydantic import Field
 
 from . import __version__
-from .base import DataError, Fields, SmlxrayError, check_fields, check_format, check_seal
-from .base import own_file, parse_json, sealed, write_atomic
+from smlxray.base import (
+    DataError,
+    Fields,
+    check_fields,
+    check_format,
+    check_seal,
+    own_file,
+    parse_json,
+    sealed,
+    write_atomic,
+)
 from .data import XrayTable, canonical_finding
-from .episodes import PROTOCOL_VERSION, Episode, EpisodeBlock, _negatives
-from .metrics import EpisodeScores, Support
+from smlxray.episodes import (
+    PROTOCOL_VERSION,
+    Episode,
+    EpisodeBlock,
+    _negatives,
+)
+from .metrics import EpisodeScores
 from .lab import Lab, table_digest
-from .evaluate import measured, read_answers, scored
+from .evaluate import measured, read_answers, scored, span
 from .report import compare_methods
 
 # %% ../nbs/74_exchange.ipynb #8a7a4fff
@@ -41,15 +55,16 @@ def file_digests(paths: list[Path]) -> list[str]:
 
 def told_images(
     table: XrayTable,
-    rows: np.ndarray,    # (R,) that are asked about
-    names: bool,         # tell them
-) -> pd.DataFrame:       # in the order of digests: row, sha256, bytes, patient, perhaps name
+    rows: np.ndarray,  # (R,) that are asked about
+    names: bool,       # tell them
+) -> pd.DataFrame:      # in the order of digests: row, sha256, bytes, patient, perhaps name
     "Describe images so that they are known by who has them."
     paths = [table.root / path for path in table.frame['path'].iloc[rows]]
     told = pd.DataFrame(dict(row=rows, sha256=file_digests(paths)))
     told['bytes'] = [path.stat().st_size for path in paths]
     told['patient'] = table.patients[rows]
-    if names: told['name'] = table.frame['path'].iloc[rows].to_numpy()
+    if names:
+        told['name'] = table.frame['path'].iloc[rows].to_numpy()
     told = told.sort_values('sha256', ignore_index=True)
     told['patient'] = pd.factorize(told['patient'])[0]
     return told
@@ -64,21 +79,33 @@ def episodes_text(
 ) -> str:                             # JSON lines
     "Write down episodes, their images and how they were drawn."
     drawn = [episode for block in blocks.values() for episode in block]
-    rows = np.unique(np.concatenate([np.r_[e.support, e.query] for e in drawn]))
+    rows = np.unique(
+        np.concatenate([np.r_[e.support, e.query] for e in drawn])
+    )
     images = told_images(lab.table, rows, names)
     place = np.full(len(lab.table), -1)
     place[images.pop('row')] = np.arange(len(images))
-    lines = [dict(image=i, **told) for i, told in enumerate(images.to_dict('records'))]
+    lines = [
+        dict(image=i, **told)
+        for i, told in enumerate(images.to_dict('records'))
+    ]
     lines += [_episode_line(i, e, place) for i, e in enumerate(drawn)]
     body = ''.join(_line(told) for told in lines)
     patients = int(images['patient'].max()) + 1
-    counts = dict(images=len(images), patients=patients, episodes=len(drawn))
+    counts = dict(
+        images=len(images), patients=patients, episodes=len(drawn)
+    )
     head = dict(kind=KIND, format=FORMAT) | _how_drawn(lab) | counts
-    return _line(sealed(head | dict(body=_body_digest(body.encode())))) + body
+    return (
+        _line(sealed(head | dict(body=_body_digest(body.encode()))))
+        + body
+    )
 
-def _line(told: dict) -> str: return json.dumps(told, separators=(',', ':')) + '\n'
+def _line(told: dict) -> str:
+    return json.dumps(told, separators=(',', ':')) + '\n'
 
-def _body_digest(body: bytes) -> str: return blake2b(body, digest_size=8).hexdigest()
+def _body_digest(body: bytes) -> str:
+    return blake2b(body, digest_size=8).hexdigest()
 
 def _episode_line(number: int, e: Episode, place: np.ndarray) -> dict:
     "One episode; `place` turns rows into numbers of images."
@@ -91,24 +118,36 @@ def _episode_line(number: int, e: Episode, place: np.ndarray) -> dict:
 def _how_drawn(lab: Lab) -> dict:
     "Say of which data, by which protocol and with which seeds."
     s, d = lab.settings, lab.settings.data
-    asked = dict(shots=s.meta.shots, negatives=d.negatives, match_on=d.match_on)
+    asked = dict(
+        shots=s.meta.shots, negatives=d.negatives, match_on=d.match_on
+    )
     return dict(
         protocol=dict(name='finding', version=PROTOCOL_VERSION) | asked,
-        data=dict(name=lab.table.name, table=table_digest(lab.table), digest=lab.digest),
+        data=dict(
+            name=lab.table.name,
+            table=table_digest(lab.table),
+            digest=lab.digest,
+            views=d.views,
+        ),
         seed=s.training.seed,
-        split=dict(kind=d.split, seed=d.split_seed, test_fraction=d.test_fraction),
+        split=dict(
+            kind=d.split, seed=d.split_seed, test_fraction=d.test_fraction
+        ),
         base=list(lab.findings.base),
         made_by=f'smlxray {__version__}',
     )
 
 def write_episodes(
     lab: Lab,
-    path: str | Path,                        # JSON lines
-    blocks: dict[str, EpisodeBlock] | None = None,  # None: those that an evaluation asks
+    path: str | Path,  # JSON lines
+    blocks: dict[str, EpisodeBlock]
+    | None = None,  # None: those that an evaluation asks
     names: bool = False,
 ) -> Path:
     "Write the episodes of a lab as a file for others."
-    blocks = blocks or {finding: lab.episodes(finding) for finding in lab.findings.novel}
+    blocks = blocks or {
+        finding: lab.episodes(finding) for finding in lab.findings.novel
+    }
     return write_atomic(path, episodes_text(lab, blocks, names))
 
 # %% ../nbs/74_exchange.ipynb #d80249f1
@@ -123,6 +162,7 @@ class _DataTold(Fields):
     name: str
     table: str
     digest: str
+    views: str
 
 class _HeadTold(Fields):
     kind: str
@@ -154,7 +194,7 @@ class _EpisodeTold(Fields):
 class EpisodeFile:
     "Episodes as a file tells them; their rows are numbers of its images."
 
-    name: str                # of the file
+    name: str  # of the file
     head: dict
     images: pd.DataFrame     # sha256, bytes, patient, and name if it is told
     episodes: list[Episode]  # in the order of the file
@@ -171,7 +211,9 @@ class EpisodeFile:
         protocol, n = self.head['protocol'], len(self.episodes)
         people = f"{len(self.images):,} images of {len(set(self.patients)):,} patients"
         kind = f"{protocol['name']} {protocol['version']}, {protocol['shots']} shots"
-        about = f"{', '.join(self.findings)} against {protocol['negatives']}"
+        about = (
+            f"{', '.join(self.findings)} against {protocol['negatives']}"
+        )
         return f"{self.head['data']['name']}: {n:,} episodes ({kind}; {about}) on {people}"
 
 def read_episodes(path: str | Path) -> EpisodeFile:
@@ -180,32 +222,53 @@ def read_episodes(path: str | Path) -> EpisodeFile:
     with own_file(path, _CURE):
         first, _, body = path.read_bytes().partition(b'\n')
         head = parse_json(first)
-        if head.get('kind') != KIND: raise ValueError('it is no file of episodes')
+        if head.get('kind') != KIND:
+            raise ValueError('it is no file of episodes')
         check_format(path, int(head.get('format', 0)), FORMAT, _CURE)
         check_fields(_HeadTold, check_seal(head))
-        if head['body'] != _body_digest(body): raise ValueError('its content was changed')
+        if head['body'] != _body_digest(body):
+            raise ValueError('its content was changed')
         lines = list(map(parse_json, body.splitlines()))
-        images = [check_fields(_ImageTold, told) for told in lines[: head['images']]]
+        images = [
+            check_fields(_ImageTold, told)
+            for told in lines[: head['images']]
+        ]
         told = lines[head['images'] :]
-        episodes = [_told_episode(line, i, images) for i, line in enumerate(told)]
-        if not episodes: raise ValueError('it has no episodes')
-        return EpisodeFile(path.name, head, pd.DataFrame(images), episodes)
+        episodes = [
+            _told_episode(line, i, images) for i, line in enumerate(told)
+        ]
+        if not episodes:
+            raise ValueError('it has no episodes')
+        return EpisodeFile(
+            path.name, head, pd.DataFrame(images), episodes
+        )
 
-_CURE = 'ask for it again, or write it again with `smlxray episodes export`'
+_CURE = (
+    'ask for it again, or write it again with `smlxray episodes export`'
+)
 
 def _told_episode(told: dict, number: int, images: list[dict]) -> Episode:
     "Read the line of an episode; raise `ValueError` if it cannot be one."
     check_fields(_EpisodeTold, told)
-    if told['episode'] != number: raise ValueError(f'episode {number} is not in its place')
+    if told['episode'] != number:
+        raise ValueError(f'episode {number} is not in its place')
     sides, seen = [], []
     for side in ('support', 'query'):
-        rows, labels = np.array(told[side]), np.array(told[f'{side}_labels'])
+        rows, labels = (
+            np.array(told[side]),
+            np.array(told[f'{side}_labels']),
+        )
         known = rows.min() >= 0 and rows.max() < len(images)
-        if not known or len(rows) != len(labels): raise ValueError(f'{side} of episode {number}')
-        if set(labels) != {0, 1}: raise ValueError(f'{side}_labels of episode {number}')
+        if not known or len(rows) != len(labels):
+            raise ValueError(f'{side} of episode {number}')
+        if set(labels) != {0, 1}:
+            raise ValueError(f'{side}_labels of episode {number}')
         sides += [rows, labels]
         seen.append({images[row]['patient'] for row in rows})
-    if seen[0] & seen[1]: raise ValueError(f'a patient is on both sides of episode {number}')
+    if seen[0] & seen[1]:
+        raise ValueError(
+            f'a patient is on both sides of episode {number}'
+        )
     return Episode(told['finding'], told['seed'], *sides)
 
 # %% ../nbs/74_exchange.ipynb #43cc4308
@@ -214,16 +277,22 @@ def find_images(file: EpisodeFile, table: XrayTable) -> np.ndarray:
     wanted = set(file.images['bytes'])
     rows, paths = [], []
     for row, path in enumerate(table.paths()):
-        if not path.is_file() or path.stat().st_size not in wanted: continue
+        if not path.is_file() or path.stat().st_size not in wanted:
+            continue
         rows.append(row)
         paths.append(path)
     found = dict(zip(file_digests(paths), rows))
-    return np.array([found.get(digest, -1) for digest in file.images['sha256']])
+    return np.array(
+        [found.get(digest, -1) for digest in file.images['sha256']]
+    )
 
-def check_images(file: EpisodeFile, table: XrayTable, rows: np.ndarray) -> None:
+def check_images(
+    file: EpisodeFile, table: XrayTable, rows: np.ndarray
+) -> None:
     "Raise `DataError` if the table lacks images of a file."
     lost = np.flatnonzero(rows < 0)
-    if not len(lost): return
+    if not len(lost):
+        return
     told = file.images.iloc[lost[0]]
     one = f"image {lost[0]} (sha256 {told['sha256']}, {told['bytes']:,} bytes)"
     why = 'missing or changed'
@@ -242,52 +311,71 @@ def one_to_one(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     "Mark the places (N,) whose code in `a` has one partner in `b`, and the other way round."
     pairs = pd.DataFrame(dict(a=a, b=b))
     partners = pairs.groupby('a')['b'].transform('nunique')
-    return ((partners == 1) & (pairs.groupby('b')['a'].transform('nunique') == 1)).to_numpy()
+    return (
+        (partners == 1)
+        & (pairs.groupby('b')['a'].transform('nunique') == 1)
+    ).to_numpy()
 
-def check_people(file: EpisodeFile, table: XrayTable, rows: np.ndarray) -> None:
+def check_people(
+    file: EpisodeFile, table: XrayTable, rows: np.ndarray
+) -> None:
     "Raise `DataError` if the table tells other people apart than the file."
     strange = ~one_to_one(file.patients, table.patients[rows])
-    if not strange.any(): return
+    if not strange.any():
+        return
     count = len(set(file.patients[strange]))
     raise DataError(
-        f'{count:,} of the {len(set(file.patients)):,} patients of {file.name} are other people '
-        f'in {table.name}, image {np.argmax(strange)} for one: one of the two tells patients wrongly.'
+        f'{count:,} of the {len(set(file.patients)):,} patients of {file.name} are other people in '
+        f'{table.name}, image {np.argmax(strange)} for one: one of the two tells patients wrongly.'
     )
 
-def check_labels(file: EpisodeFile, table: XrayTable, rows: np.ndarray) -> None:
+def check_labels(
+    file: EpisodeFile, table: XrayTable, rows: np.ndarray
+) -> None:
     "Raise `DataError` if images show something else in the table than in the file."
     wrong, asked = [], 0
     for finding in file.findings:
         ours = canonical_finding(finding, table.findings)
         may = {1: table.positive(ours)}
-        may[0] = _negatives(table, ours, file.head['protocol']['negatives'])
+        may[0] = _negatives(
+            table, ours, file.head['protocol']['negatives']
+        )
         for label, images in _images_by_label(file, finding).items():
             asked += len(images)
-            wrong += [(finding, label, i) for i in images if not may[label][rows[i]]]
-    if not wrong: return
+            wrong += [
+                (finding, label, i)
+                for i in images
+                if not may[label][rows[i]]
+            ]
+    if not wrong:
+        return
     finding, label, image = wrong[0]
     raise DataError(
         f'{len(wrong):,} of the {asked:,} labels of {file.name} are not those of {table.name}, '
         f'image {image} for one, {finding} {label} in the file.'
     )
 
-def _images_by_label(file: EpisodeFile, finding: str) -> dict[int, np.ndarray]:
+def _images_by_label(
+    file: EpisodeFile, finding: str
+) -> dict[int, np.ndarray]:
     "The images that stand for the finding (1), and for its absence (0)."
     mine = [e for e in file.episodes if e.finding == finding]
     images = np.concatenate([np.r_[e.support, e.query] for e in mine])
-    labels = np.concatenate([np.r_[e.support_labels, e.query_labels] for e in mine])
+    labels = np.concatenate(
+        [np.r_[e.support_labels, e.query_labels] for e in mine]
+    )
     return {label: np.unique(images[labels == label]) for label in (1, 0)}
 
 # %% ../nbs/74_exchange.ipynb #bc5b53b5
 class Copy(NamedTuple):
     "What `check_episodes` found."
 
-    rows: np.ndarray   # (images,) row of each image in the table
-    same_table: bool   # paths, patients, labels and order as where the file was made
+    rows: np.ndarray  # (images,) row of each image in the table
+    same_table: bool  # paths, patients, labels and order as where the file was made
 
 def check_episodes(
     file: EpisodeFile,
-    table: XrayTable,   # another copy of the data
+    table: XrayTable,  # another copy of the data
 ) -> Copy:
     "Find the images of a file in a copy of the data; raise `DataError` for what differs."
     rows = find_images(file, table)
@@ -299,7 +387,7 @@ def check_episodes(
 # %% ../nbs/74_exchange.ipynb #d830fce8
 def blocks_of(
     file: EpisodeFile,
-    rows: np.ndarray,   # (images,) of a table, as `check_episodes` finds them
+    rows: np.ndarray,  # (images,) of a table, as `check_episodes` finds them
 ) -> dict[str, EpisodeBlock]:
     "The episodes of a file over the rows of a table, ready to be answered."
     blocks = {}
@@ -317,13 +405,19 @@ def blocks_of(
 
 # %% ../nbs/74_exchange.ipynb #43f5a485
 def read_scores(
-    path: str | Path,   # CSV: episode, image, score; perhaps method
+    path: str | Path,  # CSV: episode, image, score; perhaps method
     file: EpisodeFile,
-) -> dict[str, list[EpisodeScores]]:  # by method; the name of the file if none is told
+) -> dict[
+    str, list[EpisodeScores]
+]:  # by method; the name of the file if none is told
     "Read what somebody answered; raise `DataError` for what is missing, double or no number."
     path = Path(path)
     table = _score_table(path)
-    methods = table['method'] if 'method' in table else pd.Series(path.stem, table.index)
+    methods = (
+        table['method']
+        if 'method' in table
+        else pd.Series(path.stem, table.index)
+    )
     out = {}
     for method, rows in table.groupby(methods.astype(str), sort=False):
         out[method] = scores_in_order(rows, file, path.name)
@@ -332,53 +426,96 @@ def read_scores(
 def _score_table(path: Path) -> pd.DataFrame:
     "The columns of a table of scores, as numbers."
     try:
-        table = pd.read_csv(path, float_precision='round_trip')
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise DataError(f'There is no file {path.name} of scores.') from None
+        raise DataError(
+            f'There is no file {path.name} of scores.'
+        ) from None
     except ValueError:
-        raise DataError(f'{path.name} is empty, or no CSV file.') from None
-    if lacking := [c for c in ('episode', 'image', 'score') if c not in table]:
+        raise DataError(
+            f'{path.name} is empty, or no CSV file.'
+        ) from None
+    if lacking := [
+        c for c in ('episode', 'image', 'score') if c not in table
+    ]:
         found = ', '.join(map(str, table)) or 'none'
-        raise DataError(f'{path.name} has no column {lacking[0]!r}; it has {found}.')
-    for column in ('episode', 'image', 'score'):
-        values = pd.to_numeric(table[column], errors='coerce')
-        odd = ~np.isfinite(values)
-        if column != 'score': odd |= values % 1 != 0
-        if odd.any():
-            row, written = odd.argmax() + 2, table[column][odd.argmax()]
-            raise DataError(f'{path.name} line {row}: {column} is {written}, which is no number.')
-        table[column] = values
-    if len(table): return table
-    raise DataError(f'{path.name} has no scores.')
+        raise DataError(
+            f'{path.name} has no column {lacking[0]!r}; it has {found}.'
+        )
+    if not len(table):
+        raise DataError(f'{path.name} has no scores.')
+    for column, kind in dict(episode=int, image=int, score=float).items():
+        table[column] = _numbers(table[column], kind, path.name)
+    return table
+
+def _numbers(written: pd.Series, kind: type, name: str) -> list:
+    "Read numbers exactly as they are written (pandas rounds some); raise `DataError` for others."
+    out = []
+    for line, text in enumerate(written, 2):
+        try:
+            number = kind(text)
+        except ValueError:
+            number = np.nan
+        if not np.isfinite(number):
+            problem = f'{written.name} is {text or "empty"!r}, which is no number'
+            raise DataError(f'{name} line {line}: {problem}.')
+        out.append(number)
+    return out
 
 # %% ../nbs/74_exchange.ipynb #d1e69577
-def scores_in_order(rows: pd.DataFrame, file: EpisodeFile, name: str) -> list[EpisodeScores]:
+def scores_in_order(
+    rows: pd.DataFrame, file: EpisodeFile, name: str
+) -> list[EpisodeScores]:
     "Put scores next to the queries that were asked; raise `DataError` unless each has one."
-    def key(episode, image): return np.asarray(episode) * len(file.images) + np.asarray(image)
-    asked = np.concatenate([key(i, e.query) for i, e in enumerate(file.episodes)])
+
+    def key(episode, image):
+        return np.asarray(episode) * len(file.images) + np.asarray(image)
+
+    asked = np.concatenate(
+        [key(i, e.query) for i, e in enumerate(file.episodes)]
+    )
     given = pd.Index(key(rows['episode'], rows['image']).astype(np.int64))
     _check_keys(given, pd.Index(asked), len(file.images), name)
     scores = rows['score'].to_numpy(float)[given.get_indexer(asked)]
     ends = np.cumsum([len(e.query) for e in file.episodes])
     parts = np.split(scores, ends[:-1])
-    return [scored(e, part, file.patients) for e, part in zip(file.episodes, parts)]
+    return [
+        scored(e, part, file.patients)
+        for e, part in zip(file.episodes, parts)
+    ]
 
-def _check_keys(given: pd.Index, asked: pd.Index, images: int, name: str) -> None:
+def _check_keys(
+    given: pd.Index, asked: pd.Index, images: int, name: str
+) -> None:
     "Raise `DataError` for scores that are missing, double or not asked for."
-    def place(keys): return 'image {1} of episode {0} for one'.format(*divmod(keys[0], images))
+
+    def place(keys):
+        return 'image {1} of episode {0} for one'.format(
+            *divmod(keys[0], images)
+        )
+
     if len(double := given[given.duplicated()]):
-        raise DataError(f'{name} has {len(double):,} scores twice, {place(double)}.')
+        raise DataError(
+            f'{name} has {len(double):,} scores twice, {place(double)}.'
+        )
     if len(lacking := asked[~asked.isin(given)]):
         count = f'{len(lacking):,} of the {len(asked):,} scores'
-        raise DataError(f'{name} lacks {count}, {place(lacking)}; answer every query.')
+        raise DataError(
+            f'{name} lacks {count}, {place(lacking)}; answer every query.'
+        )
     if len(more := given[~given.isin(asked)]):
-        raise DataError(f'{name} has {len(more):,} scores that nobody asked for, {place(more)}.')
+        raise DataError(
+            f'{name} has {len(more):,} scores that nobody asked for, {place(more)}.'
+        )
 
 # %% ../nbs/74_exchange.ipynb #56fc8c40
-def by_finding(answers: Iterable[EpisodeScores]) -> dict[str, list[EpisodeScores]]:
+def by_finding(
+    answers: Iterable[EpisodeScores],
+) -> dict[str, list[EpisodeScores]]:
     "Group answers by finding, and put all of them under 'mean'."
     answers, out = list(answers), {}
-    for given in answers: out.setdefault(given.finding, []).append(given)
+    for given in answers:
+        out.setdefault(given.finding, []).append(given)
     return out | dict(mean=answers)
 
 def score_rows(
@@ -387,54 +524,123 @@ def score_rows(
 ) -> list[dict]:                              # as in `results.json`
     "One row per method and finding, and one for the mean."
     protocol, rows = file.head['protocol'], []
-    asked = dict(protocol=_protocol_words(protocol), shots=protocol['shots'])
+    asked = dict(
+        protocol=_protocol_words(protocol), shots=protocol['shots']
+    )
     for method, given in answers.items():
         for finding, part in by_finding(given).items():
-            row = dict(method=method, finding=finding) | asked | measured(part)
+            row = (
+                dict(method=method, finding=finding)
+                | asked
+                | measured(part)
+            )
             rows.append(row | dict(seed=file.head['seed']))
     return rows
 
 def _protocol_words(protocol: dict) -> str:
-    others = 'other findings' if protocol['negatives'] == 'others' else 'normals'
+    others = (
+        'other findings'
+        if protocol['negatives'] == 'others'
+        else 'normals'
+    )
     matched = f"matched on {' and '.join(protocol['match_on'])}"
     return f"finding vs {others}, {matched if protocol['match_on'] else 'not matched'}"
 
 def score_differences(
     answers: dict[str, list[EpisodeScores]],
-    over: str,                # the method that all others are compared with
-    exchanges: int = 1000,    # of patients behind a p-value
+    over: str,              # the method that all others are compared with
+    exchanges: int = 1000,  # of patients behind a p-value
 ) -> list[dict]:
     "The paired difference of each method to another one, finding by finding and in the mean."
     parts = {}
     for method, given in answers.items():
-        for finding, part in by_finding(given).items(): parts[method, finding] = part
+        for finding, part in by_finding(given).items():
+            parts[method, finding] = part
     findings, rows = list(by_finding(answers[over])), []
     for method in answers:
-        if method == over: continue
-        rows += compare_methods(parts, method, [over], exchanges, findings=findings)
+        if method == over:
+            continue
+        rows += compare_methods(
+            parts, method, [over], exchanges, findings=findings
+        )
     return rows
+
+def score_table(
+    rows: list[dict],                 # of `score_rows`
+    differences: Iterable[dict] = (), # of `score_differences`
+) -> pd.DataFrame:                    # of text
+    "One line per method: the mean AUC, what it has more than another, and the AUC by finding."
+    lines: dict[str, dict] = {}
+    for row in rows:
+        line = lines.setdefault(row['method'], dict(method=row['method']))
+        if row['finding'] == 'mean':
+            line['AUC [95 % interval]'] = span(row, 'auc')
+            line['AP'] = f'{row["ap"]:.3f}'
+    for row in differences:
+        if row['finding'] != 'mean':
+            continue
+        told = dict(
+            gain=row['difference'],
+            gain_low=row['low'],
+            gain_high=row['high'],
+        )
+        lines[row['method']][f"minus '{row['over']}'"] = span(told, 'gain', '+')
+    for row in rows:
+        if row['finding'] != 'mean':
+            lines[row['method']][row['finding']] = f'{row["auc"]:.3f}'
+    return pd.DataFrame(list(lines.values())).fillna('')
 
 # %% ../nbs/74_exchange.ipynb #3fac088f
 def answers_of_run(
     file: EpisodeFile,
-    folder: Path,        # of a run, with its answers
+    folder: Path,  # of a run, with its answers
 ) -> dict[str, list[EpisodeScores]]:
     "What the methods of a run answered to the episodes of a file; raise `DataError` if others."
     told, name = read_answers(folder), Path(folder).name
-    asked = [e for finding in file.findings for e in told.episodes.get(finding, [])]
-    ours = sorted(file.episodes, key=lambda e: file.findings.index(e.finding))
-    alike = [(a.finding, a.seed) for a in asked] == [(e.finding, e.seed) for e in ours]
+    asked = [
+        e
+        for finding in file.findings
+        for e in told.episodes.get(finding, [])
+    ]
+    ours = sorted(
+        file.episodes, key=lambda e: file.findings.index(e.finding)
+    )
+    alike = [(a.finding, a.seed) for a in asked] == [
+        (e.finding, e.seed) for e in ours
+    ]
     out = {}
     for method in dict.fromkeys(method for method, _ in told.answers):
-        given = [a for f in file.findings for a in told.answers.get((method, f), [])]
-        if len(given) != len(ours): continue
+        given = [
+            a
+            for f in file.findings
+            for a in told.answers.get((method, f), [])
+        ]
+        if len(given) != len(ours):
+            continue
         alike = alike and _same_people(file, ours, given)
-        if alike: out[method] = [scored(e, a.scores, file.patients) for e, a in zip(ours, given)]
-    if alike and out: return out
-    raise DataError(f'The run {name} has answered other episodes than those of {file.name}.')
+        if alike:
+            out[method] = [
+                scored(e, a.scores, file.patients)
+                for e, a in zip(ours, given)
+            ]
+    if alike and out:
+        return out
+    raise DataError(
+        f'The run {name} has answered other episodes than those of {file.name}.'
+    )
 
-def _same_people(file: EpisodeFile, ours: list[Episode], given: list[EpisodeScores]) -> bool:
+def _same_people(
+    file: EpisodeFile, ours: list[Episode], given: list[EpisodeScores]
+) -> bool:
     "Whether answers are about the patients and labels of some episodes."
-    if any(not np.array_equal(e.query_labels, a.labels) for e, a in zip(ours, given)): return False
+    if any(
+        not np.array_equal(e.query_labels, a.labels)
+        for e, a in zip(ours, given)
+    ):
+        return False
     told = np.concatenate([file.patients[e.query] for e in ours])
-    return bool(one_to_one(told, np.concatenate([a.patients for a in given])).all())
+    return bool(
+        one_to_one(
+            told, np.concatenate([a.patients for a in given])
+        ).all()
+    )

@@ -77,7 +77,7 @@ def protocol_digest():
             for finding in sampler.findings:
                 block = sampler.episodes(np.arange(1500), finding)
                 added(h, block.support, block.query, block.seeds)
-    table = fixed_table(3000, 'Edema', 'Fracture')  # so large that episodes are drawn with replacement and rejected
+    table = fixed_table(3000, 'Edema', 'Fracture')  # large: drawn with replacement
     sampler = EpisodeSampler(table, np.arange(len(table)), ['Edema', 'Fracture'], 3, 8, seed=5)
     for finding in sampler.findings:
         block = sampler.episodes(np.arange(1500), finding)
