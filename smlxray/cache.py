@@ -1058,11 +1058,14 @@ def augment(
     brightness: float = 0.2,  # move grey values by at most so many deviations of the image
     contrast: float = 0.2,    # stretch them about their mean by at most exp(contrast)
     flip: float = 0.0,        # share of images mirrored; a mirrored chest is not a normal one
+    among: tuple[int, int] | None = None,  # the batch is part of a larger one: its place, its size
 ) -> torch.Tensor:            # (B, 1, H, W) of the same dtype, on the same device
     "Vary geometry and exposure of each image of a batch on its own."
     if not len(batch): return batch.clone()
     device = generator.device if generator is not None else batch.device
-    draws = torch.rand(7, len(batch), generator=generator, device=device).to(batch.device)
+    first, size = among or (0, len(batch))
+    draws = torch.rand(7, size, generator=generator, device=device).to(batch.device)
+    draws = draws[:, first : first + len(batch)]
     signed = 2 * draws[:6] - 1
     images = _warp(
         batch.float(),

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,6 +46,10 @@ from .lab import Lab, open_lab, pick_device, table_digest
 from .losses import label_similarity, query_scores
 from .maml import AdaptationError, MetaGradient, accumulate, meta_gradient
 from .metrics import auc, choose_threshold, similarity_accuracy
+from smlxray.processes import (
+    agree, check_launch, cut_rows, gathered, give, keep_in_mind, meeting, one_norm, set_guard,
+    solo, team,
+)
 from .siamese import SiameseNet, batch_norms, cosine_similarity, norm_mode, unit_vectors
 from .tasks import InnerLoop, Task, TaskModel, Trunk, make_task
 
@@ -80,17 +86,19 @@ class Objective:
     title, unit = 'train', 'epoch'      # of the progress bar
     memory_format = torch.preserve_format
     scaled = True                       # the loss may be scaled, as float16 needs it
+    one_norm = False                    # batch norm sees the parts of all processes
+    process = (0, 1)                    # index of this process, and how many train together
 
     def __init__(self, lab: Lab, rounds: int):
         self.lab, self.rounds = lab, rounds
 
-    def batches(self, number: int, process: tuple[int, int] = (0, 1)) -> list:
-        "Give the batches of a round, for one process of several: (its index, their number)."
+    def batches(self, number: int) -> list:
+        "Give the batches of a round."
         raise NotImplementedError
 
-    def total(self, process: tuple[int, int] = (0, 1)) -> int:
+    def total(self) -> int:
         "Count the steps of all rounds."
-        return self.rounds * len(self.batches(0, process))
+        return self.rounds * len(self.batches(0))
 
     def generator(self, number: int, k: int) -> torch.Generator | None:
         "Make the generator of batch `k` of a round; None: nothing is drawn."
@@ -99,12 +107,12 @@ class Objective:
         "Give the loss of a batch, a scalar."
         raise NotImplementedError
 
-    def backward(self, acc: Accelerator, model: nn.Module, batch, generator) -> float:
-        "Add the gradient of a batch to `.grad` and return its loss."
+    def backward(self, acc: Accelerator, model: nn.Module, batch, generator) -> Tensor:
+        "Add the gradient of a batch to `.grad` and return its loss, which is still under way."
         with acc.autocast():
             loss = self.loss(model, batch, generator)
         acc.backward(loss)
-        return loss.item()
+        return loss.detach()
 
     def row(self, model: nn.Module, number: int, loss: float) -> dict:
         "Say what to write down after a round."
@@ -113,6 +121,8 @@ class Objective:
 # %% ../nbs/65_train.ipynb #2b3a68a7
 class ImageObjective(Objective):
     "An objective over batches of training rows."
+
+    one_norm = True
 
     def __init__(
         self,
@@ -128,23 +138,33 @@ class ImageObjective(Objective):
         self.vary = vary
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
 
-    def batches(self, number, process=(0, 1)):
-        batches = [b for b in training_batches(self.lab, number, self.seed) if len(b) > 1]
-        return _fair_share(batches, *process)
+    def batches(self, number):
+        return [b for b in training_batches(self.lab, number, self.seed) if len(b) > 1]
 
     def generator(self, number, k):
         if self.vary is None: return None
         return torch.Generator().manual_seed(hash((self.seed, number, k)) % 2**31)
 
     def images(self, rows: np.ndarray, generator: torch.Generator | None) -> Tensor:
-        "Gather a batch (B, 1, H, W), augmented where that is wanted."
-        if self.vary is None: return self.lab.batch(rows).to(memory_format=self.memory_format)
-        batch = self.lab.batch(rows, generator, **self.vary)
+        "Gather what this process does of a batch, (b, 1, H, W), augmented where that is wanted."
+        part, vary = self.part(rows), {}
+        if self.vary is not None: vary = dict(among=(part.start, len(rows)), **self.vary)
+        batch = self.lab.batch(rows[part], generator, **vary)
         return batch.to(memory_format=self.memory_format)
 
-def _fair_share(batches: list, index: int, count: int) -> list:
-    "Give one process its part of the batches, as many as every other one gets."
-    return batches[: len(batches) // count * count][index::count]
+    def part(self, rows: np.ndarray) -> slice:
+        "The part of a batch that this process does."
+        index, count = self.process
+        if len(rows) >= count: return cut_rows(len(rows), count)[index]
+        raise SmlxrayError(
+            f'A batch of {len(rows)} X-rays cannot be shared by {count} processes: take a larger '
+            'data.batch_size, or fewer processes.'
+        )
+
+    def whole(self, x: Tensor, rows: np.ndarray) -> Tensor:
+        "What all processes found of a batch (B, ...), from what this one found, in full precision."
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return gathered(x, [p.stop - p.start for p in cut_rows(len(rows), self.process[1])])
 
 # %% ../nbs/65_train.ipynb #8a36342d
 class NamingSiamese(nn.Module):
@@ -161,8 +181,10 @@ class NamingSiamese(nn.Module):
 
 def naming_loss(logits: Tensor, targets: Tensor) -> Tensor:
     "Average the cross-entropy of finding logits (B, F) over the known targets (B, F)."
-    known = ~targets.isnan()
-    return binary_cross_entropy_with_logits(logits.float()[known], targets[known])
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    known, y = (~targets.isnan()).to(logits), targets.nan_to_num().to(logits)
+    total = binary_cross_entropy_with_logits(logits, y, known, reduction='sum')
+    return total / known.sum().clamp(min=1)
 
 # %% ../nbs/65_train.ipynb #d94e071b
 class NamingObjective(ImageObjective):
@@ -183,7 +205,7 @@ class NamingObjective(ImageObjective):
 
     def loss(self, model: NamingSiamese, rows, generator):
         features = model.net.features(self.images(rows, generator))
-        logits = model.namer(features)
+        logits = self.whole(model.namer(features), rows)
         if self.odds is not None:
             logits = logits + self.odds[rows].to(logits.device)
         return naming_loss(logits, self.targets[rows].to(logits.device))
@@ -218,7 +240,15 @@ def make_accelerator(settings: Settings) -> Accelerator:
     "Let `accelerate` decide about device, precision and processes, within the settings."
     device = pick_device(settings)
     AcceleratorState._reset_state()  # else an earlier run of this process chooses the precision
-    return Accelerator(cpu=device.type == 'cpu', mixed_precision=settings.training.precision)
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=7))  # the guard is less patient
+    acc = Accelerator(
+        cpu=device.type == 'cpu',
+        mixed_precision=settings.training.precision,
+        kwargs_handlers=[patient],
+    )
+    check_launch()
+    set_guard()
+    return acc
 
 # %% ../nbs/65_train.ipynb #dde6ba9c
 class Loop:
@@ -234,12 +264,12 @@ class Loop:
     ):
         self.acc, self.model, self.objective = acc, model, objective
         self.clip, self.given = course.clip, generator
-        self.watch = Watch()
-        self.process = (acc.process_index, acc.num_processes)
+        self.watch, self.used = Watch(), []
+        self.process = objective.process = team()
         model.train().to(acc.device, memory_format=objective.memory_format)
         decay = course.weight_decay
         self.opt = torch.optim.AdamW(model.parameters(), lr=course.lr, weight_decay=decay)
-        steps = max(objective.total(self.process), 1)
+        steps = max(objective.total(), 1)
         self.schedule = SCHEDULES[course.schedule](self.opt, course.lr, steps)
         if objective.scaled:
             self.opt = acc.prepare_optimizer(self.opt)
@@ -249,15 +279,26 @@ class Loop:
         "What scales float16 losses, if anything does."
         return self.acc.scaler if self.objective.scaled else None
 
-    def share(self, loss: float) -> float:
+    def share(self, loss: Tensor) -> Tensor:
         "Average the gradients and the loss over the processes."
-        if self.acc.num_processes == 1: return loss
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in grads] + [grads[0].new_tensor([loss])])
-        mean = self.acc.reduce(flat, 'mean').split([g.numel() for g in grads] + [1])
-        for g, new in zip(grads, mean):
-            g.copy_(new.view_as(g))
-        return mean[-1].item()
+        if self.process[1] == 1: return loss
+        self.used = self.used or self._used()
+        for p in self.used:
+            if p.grad is None: p.grad = torch.zeros_like(p)
+        grads = [p.grad for p in self.used]
+        told = loss.detach().reshape(1).to(grads[0])
+        flat = torch.cat([*(g.flatten() for g in grads), told])
+        with meeting(): flat = self.acc.reduce(flat, 'mean')
+        mean = flat.split([g.numel() for g in grads] + [1])
+        for g, new in zip(grads, mean): g.copy_(new.view_as(g))
+        return mean[-1][0]
+
+    def _used(self) -> list[nn.Parameter]:
+        "The parameters that have a gradient in some process."
+        every = list(self.model.parameters())
+        flags = torch.tensor([p.grad is not None for p in every], device=self.acc.device)
+        with meeting(): flags = self.acc.reduce(flags.float(), 'sum')
+        return [p for p, used in zip(every, flags.tolist()) if used]
 
 # %% ../nbs/65_train.ipynb #16275725
 class Watch:
@@ -279,9 +320,40 @@ class Watch:
 
 _LOWER = 'nothing was saved of it: begin again with a lower learning rate'
 
+class Later:
+    "Losses that are looked at one step later, so that nobody waits for a step under way."
+
+    def __init__(self, watch: Watch):
+        self.watch, self.losses = watch, []
+        self.open: tuple | None = None
+
+    def add(self, loss: Tensor, where: str) -> None:
+        "Send the loss of a step on its way, and look at the one before."
+        before, self.open = self.open, (*_on_its_way(loss), where)
+        if before: self._see(*before)
+
+    def end(self) -> float:
+        "Look at the last one; return the mean of all."
+        if self.open: self._see(*self.open)
+        self.open = None
+        return float(np.mean(self.losses))
+
+    def _see(self, loss: Tensor, arrived: Callable, where: str) -> None:
+        with meeting(): arrived()
+        self.losses.append(float(loss))
+        self.watch.see(self.losses[-1], where)
+
+def _on_its_way(loss: Tensor) -> tuple[Tensor, Callable]:
+    "Begin to copy a number to the host; return where it will be, and what waits for it."
+    if loss.device.type != 'cuda': return loss.detach(), nullcontext
+    copy, event = torch.empty((), dtype=loss.dtype, pin_memory=True), torch.cuda.Event()
+    copy.copy_(loss.detach(), non_blocking=True)
+    event.record()
+    return copy, event.synchronize
+
 # %% ../nbs/65_train.ipynb #17c8d996
-def one_batch(loop: Loop, batch, generator: torch.Generator | None) -> float:
-    "Take one step; return the loss."
+def one_batch(loop: Loop, batch, generator: torch.Generator | None) -> Tensor:
+    "Take one step; return the loss, which is still under way."
     loop.opt.zero_grad()
     loss = loop.objective.backward(loop.acc, loop.model, batch, generator)
     loss = loop.share(loss)
@@ -294,18 +366,17 @@ def one_batch(loop: Loop, batch, generator: torch.Generator | None) -> float:
 def one_round(loop: Loop, number: int) -> float:
     "Walk over the batches of a round; return the mean loss."
     loop.model.train()
-    losses = []
-    for k, batch in enumerate(loop.objective.batches(number, loop.process)):
+    losses = Later(loop.watch)
+    for k, batch in enumerate(loop.objective.batches(number)):
         generator = loop.given or loop.objective.generator(number, k)
         where, rate = f'in {loop.objective.unit} {number + 1}', loop.schedule.get_last_lr()[0]
         if loop.objective.unit != 'step': where += f', step {k + 1},'
         where = f'{where} at the learning rate {rate:.3g}'
         try:
-            losses.append(one_batch(loop, batch, generator))
+            losses.add(one_batch(loop, batch, generator), where)
         except AdaptationError as error:
             raise SmlxrayError(f'{error} It happened {where}.') from error
-        loop.watch.see(losses[-1], where)
-    return float(np.mean(losses))
+    return losses.end()
 
 # %% ../nbs/65_train.ipynb #b10156e0
 def fit(
@@ -318,19 +389,30 @@ def fit(
     "Train a model; with a record, go on where an interrupted training stopped."
     settings = objective.lab.settings
     loop = Loop(make_accelerator(settings), model, objective, course, generator)
+    agree(_facts(objective, record))
     begin = record.begin(loop) if record else 0
+    give(model)
     rounds = tqdm(
         range(begin, objective.rounds),
         initial=begin,
         total=objective.rounds,
         desc=objective.title,
         unit=objective.unit,
-        disable=record is None or not settings.training.progress,
+        disable=record is None or not settings.training.progress or loop.process[0] > 0,
     )
-    for number in rounds:
-        loss = one_round(loop, number)
-        if record: record.add(loop, number, loss)
+    with one_norm(model) if objective.one_norm else nullcontext():
+        for number in rounds:
+            loss = one_round(loop, number)
+            if record: record.add(loop, number, loss)
     return model.eval()
+
+def _facts(objective: Objective, record: 'Record | None') -> dict:
+    "What all processes of a training must have in common."
+    if team()[1] == 1: return {}
+    flat = objective.lab.settings.flat()
+    facts = {k: str(v) for k, v in flat.items() if k == 'resume' or k not in NOT_IN_RECIPE}
+    made_by = record.made_by if record else recipe(objective.lab, 'siamese')
+    return dict(objective=objective.title, **facts) | {k: str(v) for k, v in made_by.items()}
 
 # %% ../nbs/65_train.ipynb #79f632c5
 def read_metrics(
@@ -569,6 +651,20 @@ def load_state(path: Path, loop: Loop, made_by: dict) -> int:  # rounds that are
     logger.info(f'{path.name}: resuming after {done}.')
     return done
 
+def _standing(loop: Loop) -> tuple:
+    "What another process needs to stand where this one does, its weights apart."
+    given = None if loop.given is None else loop.given.get_state()
+    scaler = loop.scaler.state_dict() if loop.scaler else None
+    states = loop.opt.state_dict(), loop.schedule.state_dict(), scaler
+    return states, given, loop.watch.first
+
+def _stand(loop: Loop, states: tuple, given: Tensor | None, first: float) -> None:
+    "Put a loop where that of the first process stands."
+    for part, state in zip((loop.opt, loop.schedule, loop.scaler), states):
+        if part is not None: part.load_state_dict(state)
+    if given is not None: loop.given.set_state(given)
+    loop.watch.first = first
+
 def _restore(loop: Loop, told: dict, tensors: dict[str, Tensor]) -> None:
     "Give a loop the weights, moments, rates and random numbers of a state."
     weights = {k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')}
@@ -612,28 +708,45 @@ class Record:
     ):
         self.lab, self.phase, self.every = lab, phase, every
         self.made_by, self.saved = recipe(lab, phase), time.monotonic()
-        self.state, self.main = state_path(lab, phase), True
+        self.state = state_path(lab, phase)
 
     def begin(self, loop: Loop) -> int:
         "Go back to where an interrupted training stood, and say how many rounds are done."
-        self.main = loop.acc.is_main_process
+        done, standing = solo(lambda: self._begin(loop))
+        if standing: _stand(loop, *standing)
+        self._keep(done)
+        return done
+
+    def _begin(self, loop: Loop) -> tuple[int, tuple | None]:
+        "Read the state; say how many rounds are done, and what the other processes need of it."
         resume = self.lab.settings.training.resume
         done = load_state(self.state, loop, self.made_by) if resume else 0
-        if self.main: self.log = MetricsLog(self.lab.folder, self.phase, done)
-        return done
+        self.log = MetricsLog(self.lab.folder, self.phase, done)
+        return done, _standing(loop) if done and loop.process[1] > 1 else None
 
     def add(self, loop: Loop, number: int, loss: float) -> None:
         "Write down a round that is done."
-        row = loop.objective.row(loop.model, number, loss)
-        if not self.main: return
-        self.log.add(**row)
-        if time.monotonic() - self.saved < self.every: return
+        if solo(lambda: self._add(loop, number, loss)): self._keep(number + 1)
+
+    def _add(self, loop: Loop, number: int, loss: float) -> bool:
+        "Write a row and, if it is time, a state; say whether there is a new one."
+        self.log.add(**loop.objective.row(loop.model, number, loss))
+        if time.monotonic() - self.saved < self.every: return False
         save_state(self.state, loop, number + 1, self.made_by)
         self.saved = time.monotonic()
+        return True
+
+    def _keep(self, done: int) -> None:
+        "Tell the guard what is left if a process dies now."
+        if not done: return
+        what = f'what was done up to round {done} is kept: go on with --resume'
+        keep_in_mind(f'{what} and any number of processes')
 
     def end(self, net: SiameseNet) -> None:
         "Save the weights, and the settings that made them."
-        if not self.main: return
+        solo(lambda: self._end(net))
+
+    def _end(self, net: SiameseNet) -> None:
         save_checkpoint(net, checkpoint_path(self.lab, self.phase), self.made_by)
         self.lab.settings.to_yaml(self.lab.folder / 'config.yaml')
         self.state.unlink(missing_ok=True)
@@ -673,11 +786,14 @@ class SiameseObjective(ImageObjective):
 
     def loss(self, model: NamingSiamese, rows, generator):
         z, logits = model(self.images(rows, generator))
-        y, s = self.targets[rows].to(z.device), self.lab.settings.siamese
+        y, s = self.targets[rows], self.lab.settings.siamese
         unsure = (y > 0) & (y < 1)  # a smoothed label can be named, but makes no pair alike
         similar = label_similarity(y.masked_fill(unsure, float('nan')), s.similarity_rule)
-        loss = self.contrast(z.float(), similar, s.margin)
-        return loss + self.label_weight * naming_loss(logits, y) if self.label_weight else loss
+        similar = similar.to(z.device, non_blocking=True)
+        loss = self.contrast(self.whole(z, rows), similar, s.margin)
+        if not self.label_weight: return loss
+        y = y.to(z.device, non_blocking=True)
+        return loss + self.label_weight * naming_loss(self.whole(logits, rows), y)
 
     def row(self, model, number, loss):
         told = similarity_report(self.lab, model.net, self.lab.valid)
@@ -775,7 +891,7 @@ def train_siamese(
     record = Record(lab, 'siamese')
     with run_lock(lab):
         fit(NamingSiamese(net, len(lab.findings.base)), objective, course, record)
-        fit_pair_logits(lab, net.eval())
+        solo(lambda: fit_pair_logits(lab, net.eval()), net)
         record.end(net)
     return net
 
@@ -793,13 +909,13 @@ class PrototypeObjective(ImageObjective):
         super().__init__(lab, **options)
         self.sampler, self.tasks = lab.training_sampler(), []
 
-    def batches(self, number, process=(0, 1)):
+    def batches(self, number):
         self.tasks = self.tasks or self._draw()
         begin, end = (len(self.tasks) * k // self.rounds for k in (number, number + 1))
-        return _fair_share(self.tasks[begin:end], *process)
+        return self.tasks[begin:end]
 
-    def total(self, process=(0, 1)):
-        return sum(len(self.batches(number, process)) for number in range(self.rounds))
+    def total(self):
+        return sum(len(self.batches(number)) for number in range(self.rounds))
 
     def _draw(self) -> list[np.ndarray]:
         "Draw tasks until they hold as many images as all epochs, each as one array of rows."
@@ -812,7 +928,8 @@ class PrototypeObjective(ImageObjective):
         return tasks
 
     def loss(self, model: NamingSiamese, rows, generator):
-        z, shots = model.net(self.images(rows, generator)), self.lab.settings.meta.shots
+        z = self.whole(model.net(self.images(rows, generator)), rows)
+        shots = self.lab.settings.meta.shots
         support, query = z[: 2 * shots], z[2 * shots :]
         score = query_scores(query, support, _halves(len(support), z.device), model.net.scale)
         return binary_cross_entropy_with_logits(score, _halves(len(query), z.device))
@@ -837,18 +954,22 @@ class MetaObjective(Objective):
         self.inner = InnerLoop.of(lab.settings, algorithm)
         self.title = f'learn to adapt ({self.inner.algorithm})'
         self.samplers, self.size = self.sources(), m.meta_batch
-        self.weight, self.lr = 1 / self.size, m.meta_lr
+        self.lr = m.meta_lr
 
     def sources(self) -> list[EpisodeSampler]:
         "Samplers of the training's tasks, which take turns."
         return [self.lab.training_sampler()]
 
-    def total(self, process=(0, 1)):
+    @property
+    def weight(self) -> float:
+        "Of a task, so that the mean over processes is the mean over tasks."
+        return self.process[1] / self.size
+
+    def total(self):
         return self.rounds
 
-    def batches(self, number, process=(0, 1)):
-        index, count = process
-        self.weight = count / self.size  # so that the mean over processes is the mean over tasks
+    def batches(self, number):
+        index, count = self.process
         mine = range(number * self.size, (number + 1) * self.size)[index::count]
         return [[self.draw(i) for i in mine]]
 
@@ -856,9 +977,11 @@ class MetaObjective(Objective):
         "Draw task `i` of the training."
         return self.samplers[i % len(self.samplers)].sample(i)
 
-    def generator(self, number, k):
+    def chance(self, episode: Episode) -> torch.Generator | None:
+        "Make the generator of a task's augmentation, which does not ask who else has a task."
         t = self.lab.settings.training
-        return torch.Generator().manual_seed(1_000_003 * t.seed + number) if t.augment else None
+        if not t.augment: return None
+        return torch.Generator().manual_seed(hash((t.seed, int(episode.seed))) % 2**63)
 
     def backward(self, acc, model: TaskModel, episodes, generator):
         losses = []
@@ -867,11 +990,11 @@ class MetaObjective(Objective):
                 told = self.task_gradient(model, episode, generator)
             accumulate(model, told.grads, self.weight)
             losses.append(told.query_loss)
-        return float(np.sum(losses)) * self.weight
+        return torch.tensor(losses, dtype=torch.float64).sum() * self.weight
 
     def task(self, episode: Episode, generator: torch.Generator | None) -> Task:
         "Turn an episode into tensors."
-        return make_task(self.lab, episode, generator)
+        return make_task(self.lab, episode, generator or self.chance(episode))
 
     def task_gradient(self, model: TaskModel, episode: Episode, generator=None) -> MetaGradient:
         "Give the gradient of one task's query loss after adaptation."
@@ -935,6 +1058,12 @@ def with_probe(
     "Give a network a probe whose features are whitened within the findings of training X-rays."
     made = SiameseNet.from_config({**net.to_config(), 'probe': True}).to(lab.device)
     made.load_state_dict(net.state_dict(), strict=False)
+    solo(lambda: _whiten(lab, net, made, shrink, limit), made)
+    return made.eval()
+
+@torch.no_grad()
+def _whiten(lab: Lab, net: SiameseNet, made: SiameseNet, shrink: float, limit: int) -> None:
+    "Fill the probe of a network."
     rows = lab.train[:: max(len(lab.train) // limit, 1)]
     found = lab.embed(net.backbone, rows)
     centre = found.mean(0)
@@ -950,7 +1079,6 @@ def with_probe(
     made.probe.whitener.copy_(torch.cat([whitener, prior[:, None]], 1))
     made.probe.shift[-1] = (x @ prior).mean()
     made.probe.stride.data.fill_(first_stride(lab.settings.meta.inner_lr))
-    return made.eval()
 
 PRIOR = 0.4  # the spread of the prior, where whitened vectors have mean length 1
 
@@ -1023,9 +1151,6 @@ class ProbeObjective(MetaObjective):
     def sources(self):
         return mixed_samplers(self.lab)
 
-    def generator(self, number, k):
-        return None
-
     def task(self, episode, generator):
         return self.trunk.task(episode)
 
@@ -1068,7 +1193,7 @@ def train_meta(
     record = Record(lab, algorithm, STATE_EVERY)
     with run_lock(lab):
         fit(model, objective, Course(objective.lr, schedule='cosine', clip=10.0), record)
-        objective.settle(model)
+        solo(lambda: objective.settle(model), model)
         record.end(model.requires_grad_(True).net)
     return model.net
 
