@@ -53,6 +53,8 @@ _Set = Annotated[
     _option('A setting, or the preset: -p preset tiny -p shots 7.', '-p', metavar='KEY VALUE'),
 ]
 _Resume = Annotated[bool, typer.Option('--resume', help='Continue an interrupted training.')]
+_MANY = 'Processes of this machine that train together, as one would.'
+_Processes = Annotated[int, typer.Option(min=1, help=_MANY)]
 _Json = Annotated[bool, typer.Option('--json', help='Print JSON for programs.')]
 _Force = Annotated[bool, typer.Option('--overwrite', help='Replace the file if it exists.')]
 _Model = Annotated[Optional[str], _option(_BUNDLE)]
@@ -605,21 +607,60 @@ _train = _group('train', 'Train one of the two loops, by its notebook.')
 @_train.command('siamese', epilog=_examples(
     'smlxray train siamese -p preset tiny',
     'smlxray train siamese -p preset tiny --resume --json',
+    'smlxray train siamese -p preset tiny --processes 2',
 ))
 def _train_siamese(
-    config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False
+    config: _Config = None,
+    given: _Set = None,
+    resume: _Resume = False,
+    processes: _Processes = 1,
+    as_json: _Json = False,
 ):
     "Learn to compare X-rays."
-    run_stages(['train_siamese'], config, given, resume, as_json)
+    if _in_processes('siamese', config, given, resume, processes): return
+    run_stages(['train_siamese'], config, given, resume or processes > 1, as_json)
 
 @_train.command('meta', epilog=_examples(
     'smlxray train meta -p preset tiny -p algorithm anil',
+    'smlxray train meta -p preset tiny --processes 2',
 ))
 def _train_meta(
-    config: _Config = None, given: _Set = None, resume: _Resume = False, as_json: _Json = False
+    config: _Config = None,
+    given: _Set = None,
+    resume: _Resume = False,
+    processes: _Processes = 1,
+    as_json: _Json = False,
 ):
     "Learn to adapt; the Siamese network is trained first if there is none."
-    run_stages(['train_meta'], config, given, resume, as_json)
+    if _in_processes('meta', config, given, resume, processes): return
+    run_stages(['train_meta'], config, given, resume or processes > 1, as_json)
+
+def _in_processes(
+    what: str,                # 'siamese' or 'meta'
+    config: Path | None,
+    given: list[str] | None,
+    resume: bool,
+    processes: int,           # to start
+) -> bool:                    # this process was one of several, and is done
+    "Train in several processes: start them, or be one of them."
+    parameters, settings = _parameters(config, given, resume=resume)
+    from smlxray.processes import check_launch, launch
+    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        from smlxray.train import train_together
+        train_together(settings, what)
+        return True
+    if processes == 1:
+        check_launch()
+        return False
+    words = ['train', what, *(['--resume'] if resume else [])]
+    if config: words += ['--config', str(_here(config))]
+    for word in given or (): words += ['-p', word]
+    folder = make_run_folder(settings)
+    log = folder / 'processes.log'
+    _note(f'{processes} processes train; what they say goes to {log} ...')
+    with only_one(folder / 'command', f'at work on the run {folder.name}'):
+        launch(processes, words, log)
+    return False
 
 # %% ../nbs/90_cli.ipynb #0462a967
 _config = _group('config', 'Write, show and check settings.')
@@ -1426,9 +1467,14 @@ def call(words: list[str]) -> int:  # the exit code: 0, 1, 2 or 130
     except SystemExit as end:
         return int(end.code or 0)
     except (SmlxrayError, OSError) as error:
-        _say(_reason(error))
+        if _speaks(_reason(error)): _say(_reason(error))
         return 1
     return 0
+
+def _speaks(sentence: str) -> bool:
+    "Whether it is for this process to say it: of several that train, one does."
+    together = sys.modules.get('smlxray.processes')
+    return together is None or together.speaks(sentence)
 
 def _reason(error: Exception) -> str:
     "Return an error in a sentence; one of the system names its file."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/61_processes.ipynb #357f48a0
-import atexit, os, signal, subprocess, sys, threading, time
-from collections.abc import Callable, Iterable, Iterator
+# %% ../nbs/61_processes.ipynb #1073b7da
+import atexit, os, platform, signal, subprocess, sys, threading, time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
@@ -53,6 +53,7 @@ def in_processes(
 
 def _forked(work: Callable, count: int, port: int, place: str, rank: int) -> None:
     torch.set_num_threads(1)
+    if state := sys.modules.get('accelerate.state'): state.AcceleratorState._reset_state(True)
     os.environ |= dict(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -191,6 +192,14 @@ def _tried(work: Callable[[], Any]) -> tuple:
     except SmlxrayError as error:
         return None, str(error)
 
+@torch.no_grad()
+def mean_of_all(x: Tensor) -> Tensor:
+    "Average numbers over the processes, in place."
+    _, count = team()
+    if count == 1: return x
+    with meeting(): dist.all_reduce(x)
+    return x.div_(count)
+
 def give(model: nn.Module) -> None:
     "Give the weights and buffers of the first process to all."
     if team()[1] == 1: return
@@ -215,8 +224,8 @@ def agree(
             f'instead of {told[0][key]}); start all with the same settings and the same data.'
         )
 
-# %% ../nbs/61_processes.ipynb #a734c9f4
-_BYE = b'bye'
+# %% ../nbs/61_processes.ipynb #d307b49a
+_BYE, _HOST = b'bye', platform.node()
 _NOTHING_KEPT = 'nothing was kept of it yet: begin again'
 
 class Guard:
@@ -225,7 +234,7 @@ class Guard:
     def __init__(
         self,
         store: dist.Store,
-        patience: float = 40.0,  # seconds
+        patience: float = 30.0,  # seconds
     ):
         self.store, self.patience = store, patience
         self.rank, self.count = team()
@@ -261,13 +270,15 @@ class Guard:
 
     def _look(self, now: float) -> None:
         "Say where we are, read where the others are, and end if somebody is lost."
-        self.store.set(f'at {self.rank}', f'{now} {self.arrived}')
+        self.store.set(f'at {self.rank}', f'{now} {self.arrived} {os.getpid()} {_HOST}')
         for k in self.others(): self._read(k, now)
         for k in self.silent(self.patience):
+            self._stop(k)
             self.end(f'Process {k} of {self.count} has said nothing for {self.patience:.0f} s')
         waited = now - self.since if self.since and not self.patient else 0.0
         if waited < max(self.patience, 4 * self.longest): return
         late = [k for k in self.others() if self._arrived(k) < self.arrived]
+        for k in late: self._stop(k)
         who = f'Process {late[0]} of {self.count} hangs' if late else 'The processes hang'
         self.end(f'{who}: it has not come to where the others wait since {waited:.0f} s')
 
@@ -282,6 +293,15 @@ class Guard:
     def _arrived(self, k: int) -> int:
         said, _ = self.seen[k]
         return int(said.split()[1]) if said and said != _BYE else -1
+
+    def _stop(self, k: int) -> None:
+        "End a process of this machine that does not answer, since it will not end by itself."
+        said = self.seen[k][0].decode().split()
+        if len(said) < 4 or said[3] != _HOST: return
+        try:
+            os.kill(int(said[2]), signal.SIGKILL)
+        except OSError:
+            pass  # it is gone
 
     def silent(self, seconds: float) -> list[int]:
         "The processes that have said nothing new for some time, and did not take their leave."
@@ -334,7 +354,7 @@ def set_guard() -> None:
     if _guards or team()[1] == 1 or 'MASTER_PORT' not in os.environ: return
     host, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
     store = dist.TCPStore(host, port, wait_for_workers=False, timeout=timedelta(seconds=15))
-    patience = float(os.environ.get('SMLXRAY_PATIENCE', 40))
+    patience = float(os.environ.get('SMLXRAY_PATIENCE', 30))
     guard = Guard(dist.PrefixStore('smlxray', store), patience)
     _guards.append(guard)
     atexit.register(guard.dismiss)

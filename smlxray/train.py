@@ -10,6 +10,7 @@ __all__ = ['fit', 'read_metrics', 'load_checkpoint', 'SiameseObjective', 'train_
 # %% ../nbs/65_train.ipynb #226adeb8
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -47,8 +48,8 @@ from .losses import label_similarity, query_scores
 from .maml import AdaptationError, MetaGradient, accumulate, meta_gradient
 from .metrics import auc, choose_threshold, similarity_accuracy
 from smlxray.processes import (
-    agree, check_launch, cut_rows, gathered, give, keep_in_mind, meeting, one_norm, set_guard,
-    solo, team,
+    agree, check_launch, cut_rows, gathered, give, keep_in_mind, mean_of_all, meeting, one_norm,
+    set_guard, solo, team,
 )
 from .siamese import SiameseNet, batch_norms, cosine_similarity, norm_mode, unit_vectors
 from .tasks import InnerLoop, Task, TaskModel, Trunk, make_task
@@ -288,8 +289,7 @@ class Loop:
         grads = [p.grad for p in self.used]
         told = loss.detach().reshape(1).to(grads[0])
         flat = torch.cat([*(g.flatten() for g in grads), told])
-        with meeting(): flat = self.acc.reduce(flat, 'mean')
-        mean = flat.split([g.numel() for g in grads] + [1])
+        mean = mean_of_all(flat).split([g.numel() for g in grads] + [1])
         for g, new in zip(grads, mean): g.copy_(new.view_as(g))
         return mean[-1][0]
 
@@ -297,8 +297,7 @@ class Loop:
         "The parameters that have a gradient in some process."
         every = list(self.model.parameters())
         flags = torch.tensor([p.grad is not None for p in every], device=self.acc.device)
-        with meeting(): flags = self.acc.reduce(flags.float(), 'sum')
-        return [p for p, used in zip(every, flags.tolist()) if used]
+        return [p for p, used in zip(every, mean_of_all(flags.float()).tolist()) if used]
 
 # %% ../nbs/65_train.ipynb #16275725
 class Watch:
@@ -1206,6 +1205,25 @@ def _meta_parts(lab: Lab, net: SiameseNet, algorithm: str, limit: int = 4000) ->
     model = TaskModel(SiameseNet.from_config(net.to_config()))
     model.net.load_state_dict(net.state_dict())
     return model, MetaObjective(lab, algorithm)
+
+# %% ../nbs/65_train.ipynb #0c671208
+def open_together(settings: Settings) -> Lab:
+    "Open the lab in every process, first in the first one, which makes what is to be made."
+    make_accelerator(settings)
+    if team()[1] > 1: solo(lambda: bool(open_lab(settings).settings))
+    return open_lab(settings)
+
+def train_together(
+    settings: Settings,
+    what: str,           # 'siamese', or 'meta', which needs the first
+) -> None:
+    "Be one of several processes that train; without others, train alone."
+    if int(os.environ.get('RANK', '0')): logger.setLevel(logging.ERROR)  # one of them speaks
+    lab = open_together(settings)
+    if what == 'siamese':
+        train_siamese(lab)
+        return
+    train_meta(lab, ensure_siamese(lab))
 
 # %% ../nbs/65_train.ipynb #3e3aa9a9
 def try_settings(settings: Settings) -> None:
