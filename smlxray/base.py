@@ -701,6 +701,22 @@ class Registry:
             raise ConfigError(f"the {self.kind} '{name}': {module} has no {attribute}.")
         return found
 
+# %% ../nbs/00_base.ipynb #cacee28c
+def own_object(
+    place: str,  # package.module:name
+) -> Any:
+    "Import an object of the user; raise `ConfigError` if that fails."
+    module, _, name = place.partition(':')
+    if '' not in sys.path: sys.path.insert(0, '')
+    try:
+        found = import_module(module)
+    except Exception as problem:
+        why = f'{type(problem).__name__}: {problem}'.partition('\n')[0]
+        raise ConfigError(f"'{place}' cannot be imported ({why[:160]}).") from None
+    if hasattr(found, name): return getattr(found, name)
+    names = [known for known in vars(found) if known[0] != '_']
+    raise ConfigError(f'{module} has no {name}: {did_you_mean(name, names)}')
+
 # %% ../nbs/00_base.ipynb #1bee0f8e
 BACKBONES = Registry('backbone', {
     'resnet18': ('smlxray.siamese:torchvision_backbone', 'ResNet-18 (He 2016)'),

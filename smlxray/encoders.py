@@ -6,9 +6,10 @@
 __all__ = []
 
 # %% ../nbs/69_encoders.ipynb #48cece98
-import hashlib, importlib, logging, re, sys, warnings, zipfile
+import hashlib, logging, re, sys, warnings, zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from smlxray.base import (
-    BACKBONES, ConfigError, DataError, did_you_mean, json_digest, parse_json, resolve_path,
+    BACKBONES, ConfigError, DataError, did_you_mean, json_digest, own_object, parse_json,
+    resolve_path,
 )
 from .bundle import MANIFEST, Bundle
 from .cache import open_pixels, to_float
@@ -517,28 +519,6 @@ def python_encoder(
     ).hexdigest()[:16]
     return out
 
-def own_object(place: str) -> Any:
-    "Import package.module:name, from the working folder too; raise `ConfigError` if it fails."
-    module, _, name = place.partition(':')
-    if '' not in sys.path:
-        sys.path.insert(0, '')
-    try:
-        found = importlib.import_module(module)
-    except Exception as problem:
-        why = f'{type(problem).__name__}: {problem}'.partition('\n')[0][
-            :160
-        ]
-        raise ConfigError(
-            f"'{place}' cannot be imported ({why})."
-        ) from None
-    if hasattr(found, name): return getattr(found, name)
-    names = [
-        known for known in vars(found) if not known.startswith('_')
-    ]
-    raise ConfigError(
-        f'{module} has no {name}: {did_you_mean(name, names)}'
-    )
-
 def _probe(encoder: ForeignEncoder) -> Tensor:  # (2, 1, H, W) uint8
     "Two images of noise, always the same."
     generator = torch.Generator().manual_seed(0)
@@ -614,7 +594,7 @@ class Vectors:
     def __post_init__(self):
         check_vectors(self)
 
-    @property
+    @cached_property
     def digest(self) -> str:  # 16 hex digits
         "Fingerprint paths and values."
         return json_digest(

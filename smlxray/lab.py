@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,7 +140,7 @@ class Lab:
 
     settings: Settings                 # the validated settings of the run
     table: XrayTable                   # every X-ray, raw labels
-    pixels: ImageCache | DirectPixels  # `.gather(rows)` gives (B, 1, H, W) uint8
+    pixels: Any                        # `.gather(rows)` gives (B, 1, H, W) uint8
     patients: PatientSplit             # rows by side: train, valid, test
     findings: FindingSplit             # base and novel findings, none on both sides
     train: np.ndarray                  # rows to train on, without images of novel findings
@@ -241,7 +242,8 @@ def _say_shrunk(sampler: EpisodeSampler, wanted: int) -> None:
 
 # %% ../nbs/63_lab.ipynb #de2e643e
 def open_lab(
-    settings: Settings,  # validated, with one list of novel findings
+    settings: Settings,         # validated, with one list of novel findings
+    with_pixels: bool = True,   # False: for work on vectors alone
 ) -> Lab:
     "Open table, pixels and splits; raise `DataError` on an overlap or too many unreadable images."
     if settings.evaluation.folds:
@@ -254,8 +256,9 @@ def open_lab(
     findings = split_findings(table, settings.data.novel_findings)
     check_patient_disjoint(table, patients.train, patients.valid, patients.test)
     check_finding_disjoint(findings.base, findings.novel)
-    pixels = _open_pixels(settings, table)
-    usable = readable(table, pixels) & counted_once(table, pixels)
+    pixels = _open_pixels(settings, table) if with_pixels else NoPixels(table)
+    usable = pixels.usable
+    if with_pixels: usable = readable(table, pixels) & counted_once(table, pixels)
     patients = PatientSplit(*(rows[usable[rows]] for rows in patients))
     train = training_rows(table, patients.train, findings.novel)
     valid = training_rows(table, patients.valid, findings.novel)
@@ -275,3 +278,15 @@ def _open_pixels(settings: Settings, table: XrayTable) -> ImageCache | DirectPix
         workers=d.workers,
         progress=settings.training.progress,
     )
+
+# %% ../nbs/63_lab.ipynb #1283c2f6
+class NoPixels:
+    "Stands where pixels would be, in a lab that works on vectors alone."
+
+    digest = 'no pixels'
+
+    def __init__(self, table: XrayTable):
+        self.usable = np.ones(len(table), bool)
+
+    def gather(self, rows) -> Tensor:
+        raise DataError('This lab was opened for vectors alone: it has no pixels.')

@@ -17,7 +17,7 @@ from functools import cached_property, partial
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .base import DataError, Registry, choose, logger, set_seed
+from .base import DataError, Registry, choose, logger, own_object, set_seed
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock, EpisodeSampler, strata
 from .lab import Lab
@@ -45,6 +45,7 @@ class Method:
 
 # %% ../nbs/67_methods.ipynb #fe9ff7e3
 GRAM_ROWS = 4096  # up to so many rows all similarities are kept, in at most 64 MB
+AT_ONCE = 1000    # episodes whose vectors are held at the same time
 
 def prototype_head(frozen: 'FrozenMethod', block: EpisodeBlock) -> Tensor:  # (E, Q)
     "Mean similarity to the positives minus mean similarity to the negatives."
@@ -99,7 +100,9 @@ class FrozenMethod(Method):
         return similar / self.parts
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
-        return self.head(self, block)
+        starts = range(0, len(block), AT_ONCE)
+        parts = [self.head(self, block[i : i + AT_ONCE]) for i in starts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 # %% ../nbs/67_methods.ipynb #719c008c
 def signs_of(block: EpisodeBlock | Episode) -> Tensor:  # (S,)
@@ -162,10 +165,46 @@ HEADS = {
     'ridge': ridge_head,
 }
 
+# %% ../nbs/67_methods.ipynb #76e690b9
+def classifier_head(
+    frozen: FrozenMethod,
+    block: EpisodeBlock,
+    make: Callable,       # gives a classifier that has learned nothing
+) -> Tensor:              # (E, Q)
+    "Fit a classifier on each support; raise `DataError` if it fails."
+    answers = torch.empty(block.query.shape)
+    name = getattr(make, '__name__', 'the classifier')
+    for e, (support, query) in enumerate(zip(block.support, block.query)):
+        known, asked = frozen[support].numpy(), frozen[query].numpy()
+        try:
+            model = make()
+            model.fit(known, block.support_labels)
+            scores = torch.as_tensor(_decide(model, asked))
+        except Exception as problem:
+            why = str(problem).partition('\n')[0][:160]
+            raise DataError(f'The head {name} fails on a support: {why}') from None
+        if scores.shape != query.shape or not torch.isfinite(scores).all():
+            raise DataError(f'The head {name} must give one finite number per query.')
+        answers[e] = scores
+    return answers
+
+def _decide(model, asked: np.ndarray) -> np.ndarray:  # (Q,)
+    "Score queries by whatever a classifier has for it."
+    if hasattr(model, 'decision_function'): return model.decision_function(asked)
+    return model.predict_proba(asked)[:, 1]
+
+def head_of(
+    head: str | Callable,  # a name in `HEADS`, package.module:Class, or a head
+) -> Callable:
+    "Find a head; raise `ConfigError` for an unknown one."
+    if callable(head): return head
+    if ':' in head: return partial(classifier_head, make=own_object(head))
+    return HEADS[choose('head', head, HEADS)]
+
 # %% ../nbs/67_methods.ipynb #f2527b68
-def no_head(frozen: FrozenMethod, block: EpisodeBlock) -> float:
+def no_head(frozen: FrozenMethod, block: EpisodeBlock) -> Tensor:  # (E, Q)
     "Do not look at the support."
-    return 0.0
+    return torch.zeros(block.query.shape)
 
 # %% ../nbs/67_methods.ipynb #a2416b99
 @dataclass
@@ -365,15 +404,14 @@ def frozen_method(
     context: Context,
     name: str,                  # of the method
     net: str,                   # whose vectors
-    head: str | Callable = 'prototypes',  # a name in `HEADS`, or a head
+    head: str | Callable = 'prototypes',  # as in `head_of`
     kind: str = 'embeddings',   # as in `Context.vectors`
     centred: bool = False,      # subtract the mean of the training images
 ) -> FrozenMethod:
     "Compare a network's vectors without adapting anything."
     z = context.vectors(net, context.lab.test, kind)
     if centred: z = unit(z, context.vectors(net, context.lab.train, kind).mean(0))
-    compare = HEADS[head] if isinstance(head, str) else head
-    return FrozenMethod(name, context.lab.test, z, 'frozen', head=compare)
+    return FrozenMethod(name, context.lab.test, z, 'frozen', head=head_of(head))
 
 def unit(
     vectors: Tensor,               # (N, D)
@@ -510,7 +548,7 @@ def named_prior_method(
     "Compare the features of some networks and add the mean of their priors."
     prior = sum(named_prior(context, net, levelled) for net in nets) / len(nets)
     z = torch.cat([_side_by_side(context, net, levelled) for net in nets], 1)
-    compare, weight = (HEADS[head], weight) if support else (no_head, 1.0)
+    compare, weight = (head_of(head), weight) if support else (no_head, 1.0)
     rest = dict(head=compare, parts=len(nets), prior=prior, weight=weight)
     if support: rest['variance'] = variance
     return PriorMethod(name, context.lab.test, z, 'frozen', **rest)
