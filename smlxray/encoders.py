@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/69_encoders.ipynb #48cece98
-import hashlib, logging, re, sys, warnings, zipfile
+import hashlib, logging, re, warnings, zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ from smlxray.base import (
     resolve_path,
 )
 from .bundle import MANIFEST, Bundle
-from .cache import open_pixels, to_float
+from .cache import to_float
 from .config import Section, read_yaml
 from .data import XrayTable, canonical_finding, tidy_path
 from .lab import table_digest
@@ -42,7 +42,7 @@ class EncoderCard(Section):
     mean: list[float] = []  # of pixels from 0 to 1, one or one per channel; []: its own
     std: list[float] = []  # what they are divided by then
     trained_on: str = 'unknown'  # in words
-    findings_seen: list[str] = ['unknown']  # whose labels it was taught; []: none
+    findings_seen: list[str] = ['unknown']  # whose labels it was taught; [] or none: no labels
     findings_unseen: list[str] = []  # which were certainly kept from it
     patients_seen: Literal['yes', 'no', 'unknown'] = 'unknown'  # test patients, with labels or not
 
@@ -53,6 +53,7 @@ class EncoderCard(Section):
             set(map(canonical_finding, told))
             for told in (self.findings_seen, self.findings_unseen)
         )
+        seen -= {'none'}
         if novel & seen: return 'yes'
         return (
             'no'
@@ -142,6 +143,15 @@ def _as_vectors(out: Any, name: str, count: int) -> Tensor:
 _USUAL = dict(
     image_size=[224, 224], channels=1, mean=[GREY_MEAN], std=[GREY_STD]
 )
+
+def read_card(
+    path: Path,  # YAML
+    **over,      # keys over those of the file
+) -> EncoderCard:
+    "Read a card; raise `ConfigError` for a key that is unknown."
+    told = read_yaml(path, path.name)
+    told = {key: [] if value == {} else value for key, value in told.items()}
+    return EncoderCard(**(told | over))
 
 def complete(
     card: EncoderCard,  # as it was given
@@ -540,7 +550,7 @@ def open_encoder(
     card, path = card or EncoderCard(), resolve_path(name)
     if path.suffix.lower() in ('.yaml', '.yml'):
         told = card.model_dump(exclude_defaults=True)
-        card = EncoderCard(**(read_yaml(path, path.name) | told))
+        card = read_card(path, **told)
         if not card.encoder:
             raise ConfigError(
                 f'{path.name} has no key `encoder`: say what it is.'
@@ -665,11 +675,7 @@ def read_vectors(
 
 def _card_beside(path: Path) -> EncoderCard:
     beside = path.with_suffix('.yaml')
-    return (
-        EncoderCard(**read_yaml(beside, beside.name))
-        if beside.is_file()
-        else EncoderCard()
-    )
+    return read_card(beside) if beside.is_file() else EncoderCard()
 
 def _paths_beside(path: Path) -> Path:
     "The file of paths with the same name as one of vectors."
@@ -848,41 +854,41 @@ def check_made_of(v: Vectors, table: XrayTable, **more: str) -> None:
         )
 
 # %% ../nbs/69_encoders.ipynb #c3cdb41d
+def made_by_encoder(
+    encoder: ForeignEncoder,
+    table: XrayTable,
+    pixels: Any,             # of the table, at the encoder's size, as `open_pixels` gives them
+) -> dict[str, str]:
+    "Digests of all that vectors depend on."
+    size = 'x'.join(map(str, encoder.size))
+    return dict(
+        table=table_digest(table),
+        pixels=f'{pixels.digest} at {size}',
+        encoder=encoder.digest,
+        card=json_digest(encoder.card.model_dump()),
+    )
+
 def embed_table(
     encoder: ForeignEncoder,
     table: XrayTable,
-    cache_path: str | Path = 'data/cache',  # where pixel caches live
-    workers: int = 0,                       # threads that decode; 0: one per core
+    pixels: Any,             # as in `made_by_encoder`
     batch_size: int = 64,
-    progress: bool = False,
+    progress: bool = False,  # show a bar
 ) -> Vectors:
     "Embed every X-ray of a table that can be read; raise `DataError` if a vector is no number."
-    how = dict(
-        cache_path=cache_path, workers=workers, progress=progress
-    )
-    pixels = open_pixels(table, encoder.size, **how)
     rows = np.flatnonzero(pixels.usable)
     starts = range(0, len(rows), batch_size)
+    words = f'embed with {encoder.name}'
     parts = []
-    for start in tqdm(
-        starts, desc=f'embed with {encoder.name}', disable=not progress
-    ):
-        parts.append(
-            encoder(pixels.gather(rows[start : start + batch_size]))
-        )
-    size = 'x'.join(map(str, encoder.size))
-    made_of = dict(table=table_digest(table), encoder=encoder.digest)
-    made_of |= dict(
-        pixels=f'{pixels.digest} at {size}',
-        card=json_digest(encoder.card.model_dump()),
-    )
+    for start in tqdm(starts, desc=words, disable=not progress):
+        batch = pixels.gather(rows[start : start + batch_size])
+        parts.append(encoder(batch))
     names = table.frame['path']
-    left_out = list(names[~pixels.usable])
     return Vectors(
         encoder.name,
         list(names.iloc[rows]),
         torch.cat(parts),
         encoder.card,
-        made_of,
-        left_out,
+        made_by_encoder(encoder, table, pixels),
+        list(names[~pixels.usable]),
     )

@@ -12,7 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -34,21 +34,27 @@ from smlxray.base import (
     check_seal, choose, follow, for_folder, json_digest, logger, moved, only_one, own_file,
     parse_json, resolve_path, same_name, sealed, set_seed, shipped_file, show_remarks, write_atomic,
 )
-from .cache import to_float
-from .config import Section, Settings, load_settings, read_yaml
+from .cache import open_pixels, to_float
+from .config import Section, Settings, load_settings, make_run_folder, read_yaml
 from smlxray.data import (
-    NEVER_NOVEL, FindingSplit, XrayTable, canonical_finding, split_patients,
+    NEVER_NOVEL, FindingSplit, PatientSplit, XrayTable, canonical_finding, split_patients,
 )
-from .episodes import EpisodeBlock, strata
+from smlxray.encoders import (
+    EncoderCard, Vectors, embed_table, join_vectors, made_by_encoder, open_encoder, read_vectors,
+    write_vectors,
+)
+from .episodes import EpisodeBlock, age_band, strata
 from .evaluate import GridMean, grid_means, interval_columns, repeat_facts, span
 from .intervals import Interval
 from smlxray.jackknife import (
     Seating, Won, block_auc, block_seating, influence, mean_interval, runs_interval,
-    shuffle_interval, won_block,
+    shuffle_interval, won_block, won_by,
 )
-from .lab import Lab, open_lab, open_table, table_digest
-from .metrics import Support, shots_law
-from .methods import METHODS, Method, ShuffledMethod, calibrate_batch_norm, stratum_odds
+from .lab import Lab, open_lab, open_table, pick_device, table_digest
+from .metrics import EpisodeScores, Support, shots_law
+from smlxray.methods import (
+    METHODS, Method, ShuffledMethod, calibrate_batch_norm, head_of, stratum_odds,
+)
 from .siamese import SiameseNet
 from .tasks import Trunk
 from smlxray.train import (
@@ -71,6 +77,14 @@ class BackboneSettings(Section):
     image_size: int | None = None  # side in pixels; None: that of the settings
     views: list = []               # more views to average: 'mirror', or a zoom such as 1.1
     oracle: bool = False           # teach it the novel findings as well: a ceiling, and no rival
+    vectors: str = ''              # nothing is trained: a file of vectors of others ...
+    encoder: str = ''              # ... or an encoder of others, as `open_encoder` takes it
+    card: dict = {}                # what is known of it, as keys of `EncoderCard`
+
+    @property
+    def foreign(self) -> bool:
+        "Whether others have made it."
+        return bool(self.vectors or self.encoder)
 
 class ConfirmationSettings(Section):
     "What is set aside while methods are chosen, and asked once at the end."
@@ -107,6 +121,7 @@ class StudySettings(Section):
     at_chance: list[str] = []              # controls that must hold one half
     others: list[str] = []                 # methods that answer *finding vs other findings* too
     compare: list[list[str]] = []          # pairs [method, over]
+    subgroups: bool = False                # tables by sex, age, projection and origin as well
     check: list[str] = []                  # methods without training, for `checked_episodes`
     default: str = 'default'               # the method that the study recommends
     reference: str = ''                    # the method that it has to beat
@@ -170,15 +185,28 @@ def check_plan(plan: StudySettings) -> StudySettings:
     networks = [*plan.backbones, *ALGORITHMS]
     for name, backbone in plan.backbones.items():
         if backbone.start: choose(f"start of the backbone '{name}'", backbone.start, networks)
+        if backbone.foreign: _check_foreign(name, backbone)
     for name, options in plan.every.items():
         for net in networks_of(options): choose(f"a network of '{name}'", net, networks)
         if 'shuffle' in options: choose(f"shuffle of '{name}'", options['shuffle'], plan.methods)
         else: METHODS.check(str(options.get('method', '')))
+        head_of(options.get('head', 'prototypes'))
     named = [plan.default, plan.reference, *plan.others, *plan.check]
     for pair in plan.compare: named += pair
     for name in named: choose('a method of the study', name, plan.every)
     for name in plan.at_chance: choose('a control of the study', name, plan.controls)
     return plan
+
+def _check_foreign(name: str, how: BackboneSettings) -> None:
+    "Raise `ConfigError` if a backbone of others is to be trained, or is two things at once."
+    told = how.model_dump(exclude_defaults=True)
+    extra = sorted({*told} - {'vectors', 'encoder', 'card'})
+    if how.vectors and how.encoder: extra = ['vectors and encoder']
+    if not extra: return
+    raise ConfigError(
+        f"The backbone '{name}' has {', '.join(extra)}: one that others have made is either "
+        '`vectors` or an `encoder`, with a `card` at most.'
+    )
 
 def networks_of(options: dict) -> list[str]:
     "The networks that the options of a method name."
@@ -189,7 +217,9 @@ def lineage(plan: StudySettings, net: str) -> list:
     "How a network is trained, and the one that it begins with, and so on."
     if net not in plan.backbones: return [net, *lineage(plan, 'siamese')]
     how = plan.backbones[net]
-    return [how.model_dump(), *(lineage(plan, how.start) if how.start else [])]
+    if how.vectors: return [dict(vectors=foreign_vectors(how).digest)]
+    told = how.model_dump(exclude=None if how.foreign else {'vectors', 'encoder', 'card'})
+    return [told, *(lineage(plan, how.start) if how.start else [])]
 
 # %% ../nbs/73_study.ipynb #396f9e8c
 def cell_settings(
@@ -392,6 +422,96 @@ def rows_elsewhere(
         'the same split.'
     )
 
+# %% ../nbs/73_study.ipynb #e28170b0
+@lru_cache(maxsize=8)
+def _read_once(
+    path: str,
+    changed: tuple,  # when the file, and those beside it, were written last
+    card: str,       # JSON
+) -> Vectors:
+    "Read a file of vectors, and again if it has changed."
+    return read_vectors(path, card=EncoderCard(**json.loads(card)) if card != '{}' else None)
+
+def foreign_vectors(how: BackboneSettings) -> Vectors:
+    "The vectors behind a backbone of others."
+    path = resolve_path(how.vectors)
+    beside = [path.with_suffix(ending) for ending in (path.suffix, '.csv', '.txt', '.yaml')]
+    changed = tuple(file.stat().st_mtime_ns for file in beside if file.is_file())
+    return _read_once(str(path), changed, json.dumps(how.card))
+
+def embed_encoders(plan: StudySettings, table: XrayTable) -> StudySettings:
+    "Put a file of vectors in the place of each encoder; embed what was not embedded yet."
+    backbones = dict(plan.backbones)
+    for name, how in plan.backbones.items():
+        if not how.encoder: continue
+        path = _embedded(plan, name, table)
+        change = dict(vectors=str(path), encoder='', card={})
+        backbones[name] = how.model_copy(update=change)
+    return plan.model_copy(update=dict(backbones=backbones))
+
+def _embedded(plan: StudySettings, name: str, table: XrayTable) -> Path:
+    "The file of an encoder's vectors, made now if there is none."
+    how, settings = plan.backbones[name], cell_settings(plan, next(iter(plan.folds)), 0)
+    card, device = EncoderCard(**how.card), str(pick_device(settings))
+    encoder = open_encoder(how.encoder, card, device)
+    progress = settings.training.progress
+    where = dict(cache_path=settings.cache_folder, progress=progress)
+    pixels = open_pixels(table, encoder.size, **where)
+    key = json_digest(made_by_encoder(encoder, table, pixels))
+    folder = make_run_folder(settings) / 'vectors'
+    path = folder / f'{file_name(name)}-{key}.safetensors'
+    if path.is_file(): return path
+    folder.mkdir(exist_ok=True)
+    return write_vectors(path, embed_table(encoder, table, pixels, progress=progress))
+
+def needs_pixels(plan: StudySettings) -> bool:
+    "Whether any method of a plan looks at X-rays, and not only at vectors of others."
+    named = {options.get('method') for options in plan.every.values()}
+    own = any(not how.foreign for how in plan.backbones.values())
+    return own or bool(plan.slow) or not named.isdisjoint({'pixels', 'untrained'})
+
+def with_vectors(plan: StudySettings, table: XrayTable, rows: np.ndarray) -> np.ndarray:
+    "Leave out rows whose image an encoder could not read."
+    lost: set[str] = set()
+    for how in plan.backbones.values():
+        if how.vectors: lost.update(foreign_vectors(how).left_out)
+    if not lost: return rows
+    return rows[~table.frame['path'].iloc[rows].isin(lost).to_numpy()]
+
+# %% ../nbs/73_study.ipynb #45b0309f
+def leaks(
+    plan: StudySettings,
+    findings: list[str],  # that are novel
+) -> dict[str, str]:      # by method; {} if all backbones are our own
+    "Say what the networks behind each method have seen."
+    foreign = {name: how for name, how in plan.backbones.items() if how.vectors}
+    if not foreign: return {}
+    said = {name: foreign_vectors(how).card.leak(findings) for name, how in foreign.items()}
+    out = {}
+    for method, options in plan.every.items():
+        options = plan.every[options.get('shuffle', method)]
+        told = [said.get(net, _own_leak(plan, net)) for net in networks_of(options)]
+        out[method] = '; '.join(dict.fromkeys(told)) or 'nothing was trained'
+    return out
+
+def _own_leak(plan: StudySettings, net: str) -> str:
+    taught = net in plan.backbones and plan.backbones[net].oracle
+    return f'novel findings {"yes" if taught else "no"}, test patients no; trained here'
+
+def with_leaks(plan: StudySettings, rows: list[dict]) -> list[dict]:
+    "Add the leak flags to rows of a table."
+    every = list(chain(*plan.folds.values()))
+    known = {fold: leaks(plan, findings) for fold, findings in plan.folds.items()}
+    usual = leaks(plan, every)
+    if not usual: return rows
+    out = []
+    for row in rows:
+        told = known.get(row.get('fold'), usual)
+        row = row | dict(leak=told[row['method']])
+        if 'over' in row: row['leak_over'] = told[row['over']]
+        out.append(row)
+    return out
+
 # %% ../nbs/73_study.ipynb #c00ce11a
 @dataclass
 class Cell:
@@ -414,8 +534,9 @@ class Cell:
 
     def open(self, **changes) -> Lab:
         "Open a lab, with changes of its settings and the rows that the plan leaves."
-        lab, plan = open_lab(self.settings(**changes)), self.plan
-        sides = lab.patients
+        plan = self.plan
+        lab = open_lab(self.settings(**changes), needs_pixels(plan))
+        sides = PatientSplit(*(with_vectors(plan, lab.table, rows) for rows in lab.patients))
         train = chosen_rows(lab.table, sides.train, plan.train_where)
         sides = sides._replace(train=train, test=chosen_rows(lab.table, sides.test, plan.ask_where))
         return replace(lab, patients=sides, train=np.intersect1d(lab.train, train))
@@ -490,6 +611,8 @@ class Cell:
 
     def model(self, backbone: str) -> NamingSiamese:
         "A backbone with its naming layer; trained now if it never was."
+        if self.plan.backbones[backbone].foreign:
+            raise DataError(f"'{backbone}' is vectors alone: no network, and none to adapt")
         lab, how = self.lab_for(backbone), self.plan.backbones[backbone]
 
         def train():
@@ -513,6 +636,8 @@ class Cell:
 
     def vectors(self, name: str, rows: np.ndarray, kind: str = 'embeddings') -> Tensor:  # (R, D)
         "Vectors of rows: 'features', 'embeddings' or 'logits'; embedded once, and kept."
+        how = self.plan.backbones.get(name)
+        if how is not None and how.vectors: return self._of_others(name, rows, kind)
         shared = self._serves_all(name)
         path, known = self._kept_vectors(name, shared)
         def origin(): return shared or self.origin(name)
@@ -523,6 +648,13 @@ class Cell:
             keep(path, found, origin())
         with own_file(path, 'remove it, and the study makes it again'):
             return found[kind][np.searchsorted(known, rows)]
+
+    def _of_others(self, name: str, rows: np.ndarray, kind: str) -> Tensor:  # (R, D)
+        "Vectors that others have made; as embeddings they have length one."
+        if kind == 'logits':
+            raise DataError(f"'{name}' is vectors alone: it has no logit of No Finding")
+        found = join_vectors(foreign_vectors(self.plan.backbones[name]), self.lab.table, rows)
+        return F.normalize(found, dim=1) if kind == 'embeddings' else found
 
     def _kept_vectors(self, name: str, shared: dict[str, str]) -> tuple[Path, np.ndarray]:
         "The file of a backbone's vectors, and their rows."
@@ -913,7 +1045,7 @@ def finding_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
         told: dict = dict(method=key.method, protocol=PROTOCOLS[key.protocol], fold=key.fold)
         told |= dict(split=key.split, seed=key.seed, finding=key.finding, patients=auc.patients)
         rows.append(told | rounded(interval_columns('auc', auc)))
-    return rows
+    return with_leaks(plan, rows)
 
 def rounded(columns: dict[str, float]) -> dict[str, float]:
     return {key: round(value, 4) for key, value in columns.items()}
@@ -926,7 +1058,7 @@ def summary_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
         for mean in grid_means(plan.methods, measure(won, protocol), plan.reference):
             row = dict(method=mean.method, protocol=PROTOCOLS[protocol], fold=mean.fold)
             out.append(row | mean_columns(mean))
-    return out
+    return with_leaks(plan, out)
 
 def measure(won: dict[Key, Won], protocol: str) -> Callable:
     "Tell `grid_means` how a method does by fold, alone or compared with another."
@@ -961,7 +1093,7 @@ def compared_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
                 if not fold.startswith('all') and [method, over] != plan.compare[0]: continue
                 row = dict(method=method, over=over, protocol=PROTOCOLS[protocol], fold=fold)
                 out.append(row | rounded(interval_columns('gain', gain)))
-    return out
+    return with_leaks(plan, out)
 
 # %% ../nbs/73_study.ipynb #676530f4
 def curve_rows(cells: list[Cell]) -> list[dict]:
@@ -983,7 +1115,7 @@ def curve_rows(cells: list[Cell]) -> list[dict]:
                     auc=round(float(auc), 4),
                 )
                 rows.append(row | fit)
-    return rows
+    return with_leaks(plan, rows)
 
 def mean_curve(cells: list[Cell], method: str, protocol: str) -> np.ndarray | None:  # (K,)
     "Average the learning curves of a method: over findings, cells and folds, in this order."
@@ -1011,7 +1143,70 @@ def control_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
             row |= rounded(interval_columns('auc', auc))
             if at_chance: row['holds'] = 0.5 in auc
             out.append(row)
+    return with_leaks(plan, out)
+
+# %% ../nbs/73_study.ipynb #7ffa2ffc
+MEMBERS = 10      # patients of a class that a subgroup needs
+GROUPED = 200     # episodes that are looked at for subgroups
+
+def subgroups(table: XrayTable) -> dict[tuple[str, str], np.ndarray]:  # (N,) bool
+    "The members of each subgroup, by column and value."
+    frame, out = table.frame, {}
+    columns = dict(
+        sex=frame['sex'].astype(str).str.upper().str[:1],
+        age=pd.Series(age_band(frame['age']), frame.index),
+        projection=frame['projection'],
+        origin=frame['origin'],
+    )
+    for column, values in columns.items():
+        known = sorted(set(map(str, values)) - {'', 'nan', 'unknown'})
+        if len(known) < 2: continue
+        for value in known: out[column, value] = (values == value).to_numpy()
     return out
+
+def subgroup_rows(cells: list[Cell]) -> list[dict]:
+    "One row per method, protocol and subgroup."
+    plan, rows = cells[0].plan, []
+    scores: dict[tuple, list] = {}
+    for cell in cells:
+        for key, given in cell_scores(cell, list(plan.methods), GROUPED):
+            scores.setdefault((key.method, key.protocol), []).append((cell, key, given))
+    for (column, value), members in subgroups(cells[0].lab.table).items():
+        for (method, protocol), answers in scores.items():
+            runs = _runs_within(answers, members)
+            if not runs: continue
+            row = dict(method=method, protocol=PROTOCOLS[protocol], column=column, group=value)
+            auc = runs_interval(runs)
+            row |= dict(patients=auc.patients) | rounded(interval_columns('auc', auc))
+            rows.append(row)
+    return with_leaks(plan, rows)
+
+def _runs_within(answers: list[tuple], members: np.ndarray) -> dict[tuple, list[Won]]:
+    "What the members of a subgroup won, by split and seed; findings count the same."
+    runs: dict[tuple, list[Won]] = {}
+    for cell, key, scores in answers:
+        won = won_within(cell, key, scores, members)
+        if won is not None: runs.setdefault((key.split, key.seed), []).append(won)
+    return runs
+
+def won_within(
+    cell: Cell,
+    key: Key,
+    scores: np.ndarray,   # (E, 2Q)
+    members: np.ndarray,  # (N,) bool
+) -> Won | None:          # None: too few patients
+    "What queries of a subgroup win against each other."
+    patients, episodes = cell.lab.table.patients, []
+    who: tuple[set, set] = (set(), set())
+    for episode, given in zip(cell.block(key.finding, key.protocol), scores):
+        inside = members[episode.query]
+        labels, asked = episode.query_labels[inside], patients[episode.query[inside]]
+        for side in (0, 1): who[side].update(asked[labels == side].tolist())
+        if len(set(labels.tolist())) < 2: continue
+        shown = Support(patients[episode.support], episode.support_labels)
+        episodes.append(EpisodeScores(given[inside], labels, asked, key.finding, shown))
+    enough = min(map(len, who)) >= MEMBERS and len(episodes) > 1
+    return won_by(episodes) if enough else None
 
 # %% ../nbs/73_study.ipynb #1cfa5
 FORMAT = 3  # of the file; 1 was written by smlxray 0.1, 2 had bootstrap intervals
@@ -1044,7 +1239,7 @@ def study_file(
         oracles=plan.oracles,
         commit=facts['commit'][:12],
         changed=facts['changed'],
-        plan=plan.model_dump(mode='json') | dict(folder=Path(plan.folder).name),
+        plan=told_plan(plan),
         settings=settings,
         data=data | dict(digest=table_digest(lab.table)),
         made_of={cell.name: cell.recipe for cell in cells},
@@ -1055,9 +1250,17 @@ def study_file(
         summary=summary_rows(plan, won),
         compared=compared_rows(plan, won),
         curves=curve_rows(cells),
+        subgroups=subgroup_rows(cells) if plan.subgroups else [],
         controls=control_rows(plan, won),
         slow=slow_rows(cell) if any(is_answered(cell, name) for name in plan.slow) else [],
     )
+
+def told_plan(plan: StudySettings) -> dict:
+    "A plan for others to read, without the folders of this machine."
+    told = plan.model_dump(mode='json') | dict(folder=Path(plan.folder).name)
+    for how in told['backbones'].values():
+        how['vectors'] = Path(how['vectors']).name
+    return told
 
 COVERS = 'other test patients, as queries and as examples'
 
@@ -1103,6 +1306,10 @@ class _StudyRow(Fields):
 class _FoldRow(_StudyRow):
     fold: str
 
+class _GroupRow(_StudyRow):
+    column: str
+    group: str
+
 class _SlowRow(_FoldRow):
     split: int
     episodes: int
@@ -1139,6 +1346,7 @@ class _StudyFields(Fields):
     controls: list[_StudyRow]
     slow: list[_SlowRow]
     curves: list[_CurveRow] = []
+    subgroups: list[_GroupRow] = []
     covers: str = ''
     oracles: list[str] = []
     missing: dict[str, list[str]] = {}
@@ -1166,6 +1374,7 @@ def summary_table(
         line = lines.setdefault(row['method'], {})
         if row['fold'] == 'all': line |= _with_gain(study, row)
         else: line[f'fold {row["fold"]}'] = f'{row["auc"]:.3f}'
+        if 'leak' in row: line['what it has seen'] = row['leak']
     return pd.DataFrame(lines).T
 
 def _with_gain(study: dict, row: dict) -> dict:
@@ -1210,6 +1419,16 @@ def curve_table(study: dict, protocol: str) -> pd.DataFrame:
         line['without end'] = f"{ndtr(row['z']):.3f}"
     return pd.DataFrame(lines).T
 
+# %% ../nbs/73_study.ipynb #7ab4f2c4
+def subgroup_table(study: dict, protocol: str) -> pd.DataFrame:
+    "One line per method, one column per subgroup; empty if there are none."
+    lines: dict[str, dict] = {}
+    for row in study.get('subgroups', []):
+        if row['protocol'] != protocol: continue
+        name = f'{row["column"]} {row["group"]}'
+        lines.setdefault(row['method'], {})[name] = span(row, 'auc')
+    return pd.DataFrame(lines).T
+
 # %% ../nbs/73_study.ipynb #dd4339c1
 def print_study(study: dict) -> None:
     "Print the tables of a study, and how to read them."
@@ -1225,6 +1444,8 @@ def print_study(study: dict) -> None:
         curves = curve_table(study, protocol)
         if len(curves): tables[f'AUC by shots, {protocol}'] = curves
     if study['controls']: tables['Controls'] = control_table(study).set_index('control')
+    for protocol in PROTOCOLS.values():
+        tables[f'Subgroups, {protocol}'] = subgroup_table(study, protocol)
     for title, table in tables.items():
         if len(table): print(f'\n{title}\n\n{table.to_string()}')
     print(f"\nIntervals (95 % unless stated) are about {study['covers']}.")
@@ -1233,7 +1454,9 @@ def print_study(study: dict) -> None:
 def honesty(study: dict) -> list[str]:
     "Say what training saw, and which cells are missing."
     lines = ['No novel finding and no test patient was seen in training.']
-    if oracles := study.get('oracles'):
+    if any('leak' in row for row in study['rows']):
+        lines[0] = 'What each encoder has seen is in its row, as its authors said.'
+    elif oracles := study.get('oracles'):
         lines[0] = 'No test patient was seen in training.'
         lines += [f"The novel findings were, by {' and '.join(oracles)}: ceilings, and no rivals."]
     for cell, methods in study.get('missing', {}).items():
@@ -1309,11 +1532,18 @@ def open_set_aside(cells: list[Cell]) -> None:
 def study_cells(plan: StudySettings) -> list[Cell]:
     "The cells of a plan, in the order in which they run; what cannot be asked is left out."
     table = open_table(cell_settings(plan, next(iter(plan.folds)), 0))
-    plan = without_missing(plan, table)
+    plan = embed_encoders(without_missing(plan, table), table)
     splits = fair_splits(table, plan.splits) if isinstance(plan.splits, int) else plan.splits
     grid = product(plan.seeds, splits, plan.folds)
     cells = [Cell(plan, fold, split, seed) for seed, split, fold in grid]
+    for cell in cells[:1]: _check_vectors(cell)
     return [cell for cell in cells if _can_ask(cell)]
+
+def _check_vectors(cell: Cell) -> None:
+    "Raise `DataError` early if vectors of others do not fit the table."
+    rows = np.concatenate([cell.lab.train, cell.lab.test])
+    for how in cell.plan.backbones.values():
+        if how.vectors: join_vectors(foreign_vectors(how), cell.lab.table, rows)
 
 def without_missing(plan: StudySettings, table: XrayTable) -> StudySettings:
     "The plan without findings that no X-ray shows, and without folds that are empty then."
