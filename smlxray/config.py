@@ -230,13 +230,13 @@ _Uncertain = Literal['ignore', 'ones', 'zeros', 'smooth', 'chexpert']
 _Blanks = Literal['negative', 'unknown']
 _Views = Literal['frontal', 'all']
 _Negatives = Literal['normals', 'others']
-_Split = Literal['hash', 'own']
+_Split = Literal['hash', 'own', 'metachest', 'metachest_apart']
 _Sampling = Literal['shuffle', 'balanced']
 _Rule = Literal['jaccard', 'any', 'exact']
 _BatchNorm = Literal['frozen', 'support', 'transductive']
 _Engine = Literal['auto', 'loop', 'higher', 'reverse', 'checkpoint', 'vmap']
 _Precision = Literal['no', 'bf16', 'fp16']
-_Protocol = Literal['finding', 'ways', 'verification', 'all']
+_Protocol = Literal['finding', 'ways', 'verification', 'all', 'metachest', 'bscd_fsl']
 
 # %% ../nbs/00_config.ipynb #0df1267e
 class DataSettings(Section):
@@ -256,7 +256,7 @@ class DataSettings(Section):
     negatives: _Negatives = 'normals'  # who they are: without any finding, or with another one
     patients: _Count = 1000            # phantom patients to draw
     phantom_size: Annotated[int, Field(ge=32, le=2048)] = 128  # side of a drawn phantom in pixels
-    split: _Split = 'hash'             # patients by a hash of their id, or as the data set says
+    split: _Split = 'hash'             # patients by a hash of their id, as the data set says, ...
     split_seed: _SplitSeed = 'auto'    # seed of the hash; auto looks for one fair to every finding
     sampling: _Sampling = 'shuffle'    # batches: every image once, or findings equally often
     valid_fraction: _Fraction = 0.1    # share of patients for validation
@@ -323,7 +323,8 @@ class EvaluationSettings(Section):
 
     episodes: _Count = 100             # episodes per novel finding
     bootstrap: Annotated[int, Field(ge=10)] = 1000  # exchanges of patients behind a p-value
-    protocol: _Protocol = 'finding'    # one finding per task; several; pairs; all three
+    protocol: _Protocol = 'finding'    # one finding per task; several; pairs; all; of others
+    published_episodes: _Count = 10_000  # of a protocol of others
     ways: Annotated[int, Field(ge=2, le=10)] = 5  # findings in a task of several
     unseen: _Whole = 2                 # how many of them training never saw
     folds: _Names = []                 # novel findings in turn, as in ['Edema + Mass', 'Hernia']

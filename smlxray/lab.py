@@ -26,6 +26,7 @@ from smlxray.data import (
 )
 from .episodes import EpisodeBlock, EpisodeSampler
 from .phantom import ensure_phantoms
+from .published import METACHEST, findings_there, metachest_split
 from .readers import check_files, read_xrays
 
 # %% ../nbs/63_lab.ipynb #46dd6943
@@ -82,6 +83,7 @@ def choose_split(
     "Split the patients as the settings say; raise `DataError` where that cannot be."
     d = settings.data
     if d.split == 'own': return _with_valid(table, own_split(table), d), settings
+    if d.split in _METACHEST: return metachest_split(table, _METACHEST[d.split]), settings
     fractions = d.valid_fraction, d.test_fraction
     seed = balanced_seed(table, *fractions) if d.split_seed == 'auto' else int(d.split_seed)
     found = d.model_copy(update=dict(split_seed=str(seed)))
@@ -254,7 +256,7 @@ def open_lab(
     table = open_table(settings)
     patients, settings = choose_split(settings, table)
     findings = split_findings(table, settings.data.novel_findings)
-    check_patient_disjoint(table, patients.train, patients.valid, patients.test)
+    _check_sides(settings, table, patients, findings)
     check_finding_disjoint(findings.base, findings.novel)
     pixels = _open_pixels(settings, table) if with_pixels else NoPixels(table)
     usable = pixels.usable
@@ -264,6 +266,38 @@ def open_lab(
     valid = training_rows(table, patients.valid, findings.novel)
     folder = make_run_folder(settings)
     return Lab(settings, table, pixels, patients, findings, train, valid, folder)
+
+_METACHEST = dict(metachest=False, metachest_apart=True)  # keep patients apart?
+
+def _check_sides(
+    settings: Settings,
+    table: XrayTable,
+    patients: PatientSplit,
+    findings: FindingSplit,
+) -> None:
+    "Raise an error for a patient on two sides; for a published split that has such, warn."
+    split, protocol = settings.data.split, settings.evaluation.protocol
+    if split in _METACHEST:
+        wanted = findings_there(table, METACHEST['test'])
+        if sorted(findings.novel) != sorted(wanted):
+            names = ', '.join(wanted)
+            raise ConfigError(
+                f'data.split is {split}, which keeps back {names}: name just these as '
+                'data.novel_findings.'
+            )
+    elif protocol == 'metachest':
+        raise ConfigError(
+            'evaluation.protocol is metachest, which needs data.split metachest_apart, or '
+            'metachest as it was published.'
+        )
+    if split != 'metachest':
+        return check_patient_disjoint(table, *patients)
+    trained, asked = (set(table.patients[rows]) for rows in (patients.train, patients.test))
+    shared = len(trained & asked)
+    logger.warning(
+        f'As MetaChest was published, {shared:,} of the {len(asked):,} test patients '
+        f'({shared / len(asked):.1%}) are trained on; metachest_apart keeps them apart.'
+    )
 
 def _open_pixels(settings: Settings, table: XrayTable) -> ImageCache | DirectPixels:
     "Open the pixels of a table as the settings say, from the cache or straight from the files."

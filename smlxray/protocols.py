@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.special import expit
 
 from .base import ConfigError, DataError, logger, moved
@@ -24,8 +25,17 @@ from .intervals import Interval, episode_interval
 from .jackknife import WayScores, generalised_aucs, pair_interval, patient_interval
 from .jackknife import trial_interval
 from .lab import Lab, open_lab
+from smlxray.published import (
+    BSCD_FSL,
+    METACHEST,
+    MetaChestSampler,
+    SingleSampler,
+    published_row,
+    right_shares,
+)
 from .train import ensure_meta, ensure_siamese
 from .methods import FrozenMethod, Method, PriorMethod, ProjectionMethod, ShuffledMethod
+from .methods import signs_of
 from .methods import standard_methods
 from .evaluate import Place, Results, answer, combine_cells, evaluate, interval_columns
 from .evaluate import make_row, mean_rows, save_results
@@ -101,6 +111,122 @@ def _way_row(lab: Lab, method: Method, tasks: list[WayEpisode]) -> dict:
     for side in _SIDES:
         if side in found: row |= interval_columns(side, found[side])
     return row
+
+# %% ../nbs/71_protocols.ipynb #cfc64254
+def stepped_head(
+    frozen: FrozenMethod,
+    block: EpisodeBlock,
+    steps: int = 100,
+    rate: float = 0.005,  # of AdamW
+) -> torch.Tensor:        # (E, Q)
+    "Fit a new linear layer by steps on random halves of each support (MetaChest's BatchBased)."
+    rng = torch.Generator().manual_seed(int(block.seeds[0]) % 2**62)
+    support = frozen[block.support]
+    wanted = (signs_of(block) > 0).float()
+    size = support.shape[2]
+    start = (torch.rand(len(support), size + 1, generator=rng) * 2 - 1) / size**0.5
+    with torch.enable_grad():
+        weight = start[:, :size].clone().requires_grad_()
+        bias = start[:, size:].clone().requires_grad_()
+        optimizer = torch.optim.AdamW([weight, bias], lr=rate)
+        for _ in range(steps):
+            half = torch.randperm(len(wanted), generator=rng)
+            half = half[: max(len(wanted) // 2, 1)]
+            logits = (support[:, half] @ weight[..., None])[..., 0] + bias
+            target = wanted[half].expand_as(logits)
+            loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits, target, reduction='none'
+            )
+            optimizer.zero_grad()
+            loss.mean(1).sum().backward()
+            optimizer.step()
+    query = frozen[block.query]
+    return (query @ weight.detach()[..., None])[..., 0] + bias.detach()
+
+def distance_head(
+    frozen: FrozenMethod,
+    block: EpisodeBlock,
+) -> torch.Tensor:  # (E, Q)
+    "Minus the distance to the mean of the positives (MetaChest's ProtoNet)."
+    positive = torch.as_tensor(block.support_labels) == 1
+    centre = frozen[block.support][:, positive].mean(1, keepdim=True)
+    return -(frozen[block.query] - centre).norm(dim=2)
+
+def published_methods(
+    method: FrozenMethod,
+) -> list[FrozenMethod]:
+    "MetaChest's two heads on the vectors of a method."
+    heads = dict(BatchBased=stepped_head, ProtoNet=distance_head)
+    return [
+        FrozenMethod(
+            f'{method.name}, {name}',
+            method.rows,
+            method.vectors,
+            method.batch_norm,
+            head=head,
+            parts=method.parts,
+        )
+        for name, head in heads.items()
+    ]
+
+# %% ../nbs/71_protocols.ipynb #5e1744e7
+def published_sampler(lab: Lab) -> MetaChestSampler | SingleSampler:
+    "Sample the episodes of a protocol of others, as the settings say."
+    s, e = lab.settings, lab.settings.evaluation
+    many = dict(
+        ways=e.ways,
+        shots=s.meta.shots,
+        queries=s.meta.queries,
+        seed=s.training.seed,
+    )
+    if e.protocol == 'bscd_fsl':
+        return SingleSampler(lab.table, lab.test, BSCD_FSL, **many)
+    sides = METACHEST['train'], METACHEST['test']
+    apart = s.data.split != 'metachest'
+    return MetaChestSampler(
+        lab.table, lab.test, *sides, novel=e.unseen, apart=apart, **many
+    )
+
+def published_rows(
+    lab: Lab,
+    methods: list[Method],
+    episodes: int | None = None,  # how many; None: as the settings say
+) -> list[dict]:
+    "One row per method, with the measures of MetaChest or of BSCD-FSL."
+    sampler = published_sampler(lab)
+    count = episodes or lab.settings.evaluation.published_episodes
+    answers: dict[str, list] = {method.name: [] for method in methods}
+    for i in range(count):
+        episode = sampler.episode(i)
+        for method in methods:
+            answers[method.name].append(answer_ways(method, episode, lab))
+    row = _single_row if isinstance(sampler, SingleSampler) else _metachest_row
+    return [row(lab, name, given) for name, given in answers.items()]
+
+def _metachest_row(lab: Lab, method: str, answers: list[WayScores]) -> dict:
+    s, e = lab.settings, lab.settings.evaluation
+    apart = 'as published' if s.data.split == 'metachest' else 'patients apart'
+    return dict(
+        method=method,
+        protocol=f'MetaChest, {e.ways} findings, {e.unseen} unseen, {apart}',
+        shots=s.meta.shots,
+        **published_row(answers),
+    )
+
+def _single_row(lab: Lab, method: str, answers: list[WayScores]) -> dict:
+    shares = right_shares(answers)
+    asked = {finding for e in answers for finding in e.findings}
+    seen = [f for f in lab.findings.base if f in asked]
+    return dict(
+        method=method,
+        protocol=f'BSCD-FSL, one of {lab.settings.evaluation.ways}, patients apart',
+        shots=lab.settings.meta.shots,
+        accuracy=float(shares.mean()),
+        half=float(1.96 * shares.std() / np.sqrt(len(shares))),
+        chance=1 / lab.settings.evaluation.ways,
+        episodes=len(answers),
+        seen_in_training=', '.join(seen) or 'none',
+    )
 
 # %% ../nbs/71_protocols.ipynb #d7b1c002
 def matched_pairs(

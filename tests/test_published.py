@@ -1,0 +1,72 @@
+"Protocols of others: the presets run on phantoms, and NIH's patients are counted as they are."
+
+import logging
+
+import numpy as np
+import pytest
+from smlxray.base import shipped_file
+from smlxray.config import load_settings
+from smlxray.lab import open_lab
+from smlxray.methods import pixel_method
+from smlxray.protocols import published_methods, published_rows
+from smlxray.published import METACHEST, metachest_sides, metachest_split, nih_labels
+from smlxray.published import patient_overlap
+
+
+@pytest.fixture(scope='module')
+def opened(tmp_path_factory):
+    "Open a preset of config/benchmark on small phantoms."
+    home = tmp_path_factory.mktemp('published')
+    paths = {key: str(home / key) for key in ('dataset_path', 'cache_path', 'runs_path')}
+    small = dict(image_size=32, phantom_size=32, patients=300, dataset='phantom', progress=False)
+    small['workers'] = 1
+
+    def opened(preset, **more):
+        file = shipped_file(f'benchmark/{preset}.yaml')
+        return open_lab(load_settings(config=str(file), **paths, **small, **more))
+
+    return opened
+
+
+def test_metachest_runs_on_phantoms(opened, caplog):
+    few = dict(shots=3, queries=6, published_episodes=4)
+    lab = opened('metachest', **few)
+    assert not set(lab.table.patients[lab.train]) & set(lab.table.patients[lab.test])
+    assert not set(lab.findings.base) & set(METACHEST['test'])
+    pixels = pixel_method(lab)
+    rows = published_rows(lab, [pixels, *published_methods(pixels)])
+    assert [row['method'] for row in rows] == ['pixels', 'pixels, BatchBased', 'pixels, ProtoNet']
+    assert {row['episodes'] for row in rows} == {4}
+    assert 'patients apart' in rows[0]['protocol']
+    with caplog.at_level(logging.WARNING, logger='smlxray'):
+        loose = opened('metachest', split='metachest', **few)
+    assert 'test patients (' in caplog.text and 'are trained on' in caplog.text
+    assert set(loose.table.patients[loose.train]) & set(loose.table.patients[loose.test])
+    assert 'as published' in published_rows(loose, [pixel_method(loose)])[0]['protocol']
+
+
+def test_bscd_fsl_runs_on_phantoms(opened):
+    lab = opened(
+        'bscd_fsl',
+        novel_findings=['Cardiomegaly', 'Pneumothorax'],
+        ways=2,
+        shots=1,
+        queries=2,
+        test_fraction=0.8,
+        published_episodes=5,
+    )
+    (row,) = published_rows(lab, [pixel_method(lab)])
+    assert row['chance'] == 0.5 and row['episodes'] == 5
+    assert 'Cardiomegaly' not in row['seen_in_training']
+
+
+def test_two_thirds_of_the_test_patients_of_nih_are_trained_on():
+    nih = nih_labels()
+    if nih is None: pytest.skip('torchxrayvision, with the label table of NIH, is not installed')
+    counted = patient_overlap(nih, metachest_sides(nih))
+    assert (counted['train'], counted['valid'], counted['test']) == (32590, 3191, 13776)
+    assert round(counted['share_of_test_patients'], 3) == 0.673
+    apart = metachest_split(nih, apart=True)
+    asked = np.isin(apart.test, np.flatnonzero(metachest_sides(nih) == 'test'))
+    assert asked.sum() == 13776  # the same images are asked about
+    assert not set(nih.patients[apart.test]) & set(nih.patients[apart.train])
