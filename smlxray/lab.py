@@ -76,6 +76,8 @@ def table_digest(
     return sha.hexdigest()
 
 # %% ../nbs/63_lab.ipynb #f92edd47
+_METACHEST = dict(metachest=False, metachest_apart=True)  # keep patients apart?
+
 def choose_split(
     settings: Settings,
     table: XrayTable,
@@ -266,8 +268,6 @@ def open_lab(
     valid = training_rows(table, patients.valid, findings.novel)
     folder = make_run_folder(settings)
     return Lab(settings, table, pixels, patients, findings, train, valid, folder)
-
-_METACHEST = dict(metachest=False, metachest_apart=True)  # keep patients apart?
 
 def _check_sides(
     settings: Settings,
