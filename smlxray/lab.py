@@ -85,7 +85,9 @@ def choose_split(
     "Split the patients as the settings say; raise `DataError` where that cannot be."
     d = settings.data
     if d.split == 'own': return _with_valid(table, own_split(table), d), settings
-    if d.split in _METACHEST: return metachest_split(table, _METACHEST[d.split]), settings
+    if d.split in _METACHEST:
+        split = metachest_split(table, apart=_METACHEST[d.split])
+        return _with_valid(table, split, d), settings
     fractions = d.valid_fraction, d.test_fraction
     seed = balanced_seed(table, *fractions) if d.split_seed == 'auto' else int(d.split_seed)
     found = d.model_copy(update=dict(split_seed=str(seed)))

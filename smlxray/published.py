@@ -251,11 +251,9 @@ class MetaChestSampler:
         names = [self.names[c] for c in chosen]
         unseen = np.array([name in self.unseen for name in names])
         seed = int(rng.bit_generator.random_raw() >> 2)
-        sides = [
-            part
-            for rows in (support, query)
-            for part in (rows, self._labels(rows, chosen))
-        ]
+        sides = []
+        for rows in (support, query):
+            sides += [rows, self._labels(rows, chosen)]
         return WayEpisode(tuple(names), unseen, seed, *sides)
 
     def _findings(self, rng) -> tuple[list[int], np.ndarray]:
@@ -319,10 +317,7 @@ def published_row(answers: Sequence[WayScores]) -> dict:
             columns = np.asarray(e.unseen) == wanted
             if columns.any():
                 sides[side].append(_columns(e, columns, side))
-    values = {
-        side: [auc(e.scores, e.labels) for e in given]
-        for side, given in sides.items()
-    }
+    values = {side: _aucs(given) for side, given in sides.items()}
     row = {side: float(np.mean(v)) if v else None for side, v in values.items()}
     hm = _harmonic(*map(np.array, values.values()))
     row |= dict(
@@ -335,6 +330,9 @@ def published_row(answers: Sequence[WayScores]) -> dict:
         harmonic=found.value, harmonic_low=found.low, harmonic_high=found.high
     )
     return row | dict(episodes=len(answers), patients=found.patients)
+
+def _aucs(given: list) -> list[float]:
+    return [auc(e.scores, e.labels) for e in given]
 
 def _columns(e: WayScores, columns: np.ndarray, side: str):
     "Some columns of an episode in one bag."
@@ -393,12 +391,8 @@ class SingleSampler:
         queries: int = 15,
         seed: int = 0,
     ):
-        self.ways, self.shots, self.queries, self.seed = (
-            ways,
-            shots,
-            queries,
-            seed,
-        )
+        self.ways, self.seed = ways, seed
+        self.shots, self.queries = shots, queries
         self.patients = table.patients
         self.rows = {}
         for name in findings_there(table, findings):
