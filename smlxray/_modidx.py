@@ -1457,13 +1457,10 @@ d = { 'settings': { 'branch': 'main',
                              'smlxray.lab.Lab.targets': ('lab.html#lab.targets', 'smlxray/lab.py'),
                              'smlxray.lab.Lab.test': ('lab.html#lab.test', 'smlxray/lab.py'),
                              'smlxray.lab.Lab.training_sampler': ('lab.html#lab.training_sampler', 'smlxray/lab.py'),
-<<<<<<< HEAD
                              'smlxray.lab.NoPixels': ('lab.html#nopixels', 'smlxray/lab.py'),
                              'smlxray.lab.NoPixels.__init__': ('lab.html#nopixels.__init__', 'smlxray/lab.py'),
                              'smlxray.lab.NoPixels.gather': ('lab.html#nopixels.gather', 'smlxray/lab.py'),
-=======
                              'smlxray.lab._check_sides': ('lab.html#_check_sides', 'smlxray/lab.py'),
->>>>>>> ad9be5f (Offer MetaChest and BSCD-FSL as protocols, with presets)
                              'smlxray.lab._draws': ('lab.html#_draws', 'smlxray/lab.py'),
                              'smlxray.lab._open_pixels': ('lab.html#_open_pixels', 'smlxray/lab.py'),
                              'smlxray.lab._say_shrunk': ('lab.html#_say_shrunk', 'smlxray/lab.py'),
