@@ -464,7 +464,7 @@ def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[d
 
 def _joined(words: list[str]) -> list[str]:
     "Write `-p key value` as `-p key=value`, the one word that the parser knows."
-    out, rest = [], list(words)
+    out, rest = [], _one_command(words)
     while rest:
         out.append(rest.pop(0))
         if out[-1] != '-p' or len(rest) < 2 or '=' in rest[0] or rest[0].startswith('-'): continue
@@ -1430,6 +1430,99 @@ def _hand_scores(
     _echo('\nIntervals (95 %) are about other patients, as queries and as examples.')
     if output:
         _echo(output)
+
+# %% ../nbs/90_cli.ipynb #0261e147
+def _one_command(words: list[str]) -> list[str]:
+    "Write `study power` as the one word that the parser knows."
+    if list(words[:2]) == ['study', 'power']: return ['power', *words[2:]]
+    return list(words)
+
+_Z = 'What the backbone knows: its AUC from examples without end is Phi(z).'
+_C = 'The noise of learning from few examples.'
+_PILOT = 'A CSV of shots and auc, the study.json of a study with curves, or a run. Repeatable.'
+_CURVE_OF = 'The method of a pilot; left out, the first, or the default of the run.'
+_PER_CLASS = 'Examples per class. Repeatable.'
+_MANY = 'Patients with the finding, and as many without. Repeatable.'
+_REACH = 'An AUC to reach; says how many examples that takes.'
+_HALF = 'Half of the interval that is wanted, such as 0.05; says how many patients that takes.'
+
+@app.command(epilog=_examples(
+    'smlxray study power --z 0.78 --c 9 --auc 0.75 --half 0.05',
+    'smlxray study power --pilot tiny --c 9 --findings 3',
+))
+def power(
+    z: Annotated[Optional[float], _option(_Z)] = None,
+    c: Annotated[Optional[float], _option(_C, min=0)] = None,
+    pilot: Annotated[Optional[list[str]], _option(_PILOT)] = None,
+    method: Annotated[str, _option(_CURVE_OF)] = '',
+    shots: Annotated[Optional[list[int]], _option(_PER_CLASS, min=1)] = None,
+    patients: Annotated[Optional[list[int]], _option(_MANY, min=1)] = None,
+    findings: Annotated[int, typer.Option(min=1, help='Findings in whose mean you trust.')] = 1,
+    episodes: Annotated[int, typer.Option(min=1, help='Episodes per finding.')] = 1000,
+    queries: Annotated[int, typer.Option(min=1, help='Queries per class.')] = 15,
+    auc: Annotated[Optional[float], _option(_REACH)] = None,
+    half: Annotated[Optional[float], _option(_HALF)] = None,
+    as_json: _Json = False,
+):
+    """Say how many examples and patients a study needs, before it begins.
+
+    Typed as `smlxray study power`. The expected AUC and half of its 95 % interval, by shots and
+    patients, from z and c or from a pilot.
+    """
+    from smlxray.power import power_rows, power_table
+    known = _pilot(z, c, pilot or [], method)
+    design = dict(findings=findings, episodes=episodes, queries=queries)
+    few, many = shots or (1, 2, 5, 7, 15, 30), patients or (20, 40, 80, 160, 320)
+    rows = power_rows(known, few, many, **design)
+    needs = _needs(known, few, auc, half, design)
+    if as_json:
+        facts = dict(z=known.z, c=known.c, scale=known.scale, told=known.told)
+        return _print_json(dict(facts, rows=rows, needs=needs))
+    _echo(f'z {known.z:.3f}, c {known.c:.1f}{_told(known)}\n')
+    _show(power_table(rows))
+    _echo('\nColumns: patients with the finding + without; ± half of the 95 % interval.')
+    for line in needs: _echo(line)
+
+def _told(known) -> str:
+    "Say where the law comes from, and what a pilot's intervals had to say."
+    if not known.told: return ''
+    if known.scale == 1: return f', from {known.told}'
+    return f', from {known.told}, whose intervals were {known.scale:.2f} times as wide as expected'
+
+def _pilot(z: float | None, c: float | None, pilots: list[str], method: str):
+    "Find z and c in what was said, or in the files of a pilot."
+    from smlxray.power import Pilot, pilot_of_runs, read_curve
+    if z is not None and c is not None and not pilots:
+        if z > 0: return Pilot(z, c)
+        raise SmlxrayError(f'--z is {z:g}; a backbone that knows something has z above 0.')
+    if z is not None or not pilots:
+        raise typer.BadParameter('Say --z and --c, or name a pilot with --pilot.')
+    files = [word for word in pilots if word.endswith(('.csv', '.json'))]
+    if len(files) == len(pilots) == 1: return read_curve(_here(files[0]), method)
+    if files:
+        raise SmlxrayError('Several pilots must be runs; join tables into one with shots and auc.')
+    from smlxray.evaluate import read_results
+    runs = {}
+    for word in pilots:
+        folder = _run_of(word, None, None)[0]
+        told = read_results(folder)
+        method = method or told['default'] or told['rows'][0]['method']
+        runs[folder.name] = told['rows']
+    return pilot_of_runs(runs, method, c)
+
+def _needs(known, shots, auc: float | None, half: float | None, design: dict) -> list[str]:
+    "Say what an AUC and an interval take."
+    from smlxray.power import examples_needed, patients_needed
+    lines = []
+    if auc is not None:
+        count = examples_needed(known.z, known.c, auc)
+        lines.append(f'An AUC of {auc:g} takes {count:,} examples per class.')
+    if half is None: return lines
+    for k in shots:
+        count = patients_needed(known.z, known.c, k, half, known.scale, **design)
+        many = f'{k} example{"s" * (k > 1)} per class'
+        lines.append(f'±{half:g} from {many} takes {count:,} patients with it, as many without.')
+    return lines
 
 # %% ../nbs/90_cli.ipynb #a9b0c7d2
 _LIBRARY = 'Name or folder of a run; its X-rays are the library.'

@@ -539,7 +539,7 @@ def _in_words(saved: dict, folder: Path) -> str:
         f"\nNovel findings: {', '.join(saved['data']['novel'])}; {first['shots']}-shot, "
         f"{first['queries']} queries per class, {first['episodes']} episodes per finding, the "
         f'same for every row; mean over findings.\n\n{results_table(folder).to_string(index=False)}'
-        f'{_other_negatives(saved, folder)}\n\n'
+        f'{_other_negatives(saved, folder)}{_published(saved)}\n\n'
         'Intervals are about other test patients, as queries and as examples. Nothing here was '
         f'trained on a test patient or a novel finding.\nFiles: {Path(folder)}/'
     )
@@ -552,6 +552,13 @@ def _other_negatives(saved: dict, folder: Path) -> str:
             told = results_table(folder, negatives=kind).to_string(index=False)
             parts.append(f"\n\nAgainst {kind}, {rows[0]['episodes']} episodes:\n\n{told}")
     return ''.join(parts)
+
+def _published(saved: dict) -> str:
+    "Lay out what was answered to a protocol of others, if a run asked."
+    rows = saved.get('tables', {}).get('published')
+    if not rows: return ''
+    told = pd.DataFrame(rows).drop(columns='protocol').round(3)
+    return f"\n\n{rows[0]['protocol']}:\n\n{told.to_string(index=False)}"
 
 def print_results(folder: Path) -> None:
     "Print what `results_text` says."

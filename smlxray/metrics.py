@@ -12,6 +12,7 @@ __all__ = ['METRICS', 'auc', 'roc_curve', 'average_precision', 'confusion_matrix
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -387,10 +388,12 @@ def shots_law(
     auc: np.ndarray,       # (K,)
 ) -> tuple[float, float]:  # z and c of `law_auc`, by least squares
     "Fit the law of learning curves; c is at most 1,000."
-    from scipy.optimize import curve_fit
+    from scipy.optimize import OptimizeWarning, curve_fit
     auc = np.asarray(auc, float)
     first = (ndtri(np.clip(auc.max(), 0.51, 0.99)), 5.0)
-    best, _ = curve_fit(law_auc, shots, auc, first, bounds=((-4, 0), (4, 1000)))
+    with catch_warnings():
+        simplefilter('ignore', OptimizeWarning)  # two points fit exactly, without an error
+        best, _ = curve_fit(law_auc, shots, auc, first, bounds=((-4, 0), (4, 1000)))
     return float(best[0]), float(best[1])
 
 # %% ../nbs/55_metrics.ipynb #b3cbb31b

@@ -197,6 +197,7 @@ COMMANDS = [
     ['episodes', 'export'],
     ['episodes', 'check'],
     ['score'],
+    ['power'],
     ['app'],
     ['data', 'check'],
     ['data', 'layout', 'nih'],
