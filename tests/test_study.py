@@ -281,3 +281,28 @@ def test_other_xrays_go_through_the_same_function(tmp_path, monkeypatch, capsys)
     lines = [line for line in said.splitlines() if PLAN.reference in line]
     assert [line for line in again.splitlines() if PLAN.reference in line] == lines
 
+
+
+CONFIRM = load_plan(resolve_path('config/nih_confirm.yaml'))
+CELLS = [Cell(CONFIRM, fold, split) for split in CONFIRM.splits for fold in CONFIRM.folds]
+
+
+def test_the_default_that_was_announced_is_that_of_the_plan():
+    "A setting or a key that is new changes no digest, or what was announced would be forgotten."
+    lines = study_module.read_ledger(CONFIRM.ledger)
+    assert lines[0]['what'] == 'announced'
+    assert {line['choice'] for line in lines} == {study_module.choice_of(CONFIRM)}
+    asked = [line['cell'] for line in lines if line['what'] == 'asked']
+    assert {cell.name for cell in CELLS} <= {*asked}
+
+
+@pytest.mark.parametrize('cell', CELLS, ids=lambda cell: cell.name)
+def test_a_committed_cell_has_answers_of_all_methods(cell):
+    told, plan = study_module.committed(cell), cell.plan
+    wanted = {*plan.methods, *plan.controls}
+    assert {*told} == wanted
+    for method in wanted:
+        assert {*told[method]} == {*study_module.protocols_of(plan, method)}
+    assert {told[method]['normals']['curve_of'] for method in plan.methods} == {
+        study_module.curve_digest(plan)
+    }
