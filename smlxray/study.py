@@ -1415,9 +1415,14 @@ def curve_table(study: dict, protocol: str) -> pd.DataFrame:
         if row['protocol'] != protocol: continue
         line = lines.setdefault(row['method'], {})
         line[f"{row['shots']} shots"] = f"{row['auc']:.3f}"
-        line |= dict(z=f"{row['z']:.2f}", c=f"{row['c']:.0f}")
-        line['without end'] = f"{ndtr(row['z']):.3f}"
+    for row in study.get('curves', []):
+        if row['protocol'] == protocol: lines[row['method']] |= _law_columns(row)
     return pd.DataFrame(lines).T
+
+def _law_columns(row: dict) -> dict[str, str]:
+    "The fitted law; a curve that has hardly begun to bend does not say where it ends."
+    if row['c'] > 200: return dict(z='', c='over 200', end='')
+    return dict(z=f"{row['z']:.2f}", c=f"{row['c']:.0f}", end=f"{ndtr(row['z']):.3f}")
 
 # %% ../nbs/73_study.ipynb #7ab4f2c4
 def subgroup_table(study: dict, protocol: str) -> pd.DataFrame:
