@@ -133,9 +133,11 @@ def main():
     for name in asked.cells:
         start = time.monotonic()
         rows.append(cell_row(name, asked.worlds, asked.jobs))
-        held = '  '.join(f'{c:.1%} ({w:.2f})' for c, w in zip(rows[-1]['covers'], rows[-1]['width']))
+        pairs = zip(rows[-1]['covers'], rows[-1]['width'])
+        held = '  '.join(f'{share:.1%} ({wide:.2f})' for share, wide in pairs)
         print(f'{name:44s} {held}  {time.monotonic() - start:.0f} s', flush=True)
-        if asked.out: write_atomic(asked.out, json.dumps(sealed(dict(rows=rows)), indent=1) + '\n')
+        if not asked.out: continue
+        write_atomic(asked.out, json.dumps(sealed(dict(rows=rows)), indent=1) + '\n')
 
 
 if __name__ == '__main__':
