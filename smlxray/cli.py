@@ -424,6 +424,169 @@ def _list_methods() -> None:
     from smlxray.methods import METHODS
     for entry in _entries(METHODS): _echo(entry)
 
+# %% ../nbs/90_cli.ipynb #3a75f4cd
+_ENCODER = (
+    'A bundle, a file .onnx or .pt2, a name such as timm/resnet18, package.module:factory, or a '
+    'card (.yaml).'
+)
+_WANTS = 'Pixels that the encoder wants, such as 224 or 256x224.'
+_FROM = 'Instead: vectors of another library (.npy, .safetensors, .parquet), to seal.'
+_THEIR_PATHS = 'With --vectors: the paths, as text or CSV; left out, the file of the same name.'
+_SEEN = 'Findings whose labels it was taught, with commas between; none, or unknown.'
+_Patients = Annotated[
+    Optional[_one_of(['yes', 'no', 'unknown'])],
+    _option('Whether patients who will be asked were in its training, with labels or not.'),
+]
+
+@app.command(epilog=_examples(
+    'smlxray embed data/phantoms-tiny --encoder runs/tiny/bundle --output vectors.safetensors',
+    'smlxray embed data/nih --encoder timm/resnet50.a1_in1k --output resnet50.safetensors',
+    'smlxray embed data/nih --vectors mine.npy --paths mine.csv --findings-seen none',
+))
+def embed(
+    data: _Data,
+    encoder: Annotated[Optional[str], _option(_ENCODER)] = None,
+    vectors: Annotated[Optional[Path], _option(_FROM)] = None,
+    paths: Annotated[Optional[Path], _option(_THEIR_PATHS)] = None,
+    output: Annotated[Path, typer.Option(help='File to write.')] = Path('vectors.safetensors'),
+    size: Annotated[Optional[str], _option(_WANTS)] = None,
+    channels: Annotated[Optional[int], _option('1: grey; 3: grey three times.')] = None,
+    trained_on: Annotated[Optional[str], _option('What it was trained on, in words.')] = None,
+    findings_seen: Annotated[Optional[str], _option(_SEEN)] = None,
+    patients_seen: _Patients = None,
+    dataset: _Dataset = 'auto',
+    views: _Views = _DEFAULT.views,
+    cache_path: _Place = None,
+    workers: _Workers = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help='X-rays at once.')] = 64,
+    overwrite: _Force = False,
+    as_json: _Json = False,
+):
+    """Embed a data set with any encoder, or seal vectors that were made elsewhere.
+
+    The file tells what it was made of and what the encoder has seen; `leaderboard` and `study`
+    read it.
+    """
+    if bool(encoder) == bool(vectors):
+        raise typer.BadParameter('Name an --encoder, or --vectors that are there already.')
+    _no_folder(output)
+    _writable(output)
+    _no_input(output, data, vectors, paths)
+    _keep_foreign(output, overwrite, 'left_out')
+    from smlxray.encoders import EncoderCard, write_vectors
+    told = dict(trained_on=trained_on, findings_seen=findings_seen, patients_seen=patients_seen)
+    told |= dict(image_size=list(_pixels(size)) if size else None, channels=channels)
+    card = EncoderCard(**{key: value for key, value in told.items() if value is not None})
+    how = dict(cache_path=_here(cache_path), workers=workers, batch_size=batch_size)
+    table = _table(data, dataset, views)
+    made = _seal(vectors, paths, card, table) if vectors else _embed(encoder, card, table, **how)
+    write_vectors(_here(output), made)
+    _tell_vectors(output, made, as_json)
+
+def _embed(encoder: str, card, table, cache_path: Path, workers: int, batch_size: int):
+    "Open an encoder and embed a table."
+    import torch
+    from smlxray.cache import open_pixels
+    from smlxray.encoders import embed_table, open_encoder
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    opened = open_encoder(_entry(encoder), card, device)
+    progress = sys.stderr.isatty()
+    where = dict(cache_path=cache_path, workers=workers, progress=progress)
+    pixels = open_pixels(table, opened.size, **where)
+    return embed_table(opened, table, pixels, batch_size, progress)
+
+def _seal(vectors: Path, paths: Path | None, card, table):
+    "Read vectors of another library and join them to a table."
+    import numpy as np
+    from smlxray.encoders import Vectors, join_vectors, read_vectors
+    from smlxray.lab import table_digest
+    given = card if card.model_fields_set else None
+    found = read_vectors(_here(vectors), paths and _here(paths), given)
+    values = join_vectors(found, table, np.arange(len(table)))
+    made_of = dict(table=table_digest(table), vectors=found.digest)
+    return Vectors(found.name, list(table.frame['path']), values, found.card, made_of)
+
+def _entry(name: str) -> str:
+    "An encoder's name, or its path from the folder that one is in."
+    return str(_here(name)) if _here(name).exists() else name
+
+def _tell_vectors(output: Path, made, as_json: bool) -> None:
+    "Say what was written, and what comes next."
+    count, length = made.values.shape
+    card = made.card.model_dump()
+    facts = dict(file=str(output), vectors=count, length=length, left_out=len(made.left_out))
+    facts |= dict(made_of=made.made_of, card=card)
+    seen = ', '.join(card['findings_seen']) or 'none'
+    text = f'{output}: {count:,} vectors of {length} numbers. Trained on {card["trained_on"]}; '
+    text += f'findings seen: {seen}; patients seen: {card["patients_seen"]}.'
+    if made.left_out: text += f'\n{len(made.left_out):,} X-rays cannot be read and have no vector.'
+    _tell(facts, f'{text}\nNext: smlxray leaderboard {output} --data ... --novel ...', as_json)
+
+# %% ../nbs/90_cli.ipynb #bef1e8af
+_ENTRIES = 'Files of vectors, or encoders as in `embed`; or the file of a study (.json) to draw.'
+_NOVEL = 'Novel findings, with commas between. Repeatable: each time a fold of its own.'
+_RUN = 'Name of the run, which keeps the answers.'
+_OWN_HEAD = 'A head, or package.module:Class of a classifier. Repeatable; left out, all heads.'
+_SHOTS_OF = 'Further numbers of shots for the curves, with commas between; 0: no curves.'
+
+@app.command(epilog=_examples(
+    'smlxray leaderboard vectors.safetensors --data data/phantoms-tiny --novel Cardiomegaly '
+    '--shots 2 --curve 0 --splits 1 --episodes 50',
+    'smlxray leaderboard mine.npy timm/resnet50.a1_in1k --data data/nih --novel "Edema, Mass"',
+    'smlxray leaderboard runs/study/study.json --output board',
+))
+def leaderboard(
+    entries: Annotated[list[str], _argument(_ENTRIES)],
+    data: Annotated[Optional[Path], _option('Folder of the data set.')] = None,
+    novel: Annotated[Optional[list[str]], _option(_NOVEL)] = None,
+    head: Annotated[Optional[list[str]], _option(_OWN_HEAD)] = None,
+    shots: Annotated[int, typer.Option(min=1, help='Examples of each class.')] = 7,
+    queries: Annotated[int, typer.Option(min=1, help='Queries of each class.')] = 15,
+    curve: Annotated[str, typer.Option(help=_SHOTS_OF)] = '1,2,5,10,20',
+    splits: Annotated[int, typer.Option(min=1, help='Patient splits.')] = 3,
+    episodes: Annotated[int, typer.Option(min=2, help='Episodes per finding.')] = 1000,
+    match_on: Annotated[str, typer.Option(help='Columns that negatives match.')] = 'projection',
+    dataset: _Dataset = 'auto',
+    views: _Views = _DEFAULT.views,
+    workers: Annotated[int, typer.Option(min=1, help='Cells side by side, a thread each.')] = 2,
+    output: Annotated[Path, typer.Option(help='Folder to write.')] = Path('leaderboard'),
+    run: Annotated[str, typer.Option(help=_RUN)] = 'leaderboard',
+):
+    """Compare vectors and encoders on the same few-shot tasks, with intervals.
+
+    Every entry meets every head, against normals and against other findings, with controls, curves
+    by shots and subgroups. It resumes where it was stopped.
+    """
+    from smlxray.leaderboard import leaderboard_plan, write_leaderboard
+    from smlxray.study import read_study, run_study
+    if _here(output).is_file(): raise SmlxrayError(f'{output} is a file; name a folder.')
+    if entries[0].endswith('.json'):
+        study = read_study(_here(entries[0]))
+        return _echo(os.path.relpath(write_leaderboard(study, _here(output))))
+    if not data or not novel:
+        raise typer.BadParameter('Name the data set with --data, and findings with --novel.')
+    reader = str(_here(dataset)) if dataset.endswith('.yaml') else dataset
+    task = dict(shots=shots, queries=queries, match_on=_names(match_on))
+    more = dict(heads=head) if head else {}
+    more |= dict(settings=task | dict(views=views, dataset=reader))
+    more |= dict(splits=splits, episodes=episodes, run=run, curve=_shots_of(curve))
+    where = list(map(_entry, entries)), str(_here(data)), list(map(_names, novel))
+    plan = leaderboard_plan(*where, **more)
+    path = run_study(plan, None, workers, _here(output) / 'leaderboard.json')
+    _echo(os.path.relpath(write_leaderboard(read_study(path), _here(output))))
+
+def _names(text: str) -> list[str]:
+    "Cut a text at its commas."
+    return [name.strip() for name in text.split(',') if name.strip()]
+
+def _shots_of(curve: str) -> list[int]:
+    "Read numbers of shots; 0 is none."
+    for word in _names(curve):
+        if word.isdecimal(): continue
+        advice = 'write whole numbers with commas between, such as 1,5,10'
+        raise SmlxrayError(f'--curve has {word!r}; {advice}.')
+    return [k for k in map(int, _names(curve)) if k]
+
 # %% ../nbs/90_cli.ipynb #ad876f8a
 def _value(text: str):
     "Read a word of the command line as a notebook's parameter."

@@ -35,7 +35,9 @@ from smlxray.base import (
     parse_json, resolve_path, same_name, sealed, set_seed, shipped_file, show_remarks, write_atomic,
 )
 from .cache import open_pixels, to_float
-from .config import Section, Settings, load_settings, make_run_folder, read_yaml
+from smlxray.config import (
+    PATH_SETTINGS, Section, Settings, load_settings, make_run_folder, read_yaml,
+)
 from smlxray.data import (
     NEVER_NOVEL, FindingSplit, PatientSplit, XrayTable, canonical_finding, split_patients,
 )
@@ -1260,6 +1262,9 @@ def told_plan(plan: StudySettings) -> dict:
     told = plan.model_dump(mode='json') | dict(folder=Path(plan.folder).name)
     for how in told['backbones'].values():
         how['vectors'] = Path(how['vectors']).name
+    folders = {key for _, key in PATH_SETTINGS}
+    settings = told['settings'].items()
+    told['settings'] = {key: Path(v).name if key in folders else v for key, v in settings}
     return told
 
 COVERS = 'other test patients, as queries and as examples'
@@ -1374,7 +1379,9 @@ def summary_table(
         line = lines.setdefault(row['method'], {})
         if row['fold'] == 'all': line |= _with_gain(study, row)
         else: line[f'fold {row["fold"]}'] = f'{row["auc"]:.3f}'
-        if 'leak' in row: line['what it has seen'] = row['leak']
+    for row in study['summary']:
+        if 'leak' in row and row['method'] in lines:
+            lines[row['method']]['what it has seen'] = row['leak']
     return pd.DataFrame(lines).T
 
 def _with_gain(study: dict, row: dict) -> dict:

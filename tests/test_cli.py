@@ -207,6 +207,8 @@ COMMANDS = [
     ['convert'],
     ['bench'],
     ['study'],
+    ['embed'],
+    ['leaderboard'],
 ]
 
 
@@ -301,7 +303,8 @@ def readme_commands(command='smlxray'):
 
 
 TRAINS = ('run', 'demo', 'train', 'evaluate')
-NEEDS_MORE = ('app', 'study', 'data layout')  # a server until it is stopped; X-rays of your own
+MORE_DATA = ('study', 'data layout', 'embed data/nih', 'leaderboard mine', 'leaderboard runs')
+NEEDS_MORE = ('app', *MORE_DATA)  # a server until it is stopped; X-rays of your own
 LONG = (*TRAINS, 'bench', 'model export embedding.onnx')  # a notebook or three each, or measuring
 
 
