@@ -376,10 +376,15 @@ def _as_list(value: Any) -> Any:
     "One name is a list of one."
     return [value] if isinstance(value, str) else value
 
+def _as_texts(value: Any) -> Any:
+    "Labels may be written as numbers."
+    return {str(k): str(v) for k, v in value.items()} if isinstance(value, dict) else value
+
 _Text = Annotated[str, Field(min_length=1)]
 _Template = Annotated[_Text, AfterValidator(_template)]
 _Pattern = Annotated[_Text, AfterValidator(_inside)]
 _Names = Annotated[list[_Text], Field(min_length=1)]
+_Answers = Annotated[dict[str, Literal['1', '0', '-1', '']], BeforeValidator(_as_texts)]
 
 # %% ../nbs/12_readers.ipynb #b3077731
 class _Strict(BaseModel):
@@ -442,7 +447,9 @@ class _Part(_Strict):
         'chexpert, rest, a list of columns, ',
         'or {list: column, absent: negative or unknown, ...}',
     )
+    answers: _Answers | None = _word("labels (1, 0, -1, '') by word, such as {yes: 1, no: 0}")
     names: dict[str, str] | None = _word('names by name, such as {Effusion: Pleural Effusion}')
+    normals: Literal['derived'] | None = _word('derived')
     reader: _Text | None = _word('the name of a column')
     combine: Literal['majority', 'any'] | None = _word('majority or any')
 
@@ -544,15 +551,22 @@ def _trimmed(values: pd.Series) -> pd.Series:
 
 def _formed(
     value: pd.Series,
-    form: str,          # '', 'stem', or '.2' for the first two characters
+    form: str,          # '', 'stem', 'name', 'person', or '.2' for the first two characters
     template: str,      # where it stands, for errors
 ) -> pd.Series:
     "Shorten texts as a template says."
     if not form: return value
     if form == 'stem': return value.str.replace(r'\.[^./]*$', '', regex=True)
+    if form == 'name': return value.str.replace(r'.*/', '', regex=True)
+    if form == 'person': return by_value(value, _named_person)
     if form.startswith('.') and form[1:].isdigit(): return value.str[:int(form[1:])]
     raise DataError(f"The template {template!r} has {form!r}; "
-                    "known are :stem and :.2 (or another number).")
+                    "known are :stem, :name, :person and :.2 (or another number).")
+
+def _named_person(path: str) -> str:
+    "The person that a file's name tells, or the name where it tells none."
+    stem = Path(path).stem
+    return person_in(stem)[0] or stem
 
 def _filled(
     template: str,      # such as 'p{subject_id:.2}/{image:stem}.png'
@@ -698,17 +712,27 @@ def _label_columns(
         _column(raw, column, file)
     return columns
 
+def _answered(column: pd.Series, answers: dict) -> pd.Series:
+    "Replace words that answer by their labels; NaN where the label is ''."
+    said = {tidy_text(word).casefold(): label for word, label in answers.items()}
+    def label(value):
+        text = tidy_text(value)
+        return said.get(text.casefold(), text) or np.nan
+    return by_value(column, label)
+
 def _mapped_labels(
     rule: str | list | dict,   # what the mapping says of findings
     raw: pd.DataFrame,
     names: dict,               # the names that the mapping translates
     used: set[str],            # columns that the mapping uses otherwise
     file: str,                 # its name, for errors
+    answers: dict | None = None,   # labels by word
 ) -> pd.DataFrame:             # columns are final names, values 1, 0, -1 and NaN
     "Read findings as a rule says."
     if isinstance(rule, dict): labels = _listed(rule, raw, names, file)
     else:
         columns = _label_columns(rule, raw, used, file)
+        raw = raw.assign(**{c: _answered(raw[c], answers or {}) for c in columns})
         labels = pd.DataFrame(as_labels(raw, columns, file, first_row=2), raw.index, columns)
     merged: dict[str, pd.Series] = {}
     known = _translation(names)
@@ -905,6 +929,7 @@ _NOBODY_KNOWN = 'unknown of all images, each of which counts as a patient'
 def _one_image_each(part: dict) -> bool:
     "Does a mapping take each image for a patient, for lack of anything that tells persons?"
     place = part.get('path') or part['find']
+    if re.search(r':(person|\.\d+)}', part['patient']): return False
     return _fields(place) <= _fields(part['patient'])
 
 def _used_columns(part: dict) -> set[str]:
@@ -962,7 +987,11 @@ def _mapped_part(
     frame = _mapped_frame(raw, part, root, file)
     _say_people(raw, part.get('age', ''), '', reading)
     names, used = part.get('names', {}), _used_columns(part)
-    labels = _mapped_labels(part['findings'], raw, names, used, file)
+    labels = _mapped_labels(
+        part['findings'], raw, names, used, file, part.get('answers', {})
+    )
+    if 'normals' in part and 'No Finding' not in labels:
+        labels['No Finding'] = derive_no_finding(labels.to_numpy(), list(labels))
     frame = _seen_from(frame).join(labels)
     if 'reader' in part:
         _one_per_image(frame, 'patient', file)
