@@ -7,11 +7,13 @@ __all__ = ['app', 'main']
 
 # %% ../nbs/90_cli.ipynb #a90ba89c
 import json, os, re, sys, time
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer, typer.core
+from click import UsageError
 
 from . import __version__
 from smlxray.base import (
@@ -117,6 +119,10 @@ def _no_input(output: Path | None, *inputs: Path | None) -> None:
         what = 'is what is read' if source == place else f'is a file of {path}, which is read'
         raise SmlxrayError(f'{output} {what}; name another file to write.')
 
+def _exists(path: Path) -> None:
+    "Raise `SmlxrayError` early if there is nothing at a path."
+    if not _here(path).exists(): raise SmlxrayError(f'There is no folder or file {path}.')
+
 def _keep_foreign(output: Path | None, overwrite: bool, mark: str) -> None:
     "Raise `SmlxrayError` early if a file is there in which no mark says that we made it."
     if output is None or overwrite or not _here(output).exists(): return
@@ -167,29 +173,68 @@ def _show(frame, as_json: bool = False) -> None:
 # %% ../nbs/90_cli.ipynb #282dac01
 def _say(text) -> None: sys.stderr.write(f'smlxray: {for_terminal(text)}\n')
 
+_ORDER = {  # the headings of the help, with the commands below each in the order of use
+    'Begin': ('start', 'demo', 'doctor'),
+    'Data and settings': ('data', 'cache', 'config'),
+    'Learn and measure': ('run', 'train', 'evaluate', 'runs', 'report'),
+    'Use a model': ('compare', 'predict', 'teach', 'model', 'app'),
+    'Study and measure the machine': ('study', 'bench', 'convert'),
+}
+
 class _Commands(typer.core.TyperGroup):
     "The command as a whole: Ctrl-C, and a closed pipe as by `head`, end it in peace."
+
+    def format_commands(self, ctx, formatter):
+        "Write the commands under their headings; one that has none comes last."
+        named = {name for names in _ORDER.values() for name in names}
+        rest = [name for name in self.list_commands(ctx) if name not in named]
+        for heading, names in {**_ORDER, 'More': tuple(rest)}.items():
+            commands = [(name, self.get_command(ctx, name)) for name in names]
+            rows = [
+                (name, command.get_short_help_str(200))
+                for name, command in commands
+                if command and not command.hidden
+            ]
+            if not rows: continue
+            with formatter.section(heading): formatter.write_dl(rows)
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _say('stopped.')
+        except KeyboardInterrupt as stop:
+            _say(f'stopped; {stop or "the same command starts again"}.')
             raise typer.Exit(130) from None
+        except UsageError as error:
+            if 'unexpected extra argument' in error.message and ' -' in ' '.join(sys.argv):
+                error.message += f'. {_REPEAT}'
+            raise
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())  # what is left in the buffer goes there
             raise typer.Exit from None
 
+@contextmanager
+def _goes_on(how: str):
+    "Say, should Ctrl-C end the block, how to go on."
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(how) from None
+
+_REPEAT = (
+    'An option that may be repeated takes one value each time, as in --positive a.jpg '
+    '--positive b.jpg, or --positive with the folder of both.'
+)
 _PLAIN = dict(no_args_is_help=True, rich_markup_mode=None)  # how all commands print their help
 app = typer.Typer(
     cls=_Commands,
-    help='Few-shot learning on chest X-rays: train, evaluate, compare, predict, teach and share.',
+    help='Few-shot learning on chest X-rays: from a folder to a result with its report.',
     epilog=_examples(
-        'smlxray run --mode all -p preset tiny',
+        'smlxray start my-xrays',
+        'smlxray demo -p preset tiny',
         'smlxray predict data/phantoms-tiny/valid --model tiny --output predictions.csv',
-        'smlxray data check data/phantoms-tiny',
     ),
+    context_settings=dict(help_option_names=['-h', '--help']),
     pretty_exceptions_enable=False,
     **_PLAIN,
 )
@@ -227,8 +272,8 @@ def _data_check(
     _no_folder(save)
     _no_input(save, path)
     _keep_foreign(save, overwrite, 'level,kind,what')
-    from smlxray.audit import check_data, count_problems, understanding
     table = _table(path, dataset, views)
+    from smlxray.audit import check_data, count_problems, understanding
     if not as_json: _echo(f'{understanding(table)}\n\n{table}\n')
     problems = check_data(table, images, workers, progress=sys.stderr.isatty())
     found = count_problems(problems)
@@ -306,10 +351,11 @@ def _cache_build(
 
     An interrupted build continues where it stopped. Unreadable images are listed and left out.
     """
-    from smlxray.cache import ImageCache
     pixels, progress = _pixels(size), sys.stderr.isatty()
     table = _table(path, dataset, views)
-    cache = ImageCache.build(table, pixels, _here(cache_path), workers, progress=progress)
+    from smlxray.cache import ImageCache
+    with _goes_on('the same command goes on where it stopped'):
+        cache = ImageCache.build(table, pixels, _here(cache_path), workers, progress=progress)
     _describe(cache)
 
 def _describe(cache) -> None:
@@ -361,9 +407,10 @@ def convert(
     cache_path: _Place = None,
 ):
     "Turn a per-image cache of SML-X-ray into one file, grey values kept bit for bit."
-    from smlxray.cache import convert_cache
     pixels, progress = _pixels(size), sys.stderr.isatty()
+    if not _here(source).is_dir(): raise SmlxrayError(f'There is no folder {source}.')
     table = _table(data, dataset, views)
+    from smlxray.cache import convert_cache
     cache = convert_cache(_here(source), table, pixels, _here(cache_path), progress=progress)
     _describe(cache)
 
@@ -414,10 +461,12 @@ def study(
     _writable(output)
     _no_input(output, plan)
     _keep_foreign(output, overwrite, '"at_chance"')
+    if plan and not _here(plan).is_file(): raise SmlxrayError(f'There is no file {plan}.')
     from smlxray.study import announce, load_plan, run_study
     settings = load_plan(plan and _here(plan), folder=folder and str(_here(folder)))
     if announced: return _echo(f'Announced {settings.default} as {announce(settings)}; commit it.')
-    path = run_study(settings, fold, workers, output and _here(output), report)
+    with _goes_on('the cells that are done are kept, and the same command goes on with the others'):
+        path = run_study(settings, fold, workers, output and _here(output), report)
     _echo(f'Written to {os.path.relpath(path)}.')
 
 def _list_methods() -> None:
@@ -704,11 +753,20 @@ def run_stages(
     parameters, settings = _parameters(config, given, resume=resume)
     folder = make_run_folder(settings)
     with only_one(folder / 'command', f'at work on the run {folder.name}'):
-        for mode in modes: run_notebook(STAGES[mode], parameters, folder)
+        with _goes_on(_how_to_resume(settings, config, given)):
+            for mode in modes: run_notebook(STAGES[mode], parameters, folder)
     if 'evaluate' in modes: return _print_results(folder, as_json)
     rows = _last_rows(folder, settings, modes)
     if as_json: return _print_json(rows)
     for row in rows: _echo(', '.join(f'{k} {_short(v)}' for k, v in row.items()))
+
+def _how_to_resume(settings: Settings, config: Path | None, given: list[str] | None) -> str:
+    "Say which command goes on with a run."
+    words = [f'--config {os.path.relpath(config)}'] if config else []
+    for word in given or (): words.append('-p {} {}'.format(*word.split('=', 1)))
+    name = settings.evaluation.run
+    command = ' '.join(['smlxray run', *words, '--resume'])
+    return f'what is trained stays in the run {name}, and `{command}` goes on with it'
 
 def _print_results(folder: Path, as_json: bool) -> None:
     from smlxray.evaluate import print_results, read_results
@@ -825,6 +883,242 @@ def _in_processes(
         launch(processes, words, log)
     return False
 
+# %% ../nbs/90_cli.ipynb #4160c645
+def _ask_about(proposal) -> None:
+    "Show a proposal until it is accepted; a number changes one of its lines."
+    from smlxray.start import _TYPED
+    lines = list(_TYPED)
+    while True:
+        _echo(f'\n{proposal}\n')
+        answer = _prompt('Enter goes on, a number changes that line, q stops').strip()
+        if not answer: return
+        if answer.lower() == 'q': raise KeyboardInterrupt('nothing was written')
+        if not answer.isdecimal() or not 0 < int(answer) <= len(lines):
+            _note(f'{answer!r} is no number from 1 to {len(lines)}.')
+            continue
+        _ask_line(proposal, lines[int(answer) - 1])
+
+def _prompt(text: str) -> str:
+    return typer.prompt(text, default='', show_default=False)
+
+def _ask_line(proposal, line: str) -> None:
+    "Ask what a line should say, and keep the proposal as it was if that cannot be."
+    from smlxray.start import _TYPED
+    text = _prompt(f'{line}: {_TYPED[line]}')
+    if not text.strip(): return
+    try:
+        proposal.change(line, text)
+    except SmlxrayError as error:
+        _say(error)
+
+def _show_problems(table) -> None:
+    "Say what `smlxray data check` finds, if anything; images are opened where they are few."
+    from smlxray.audit import check_data, count_problems
+    few = len(table) <= 2000
+    found = count_problems(check_data(table, few, progress=sys.stderr.isatty()))
+    if not len(found): return
+    _note(f'\nDoubts about the data (`smlxray data check` lists them all, {len(found)} kinds):')
+    for row in found.itertuples(): _note(f'  {row.level}: {row.kind}, {row.count}: {row.example}')
+
+# %% ../nbs/90_cli.ipynb #3b6af07e
+_SETTINGS_FILE = 'The file of settings to write; the column mapping goes next to it.'
+_STOP = 'Write the files, and do not train.'
+_START = 'smlxray start my-xrays'
+
+def _line(help: str) -> Any:
+    "Describe an option that changes one line of a proposal."
+    return _option(help, metavar='TEXT')
+
+@app.command(epilog=_examples(
+    _START,
+    f'{_START} --yes --novel "Pleural Effusion" --preset small',
+    f'{_START} --patients case_no --findings "fluid=Pleural Effusion, big heart" --write-only',
+))
+def start(
+    folder: Annotated[Path, _argument('A folder of X-rays, with or without a table.')],
+    yes: Annotated[bool, typer.Option('--yes', '-y', help='Ask nothing.')] = False,
+    images: Annotated[Optional[str], _line('The column that names the images.')] = None,
+    patients: Annotated[Optional[str], _line('Their column, or: names, each.')] = None,
+    views: Annotated[Optional[str], _line('Their column, or: frontal.')] = None,
+    findings: Annotated[Optional[str], _line('"a, b=Edema"; a list of words: "report;".')] = None,
+    answers: Annotated[Optional[str], _line('"yes=1, no=0, unsure=-1, blank=0".')] = None,
+    normals: Annotated[Optional[str], _line('Their column, or: derived.')] = None,
+    novel: Annotated[Optional[str], _line('Findings to keep from training.')] = None,
+    shots: Annotated[Optional[str], _line('Examples per class.')] = None,
+    preset: Annotated[Optional[str], _line(f'One of {", ".join(PRESETS)}.')] = None,
+    run: Annotated[Optional[str], _line('Name of the run.')] = None,
+    output: Annotated[Path, typer.Option(help=_SETTINGS_FILE)] = Path('run.yaml'),
+    write_only: Annotated[bool, typer.Option('--write-only', help=_STOP)] = False,
+    browser: Annotated[bool, typer.Option(help='Open the report at the end.')] = True,
+    overwrite: _Force = False,
+):
+    """From a folder of X-rays to a few-shot result of your own.
+
+    Proposes how to read the folder and what to learn; asks; writes the settings; trains, evaluates
+    and opens the report. What is proposed is explained in the chapter start.
+    """
+    _writable(output)
+    if not _here(folder).exists(): raise SmlxrayError(f'There is no folder {folder}.')
+    given = dict(images=images, patients=patients, views=views, findings=findings)
+    given |= dict(answers=answers, normals=normals, novel=novel, shots=shots)
+    from smlxray.start import propose
+    _note(f'Looking at {folder} ...')
+    proposal = propose(_here(folder), **given, preset=preset, run=run)
+    _show_problems(proposal.table)
+    if yes: _echo(proposal)
+    else: _ask_about(proposal)
+    made = proposal.write(_here(output), overwrite)
+    _note(f'Written to {output}; `smlxray run --config {output}` repeats what follows.')
+    if write_only: return
+    run_stages(STAGES, made, None)
+    _open_report(load_settings(config=made).run_folder, browser)
+
+# %% ../nbs/90_cli.ipynb #0127deab
+_SCREENS = ('DISPLAY', 'WAYLAND_DISPLAY')  # variables of a session that can show a browser
+
+def _can_browse() -> bool:
+    "Tell whether somebody sits at a screen that could show a page."
+    screen = sys.platform != 'linux' or any(map(os.environ.get, _SCREENS))
+    return screen and sys.stdout.isatty()
+
+def _open_report(folder: Path, browser: bool = True) -> None:
+    "Say where the report of a run is, and open it where that can be."
+    import webbrowser
+    page = folder / 'report.html'
+    if not page.is_file():
+        advice = f'`smlxray evaluate -p run {folder.name}` writes it'
+        raise SmlxrayError(f'The run {folder.name!r} has no report.html yet; {advice}.')
+    _echo(f'The report: {os.path.relpath(page)}')
+    if browser and _can_browse(): webbrowser.open(page.as_uri())
+
+_RUN_NAME = 'Name of a run; left out, the one that was written last.'
+_RUNS_PATH = "Folder of the runs; left out, the settings' own."
+_Runs = Annotated[Optional[Path], _option(_RUNS_PATH, '--runs-path')]
+
+def _runs_folder(path: Path | None) -> Path:
+    "The folder of all runs."
+    return _here(path) if path else load_settings('demo').runs_folder
+
+def _runs_in(folder: Path) -> list[Path]:
+    "The runs of a folder, the one that was written last at the end."
+    runs = [run for run in _folders_in(folder) if (run / 'config.yaml').is_file()]
+    return sorted(runs, key=_written_at)
+
+def _written_at(run: Path) -> float:
+    "When the last file of a run was written."
+    return max(file.stat().st_mtime for file in run.iterdir())
+
+def _about_run(run: Path) -> dict[str, str]:
+    "One line about a run."
+    when = time.strftime('%Y-%m-%d %H:%M', time.localtime(_written_at(run)))
+    done = [name for name in ('bundle', 'report.html') if (run / name).exists()]
+    weights = sorted(file.stem for file in run.glob('*/*.safetensors'))
+    try:
+        data = load_settings('paper', config=run / 'config.yaml').data
+        what = Path(data.dataset_path).name, ', '.join(data.novel_findings)
+    except SmlxrayError as error:
+        what = '', str(error).splitlines()[0]
+    words = run.name, when, *what, ', '.join(weights), ', '.join(done)
+    return dict(zip(('run', 'written', 'data', 'novel findings', 'trained', 'made'), words))
+
+@app.command(epilog=_examples('smlxray runs', 'smlxray runs --json'))
+def runs(runs_path: _Runs = None, as_json: _Json = False):
+    "List the runs: when, on which data, what was trained and made."
+    folder = _runs_folder(runs_path)
+    found = [_about_run(run) for run in _runs_in(folder)]
+    if not found and not as_json:
+        return _echo(f'There is no run in {folder}; `smlxray start FOLDER` or `smlxray demo` makes one.')
+    if as_json: return _print_json(found)
+    import pandas as pd
+    _show(pd.DataFrame(found))
+
+@app.command(epilog=_examples('smlxray report tiny', 'smlxray report --no-browser'))
+def report(
+    run: Annotated[Optional[str], _argument(_RUN_NAME)] = None,
+    runs_path: _Runs = None,
+    browser: Annotated[bool, typer.Option(help='Open it, or only say where it is.')] = True,
+):
+    "Open the report of a run."
+    folder = _runs_folder(runs_path)
+    made = {path.name: path for path in _runs_in(folder)}
+    if not made: raise SmlxrayError(f'There is no run in {folder}; `smlxray demo` makes one.')
+    if run and run not in made:
+        raise SmlxrayError(f'There is no run {run!r} in {folder}; {did_you_mean(run, made)}')
+    _open_report(made[run] if run else [*made.values()][-1], browser)
+
+# %% ../nbs/90_cli.ipynb #8d364f17
+def _requirements() -> dict[str, list[str]]:
+    "The packages that smlxray needs here, by extra; those of '' are always needed."
+    from importlib.metadata import requires
+    from packaging.requirements import Requirement
+    wanted: dict[str, list[str]] = {'': []}
+    for text in requires('smlxray') or ():
+        need = Requirement(text)
+        found = re.search(r'extra == [\'"](\w+)', str(need.marker))
+        extra = found[1] if found else ''
+        if need.marker and not need.marker.evaluate(dict(extra=extra)): continue
+        if extra != 'dev': wanted.setdefault(extra, []).append(need.name)
+    return wanted
+
+def _missing(names: list[str]) -> list[str]:
+    "The packages that are not installed."
+    from importlib.metadata import PackageNotFoundError, version
+    missing = []
+    for name in names:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    return missing
+
+def _installed() -> tuple[list[tuple[str, str]], bool]:
+    "Say what is installed, and whether nothing that is always needed is missing."
+    rows, whole = [], True
+    for extra, names in _requirements().items():
+        missing = _missing(names)
+        cure = f"pip install 'smlxray[{extra}]'" if extra else 'pip install smlxray'
+        said = f'{", ".join(missing)} missing; {cure}' if missing else 'installed'
+        rows.append((f'extra {extra}' if extra else 'requirements', said))
+        whole = whole and (bool(extra) or not missing)
+    return rows, whole
+
+def _this_machine() -> list[tuple[str, str]]:
+    "Say what the machine is: system, processors, memory, disk, GPU."
+    import platform, shutil
+    import torch
+    rows = [('smlxray', __version__), ('python', platform.python_version())]
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'none that torch can use'
+    rows += [('torch', torch.__version__), ('system', platform.platform())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    rows += [('cores', f'{cores} of {os.cpu_count()}, {torch.get_num_threads()} threads'), ('gpu', gpu)]
+    if hasattr(os, 'sysconf'):
+        size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        rows.append(('memory', f'{size / 1e9:.1f} GB'))
+    free = shutil.disk_usage(Path.cwd()).free
+    return [*rows, ('disk', f'{free / 1e9:.1f} GB free here')]
+
+def _speeds() -> list[tuple[str, str]]:
+    "Say how long a training step takes with the presets for own X-rays."
+    from smlxray.start import _image_seconds
+    presets, rows = ('small', 'real'), []
+    for preset in presets:
+        each = _image_seconds(load_settings(preset))
+        rows.append((f'preset {preset}', f'{1 / each:,.0f} X-rays per second in training'))
+    return rows
+
+@app.command(epilog=_examples('smlxray doctor', 'smlxray doctor --json'))
+def doctor(as_json: _Json = False):
+    """Say what is installed, and what this machine can do.
+
+    Exit code 1 if something that is always needed is missing.
+    """
+    installed, whole = _installed()
+    rows = installed if not whole else [*_this_machine(), *installed, *_speeds()]
+    width = max(len(name) for name, _ in rows)
+    text = '\n'.join(f'{name:{width}}  {said}' for name, said in rows)
+    _tell(dict(rows, sound=whole), text, as_json)
+    raise typer.Exit(not whole)
+
 # %% ../nbs/90_cli.ipynb #0462a967
 _config = _group('config', 'Write, show and check settings.')
 
@@ -909,9 +1203,9 @@ def _make_bundle(folder: Path) -> None:
 
 def _load_model(model: str | None, config: Path | None, given: list[str] | None):
     "Load the bundle that is meant, making a run's bundle if need be."
+    folder, named = _run_of(model, config, given)
     import torch
     from smlxray.bundle import Bundle, is_fresh
-    folder, named = _run_of(model, config, given)
     if not named and not is_fresh(folder): _make_bundle(folder)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     return Bundle.load(named or folder / 'bundle', device)
@@ -1031,6 +1325,7 @@ def compare(
     if bool(pairs) == bool(a or b) or bool(a) != bool(b):
         raise typer.BadParameter('Name two X-rays, or a table of pairs with --pairs.')
     if pairs and not _here(pairs).is_file(): raise SmlxrayError(f'There is no file {pairs}.')
+    for xray in filter(None, (a, b)): _exists(xray)
     _no_folder(output if pairs else picture)
     _writable(output if pairs else picture)
     if not pairs: _check_format(picture)
@@ -1268,15 +1563,16 @@ def predict(
     _no_folder(output)
     _writable(output)
     if not _here(source).is_dir(): _no_input(output, source)
-    if not _here(source).exists(): raise SmlxrayError(f'There is no folder or file {source}.')
+    _exists(source)
     bundle, start = _load_model(model, config, given), time.time()
     _add_taught(bundle, finding)
     how = _prevalence(prevalence, bundle), batch_size, workers, overwrite
-    said = write_predictions(bundle, _here(source), _here(output), *how)
+    with _goes_on('the same command goes on after the rows that are written'):
+        said = write_predictions(bundle, _here(source), _here(output), *how)
     rows, errors, unusual = said['rows'], said['errors'], said['unusual']
     said |= dict(seconds=round(time.time() - start, 2), model=bundle.version, output=str(output))
-    text = f'{rows:,} X-rays, {errors:,} unreadable, {unusual:,} unusual; {output}'
-    _tell(said, text, as_json)
+    counts = f'{rows:,} X-rays, {errors:,} unreadable, {unusual:,} unusual'
+    _tell(said, f'{counts}, by the model {bundle.version}; {output}', as_json)
     raise typer.Exit(errors == rows)
 
 # %% ../nbs/90_cli.ipynb #82cd767a
@@ -1310,6 +1606,8 @@ def teach(
     as_json: _Json = False,
 ):
     "Teach a model a finding from a handful of X-rays, and say how far to trust it."
+    for path in (*positive, *negative): _exists(path)
+    _run_of(model, config, given)
     with_it, without = _example_files(positive, negative)
     bundle = _load_model(model, config, given)
     if output is None and (known := same_name(name.strip(), bundle.findings)):
@@ -1371,13 +1669,14 @@ def _model_info(
     Of a .pth checkpoint, which tensors it holds (read without running its code, or refused).
     """
     if model and model.endswith(('.pth', '.pt')): return _checkpoint_info(model, as_json)
-    from smlxray.bundle import model_card
     bundle = _load_model(model, config, given)
+    from smlxray.bundle import model_card
     _add_taught(bundle)
     _tell(_bundle_facts(bundle), model_card(bundle), as_json)
 
 def _checkpoint_info(model: str, as_json: bool) -> None:
     "Print the names and shapes of the tensors of a checkpoint."
+    _exists(Path(model))
     from smlxray.bundle import read_pth
     shapes = {name: list(tensor.shape) for name, tensor in read_pth(_here(model)).items()}
     lines = [f'{name}  {" x ".join(map(str, shape))}' for name, shape in shapes.items()]
@@ -1399,12 +1698,12 @@ def _model_verify(
 
     Exit code 1 if it is not sound.
     """
-    from smlxray.bundle import Bundle, TaughtFinding, _kind_of
     folder, named = _run_of(model, config, given)
     place = named or folder / 'bundle'
     if not named and not place.exists():
         advice = f'`smlxray model info {folder.name}` makes it'
         raise SmlxrayError(f'The run {folder.name!r} has no bundle yet; {advice}.')
+    from smlxray.bundle import Bundle, TaughtFinding, _kind_of
     kind = TaughtFinding if _kind_of(place) == 'taught finding' else Bundle
     found = kind.load(place)
     files = sum(path.is_file() for path in place.rglob('*'))
@@ -1691,7 +1990,6 @@ def _needs(known, shots, auc: float | None, half: float | None, design: dict) ->
 _LIBRARY = 'Name or folder of a run; its X-rays are the library.'
 _STORE = 'Folder for taught findings, one inside for each browser.'
 _HOST = 'A name of this machine that a tunnel or proxy uses; may be given several times.'
-_SCREENS = ('DISPLAY', 'WAYLAND_DISPLAY')  # variables of a session that can show a browser
 
 @app.command('app', epilog=_examples('smlxray app', 'smlxray app --run tiny --port 8900'))
 def _app(
@@ -1704,15 +2002,13 @@ def _app(
     browser: Annotated[bool, typer.Option(help='Open the pages in a browser.')] = True,
 ):
     "Serve pages to compare, teach, explore and read results; on phantoms if nothing is named."
+    if _here(store).is_file(): raise SmlxrayError(f'{store} is a file; name a folder.')
     try:
         from smlxray.app.serve import serve
     except ModuleNotFoundError as error:
         needs = f"The pages need the package {error.name}; pip install 'smlxray[app]'."
         raise SmlxrayError(needs) from None
-    if _here(store).is_file(): raise SmlxrayError(f'{store} is a file; name a folder.')
-    screen = sys.platform != 'linux' or any(map(os.environ.get, _SCREENS))
-    browse = browser and screen and sys.stdout.isatty()
-    serve(run, bundle, port, str(store), visitors, host or (), browse)
+    serve(run, bundle, port, str(store), visitors, host or (), browser and _can_browse())
 
 # %% ../nbs/90_cli.ipynb #626bdee7
 def call(words: list[str]) -> int:  # the exit code: 0, 1, 2 or 130

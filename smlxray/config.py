@@ -466,7 +466,7 @@ def _yaml_problem(error: Exception) -> str:
     return f' in line {mark.line + 1}: {why}' if mark else f': {why}'
 
 # %% ../nbs/00_config.ipynb #a7d7729b
-PRESETS = ('tiny', 'demo', 'real', 'paper')
+PRESETS = ('tiny', 'demo', 'small', 'real', 'paper')
 
 # %% ../nbs/00_config.ipynb #c849c43c
 def _preset_file(preset: str) -> Path:
