@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer, typer.core
-from click import UsageError
 
 from . import __version__
 from smlxray.base import (
@@ -173,6 +172,7 @@ def _show(frame, as_json: bool = False) -> None:
 # %% ../nbs/90_cli.ipynb #282dac01
 def _say(text) -> None: sys.stderr.write(f'smlxray: {for_terminal(text)}\n')
 
+_UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy of it
 _ORDER = {  # the headings of the help, with the commands below each in the order of use
     'Begin': ('start', 'demo', 'doctor'),
     'Data and settings': ('data', 'cache', 'config'),
@@ -204,9 +204,10 @@ class _Commands(typer.core.TyperGroup):
         except KeyboardInterrupt as stop:
             _say(f'stopped; {stop or "the same command starts again"}.')
             raise typer.Exit(130) from None
-        except UsageError as error:
-            if 'unexpected extra argument' in error.message and ' -' in ' '.join(sys.argv):
-                error.message += f'. {_REPEAT}'
+        except _UsageError as error:
+            options = error.ctx.command.params if error.ctx else []
+            repeats = any(getattr(option, 'multiple', False) for option in options)
+            if repeats and 'extra argument' in error.message: error.message += f'. {_REPEAT}'
             raise
         except BrokenPipeError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -461,7 +462,7 @@ def study(
     _writable(output)
     _no_input(output, plan)
     _keep_foreign(output, overwrite, '"at_chance"')
-    if plan and not _here(plan).is_file(): raise SmlxrayError(f'There is no file {plan}.')
+    if plan and not _here(plan).is_file(): raise SmlxrayError(f'{plan}: there is no such file.')
     from smlxray.study import announce, load_plan, run_study
     settings = load_plan(plan and _here(plan), folder=folder and str(_here(folder)))
     if announced: return _echo(f'Announced {settings.default} as {announce(settings)}; commit it.')
@@ -706,8 +707,9 @@ def run_notebook(name: str, parameters: dict, folder: Path) -> Path:
     "Run a notebook and leave it in a folder; raise `SmlxrayError` with one sentence if it stops."
     import logging, papermill
     logging.getLogger('papermill').setLevel(logging.ERROR)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # after Ctrl-C it would complain
     made, start = folder / f'{name}.ipynb', time.time()
-    source, quiet = str(shipped_notebook(name)), ['--log-level=ERROR']
+    source, quiet = str(shipped_notebook(name)), ['--log-level=CRITICAL']
     how = dict(progress_bar=sys.stderr.isatty(), extra_arguments=quiet, kernel_name='python3')
     _note(f'{name} ...')
     try:
@@ -1027,7 +1029,7 @@ def runs(runs_path: _Runs = None, as_json: _Json = False):
     folder = _runs_folder(runs_path)
     found = [_about_run(run) for run in _runs_in(folder)]
     if not found and not as_json:
-        return _echo(f'There is no run in {folder}; `smlxray start FOLDER` or `smlxray demo` makes one.')
+        return _echo(f'There is no run in {folder}; `smlxray start FOLDER` makes one.')
     if as_json: return _print_json(found)
     import pandas as pd
     _show(pd.DataFrame(found))
@@ -1090,7 +1092,8 @@ def _this_machine() -> list[tuple[str, str]]:
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'none that torch can use'
     rows += [('torch', torch.__version__), ('system', platform.platform())]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    rows += [('cores', f'{cores} of {os.cpu_count()}, {torch.get_num_threads()} threads'), ('gpu', gpu)]
+    threads = f'{torch.get_num_threads()} threads'
+    rows += [('cores', f'{cores} of {os.cpu_count()}, {threads}'), ('gpu', gpu)]
     if hasattr(os, 'sysconf'):
         size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
         rows.append(('memory', f'{size / 1e9:.1f} GB'))

@@ -17,18 +17,45 @@ import pandas as pd
 import torch
 import yaml
 
-from .base import DataError, SmlxrayError, choose, plain_name, same_name, write_atomic
-from .audit import _normals, _seen_from, _who
+from smlxray.base import (
+    DataError,
+    SmlxrayError,
+    choose,
+    plain_name,
+    same_name,
+    write_atomic,
+)
+from .audit import _seen_from, _who
 from .config import PRESETS, Settings, _PlainDumper, load_settings
 from smlxray.data import (
-    NEVER_NOVEL, XrayTable, by_value, canonical_finding, split_findings, tidy_text, training_rows,
-    view_of, years,
+    NEVER_NOVEL,
+    XrayTable,
+    by_value,
+    canonical_finding,
+    split_findings,
+    tidy_text,
+    training_rows,
+    view_of,
+    years,
 )
 from .episodes import MIN_QUERIES, EpisodeSampler
 from .lab import choose_split, pick_device
 from smlxray.readers import (
-    _DERIVED, _FOLDER_COLUMNS, _IMAGE_ENDINGS, _KNOWN_FINDINGS, _NORMAL, _columns_named, _filled,
-    _folder, _listing, _persons, _read_text, _sex, _tells_views, is_aside, read_table, read_xrays,
+    _DERIVED,
+    _IMAGE_ENDINGS,
+    _KNOWN_FINDINGS,
+    _NORMAL,
+    _columns_named,
+    _filled,
+    _folder,
+    _listing,
+    _persons,
+    _read_text,
+    _sex,
+    _tells_views,
+    is_aside,
+    read_table,
+    read_xrays,
     recognise,
 )
 from .train import new_network
@@ -38,9 +65,17 @@ def _image_paths(root: Path) -> list[str]:
     "Paths of the images below a folder, with slashes; masks and hidden folders are left out."
     found = []
     for folder, below, files in os.walk(root):
-        below[:] = sorted(d for d in below if d[0] not in '._' and plain_name(d) not in _DERIVED)
+        below[:] = sorted(
+            d
+            for d in below
+            if d[0] not in '._' and plain_name(d) not in _DERIVED
+        )
         place = Path(folder).relative_to(root)
-        images = [file for file in sorted(files) if file.lower().endswith(_IMAGE_ENDINGS)]
+        images = [
+            file
+            for file in sorted(files)
+            if file.lower().endswith(_IMAGE_ENDINGS)
+        ]
         found += [(place / file).as_posix() for file in images]
     return found
 
@@ -57,30 +92,34 @@ def _ways(
 class _Named:
     "How a column of a label file names images."
 
-    file: str        # the label file, from the folder
+    file: str  # the label file, from the folder
     raw: pd.DataFrame
     column: str = ''
-    word: str = ''   # 'path' or 'find'
+    word: str = ''  # 'path' or 'find'
     template: str = ''
-    hits: int = 0    # rows that name an image, of those that were tried
+    hits: int = 0  # rows that name an image, of those that were tried
 
 # %% ../nbs/78_start.ipynb #78a0000a
 _TRIED = 500  # rows of a table that are looked up
 
 def _try_ways(
-    named: _Named,         # is filled in where a way is better than what it holds
+    named: _Named,  # is filled in where a way is better than what it holds
     column: str,
     paths: Sequence[str],  # of the images
 ) -> None:
     "Look for the way in which a column names the most images."
-    there = dict(path=set(paths), find=_single([os.path.basename(path) for path in paths]))
+    there = dict(
+        path=set(paths),
+        find=_single([os.path.basename(path) for path in paths]),
+    )
     endings = sorted({os.path.splitext(path)[1] for path in paths})
     few = named.raw.iloc[:: max(1, len(named.raw) // _TRIED)]
     for template in _ways(column, endings):
         filled = _filled(template, few, named.file)
         for word, known in there.items():
             hits = int(filled.isin(known).sum())
-            if hits <= named.hits: continue
+            if hits <= named.hits:
+                continue
             named.column, named.word, named.template = column, word, template
             named.hits = hits
 
@@ -90,13 +129,15 @@ def _single(names: list[str]) -> set[str]:
 
 def _usable(raw: pd.DataFrame) -> list[str]:
     "The columns whose names can stand in a template."
-    return [column for column in raw.columns if not re.search('[{}:!]', str(column))]
+    return [
+        column for column in raw.columns if not re.search('[{}:!]', str(column))
+    ]
 
 def _naming(
     root: Path,
-    file: Path,            # a label file
+    file: Path,  # a label file
     paths: Sequence[str],  # of the images
-    only: str = '',        # the one column to look at
+    only: str = '',  # the one column to look at
 ) -> _Named:
     "Read a label file and find the column that names the most images."
     named = _Named(file.relative_to(root).as_posix(), _read_text(file))
@@ -110,10 +151,14 @@ _TABLES = ('*.csv', '*.tsv', '*.txt', '*.csv.gz')
 def _label_table(
     root: Path,
     paths: Sequence[str],  # of the images
-    only: str = '',        # the column that names them
+    only: str = '',  # the column that names them
 ) -> _Named | None:
     "Find the label file of a folder; None where no table names an image."
-    files = [file for kind in _TABLES for file in sorted([*root.glob(kind), *root.glob(f'*/{kind}')])]
+    files = [
+        file
+        for kind in _TABLES
+        for file in sorted([*root.glob(kind), *root.glob(f'*/{kind}')])
+    ]
     found = []
     for file in files:
         try:
@@ -139,7 +184,8 @@ def _patient_column(raw: pd.DataFrame, rest: Sequence[str]) -> str | None:
     likely += [column for column in rest if _words(column) & _PATIENT_WORDS]
     for column in likely:
         ids = raw[column]
-        if ids.notna().all() and ids.nunique() > 1: return column
+        if ids.notna().all() and ids.nunique() > 1:
+            return column
     return None
 
 def _patient_rule(
@@ -149,7 +195,8 @@ def _patient_rule(
 ) -> str:
     "The template of the patients: a column, what the names of the images tell, or each image."
     rest = [column for column in _usable(named.raw) if column != named.column]
-    if column := _patient_column(named.raw, rest): return f'{{{column}}}'
+    if column := _patient_column(named.raw, rest):
+        return f'{{{column}}}'
     _, reading = _persons(root, paths)
     form = ':person' if reading.known else ''
     return f'{{{named.column}{form}}}'
@@ -169,23 +216,41 @@ def _view_rule(raw: pd.DataFrame, column: str) -> dict:
 def _projection_rule(raw: pd.DataFrame, column: str) -> dict:
     "Translate the cells of a column that say AP or PA."
     words = {tidy_text(word) for word in raw[column].dropna()}
-    values = {word: word.upper() for word in sorted(words) if word.upper() in ('AP', 'PA')}
+    values = {
+        word: word.upper()
+        for word in sorted(words)
+        if word.upper() in ('AP', 'PA')
+    }
     return dict(column=column, values=values, other='')
 
 def _people(raw: pd.DataFrame, rest: Sequence[str]) -> dict:
     "What a mapping says of views, projections, ages and sexes."
     rule: dict = {}
     for column in rest:
-        if 'view' not in rule and _tells_views(raw[column].map(tidy_text, na_action='ignore')):
+        if 'view' not in rule and _tells_views(
+            raw[column].map(tidy_text, na_action='ignore')
+        ):
             rule['view'] = _view_rule(raw, column)
             projection = _projection_rule(raw, column)
-            if projection['values']: rule['projection'] = projection
+            if projection['values']:
+                rule['projection'] = projection
     ages = _columns_named('age', rest)
     ages += [c for c in rest if _words(c) & {'age', 'years', 'alter', 'edad'}]
     sexes = _columns_named('sex', rest)
-    sexes += [c for c in rest if _words(c) & {'sex', 'gender', 'geschlecht', 'sexo'}]
-    rule['age'] = next((c for c in ages if _mostly(raw[c], lambda age: years(age) >= 0)), None)
-    sex = next((c for c in sexes if _mostly(raw[c], lambda text: _sex(tidy_text(text)))), None)
+    sexes += [
+        c for c in rest if _words(c) & {'sex', 'gender', 'geschlecht', 'sexo'}
+    ]
+    rule['age'] = next(
+        (c for c in ages if _mostly(raw[c], lambda age: years(age) >= 0)), None
+    )
+    sex = next(
+        (
+            c
+            for c in sexes
+            if _mostly(raw[c], lambda text: _sex(tidy_text(text)))
+        ),
+        None,
+    )
     return rule | dict(sex=f'{{{sex}}}' if sex else None)
 
 # %% ../nbs/78_start.ipynb #78a00014
@@ -195,41 +260,64 @@ _SAID = {
     '-1': 'unsure uncertain maybe perhaps possible equivocal ? -1 -1.0 unklar unsicher fraglich',
     '': 'unread unknown unmentioned na n/a nan none null missing .',
 }
-_LABEL_OF = {word: label for label, words in _SAID.items() for word in words.split()}
+_LABEL_OF = {
+    word: label for label, words in _SAID.items() for word in words.split()
+}
 
 def _answers_in(column: pd.Series) -> dict[str, str] | None:
     "The words of a column and their labels; None for one that holds anything else, or no yes."
     words = {tidy_text(word).casefold() for word in column.dropna()} - {''}
-    if not words <= _LABEL_OF.keys(): return None
+    if not words <= _LABEL_OF.keys():
+        return None
     said = {word: _LABEL_OF[word] for word in sorted(words)}
     return said if '1' in said.values() else None
 
 def _answering(raw: pd.DataFrame, rest: Sequence[str]) -> dict[str, dict]:
     "The columns that answer, each with its words."
-    answers = {column: _answers_in(raw[column]) for column in rest if not is_aside(column)}
+    answers = {
+        column: _answers_in(raw[column])
+        for column in rest
+        if not is_aside(column)
+    }
     return {column: said for column, said in answers.items() if said}
 
 def _all_answers(raw: pd.DataFrame, columns: dict[str, dict]) -> dict[str, str]:
     "The words of all columns; a blank is a no where nothing else says no."
     said: dict[str, str] = {}
-    for words in columns.values(): said |= words
+    for words in columns.values():
+        said |= words
     blanks = raw[list(columns)].isna().any(axis=None)
-    if '0' not in said.values() and blanks: said[''] = '0'
+    if '0' not in said.values() and blanks:
+        said[''] = '0'
     return said
 
 # %% ../nbs/78_start.ipynb #78a00015
-_NOTHING_FOUND = {*_NORMAL, 'clear', 'unremarkable', 'nad', 'unauffällig', 'ohnebefund', 'sano'}
+_NOTHING_FOUND = {
+    *_NORMAL,
+    'clear',
+    'unremarkable',
+    'nad',
+    'unauffällig',
+    'ohnebefund',
+    'sano',
+}
 _SEPARATORS = (';', '|', ',', '/', '+')
 
 def _means(name: str) -> str:
     "The finding that a name means, as the tables call it; a word for normal is No Finding."
-    if plain_name(name) in map(plain_name, _NOTHING_FOUND): return 'No Finding'
+    if plain_name(name) in map(plain_name, _NOTHING_FOUND):
+        return 'No Finding'
     return canonical_finding(name)
 
 def _listed_names(column: pd.Series, separator: str) -> list[str]:
     "All names that the cells of a column list, with repeats."
     cells = [tidy_text(cell) for cell in column.dropna()]
-    return [tidy_text(name) for cell in cells for name in cell.split(separator) if tidy_text(name)]
+    return [
+        tidy_text(name)
+        for cell in cells
+        for name in cell.split(separator)
+        if tidy_text(name)
+    ]
 
 def _known_share(column: pd.Series, separator: str) -> float:
     "The share of the names in a column that mean a finding we know."
@@ -237,37 +325,51 @@ def _known_share(column: pd.Series, separator: str) -> float:
     known = [name for name in names if _means(name) in _KNOWN_FINDINGS]
     return len(known) / max(len(names), 1)
 
-def _list_column(raw: pd.DataFrame, rest: Sequence[str]) -> tuple[str, str] | None:
+def _list_column(
+    raw: pd.DataFrame, rest: Sequence[str]
+) -> tuple[str, str] | None:
     "The column that lists findings in words, and what separates them."
-    shares = {(c, s): _known_share(raw[c], s) for c in rest for s in _SEPARATORS}
+    shares = {
+        (c, s): _known_share(raw[c], s) for c in rest for s in _SEPARATORS
+    }
     best = max(shares, key=shares.__getitem__, default=None)
     return best if best and shares[best] > 0.5 else None
 
 def _names_of(names: Sequence[str]) -> dict[str, str]:
     "Translate the names that mean something under another one."
-    return {name: _means(name) for name in dict.fromkeys(names) if _means(name) != name}
+    return {
+        name: _means(name)
+        for name in dict.fromkeys(names)
+        if _means(name) != name
+    }
 
 # %% ../nbs/78_start.ipynb #78a00016
 def _column_findings(raw: pd.DataFrame, rest: Sequence[str]) -> dict:
     "What a mapping says of columns that answer; nothing where none does."
     columns = _answering(raw, rest)
-    if not columns: return {}
+    if not columns:
+        return {}
     answers = _all_answers(raw, columns)
     plain = set(answers) <= {'1', '0', '-1', '1.0', '0.0', '-1.0'}
     return dict(
-        findings=list(columns), names=_names_of(list(columns)), answers={} if plain else answers
+        findings=list(columns),
+        names=_names_of(list(columns)),
+        answers={} if plain else answers,
     )
 
 def _list_findings(raw: pd.DataFrame, column: str, separator: str) -> dict:
     "What a mapping says of a column that lists findings."
     rule = dict(list=column, separator=separator, absent='negative')
-    return dict(findings=rule, names=_names_of(_listed_names(raw[column], separator)))
+    return dict(
+        findings=rule, names=_names_of(_listed_names(raw[column], separator))
+    )
 
 def _findings_rule(raw: pd.DataFrame, rest: Sequence[str]) -> dict:
     "What a mapping says of findings, from columns that answer or else from a list."
     answering = _column_findings(raw, rest)
     listed = _list_column(raw, rest)
-    if listed and len(answering.get('findings', ())) < 2: return _list_findings(raw, *listed)
+    if listed and len(answering.get('findings', ())) < 2:
+        return _list_findings(raw, *listed)
     return answering
 
 # %% ../nbs/78_start.ipynb #78a00019
@@ -276,9 +378,9 @@ class _Task:
     "A few-shot task that the patients of a table allow."
 
     novel: tuple[str, ...]
-    base: tuple[str, ...]     # with patients enough for training tasks
+    base: tuple[str, ...]  # with patients enough for training tasks
     shots: int
-    queries: int              # per class, that every novel finding can give
+    queries: int  # per class, that every novel finding can give
     test_fraction: float
     match_on: tuple[str, ...]
     negatives: str
@@ -287,70 +389,98 @@ class _Task:
     def words(self) -> dict:
         "The settings that it needs."
         return dict(
-            novel_findings=list(self.novel), shots=self.shots, test_fraction=self.test_fraction,
-            match_on=list(self.match_on), negatives=self.negatives,
+            novel_findings=list(self.novel),
+            shots=self.shots,
+            test_fraction=self.test_fraction,
+            match_on=list(self.match_on),
+            negatives=self.negatives,
         )
 
 def _pairs(
     table: XrayTable,
-    rows,           # to draw from
+    rows,  # to draw from
     finding: str,
-    how: dict,      # match_on, negatives
+    how: dict,  # match_on, negatives
 ) -> int:
     "How many matched pairs of patients a finding has; 0 for too few to ask anything."
     try:
-        return EpisodeSampler(table, rows, finding, 1, MIN_QUERIES, **how).counts()['usable']
+        return EpisodeSampler(
+            table, rows, finding, 1, MIN_QUERIES, **how
+        ).counts()['usable']
     except SmlxrayError:
         return 0
 
 def _kind_of_negatives(table: XrayTable) -> str:
     "Normals where there are any, else X-rays with another finding."
-    if 'No Finding' not in table.findings: return 'others'
+    if 'No Finding' not in table.findings:
+        return 'others'
     return 'normals' if table.positive('No Finding').any() else 'others'
 
 # %% ../nbs/78_start.ipynb #78a0001a
-def _teachers(table: XrayTable, rows, novel: Sequence[str], least: int, how: dict) -> list[str]:
+def _teachers(
+    table: XrayTable, rows, novel: Sequence[str], least: int, how: dict
+) -> list[str]:
     "Base findings with patients enough to train on, if these findings are novel."
     try:
         base = split_findings(table, novel).base
     except SmlxrayError:
         return []
     rows = training_rows(table, rows, novel)
-    return [finding for finding in base if _pairs(table, rows, finding, how) >= least]
+    return [
+        finding
+        for finding in base
+        if _pairs(table, rows, finding, how) >= least
+    ]
 
 def _rarest(
     table: XrayTable,
-    split,                 # a `PatientSplit`
-    least: int,            # pairs that a task needs
-    how: dict,             # match_on, negatives
+    split,  # a `PatientSplit`
+    least: int,  # pairs that a task needs
+    how: dict,  # match_on, negatives
 ) -> list[str]:
     "The rarest findings that can be novel together, a third of all at most."
-    pairs = {f: _pairs(table, split.test, f, how) for f in table.findings if f not in NEVER_NOVEL}
-    able = sorted((f for f in pairs if pairs[f] >= least), key=pairs.__getitem__)
+    pairs = {
+        f: _pairs(table, split.test, f, how)
+        for f in table.findings
+        if f not in NEVER_NOVEL
+    }
+    able = sorted(
+        (f for f in pairs if pairs[f] >= least), key=pairs.__getitem__
+    )
     novel: list[str] = []
     for finding in able:
-        if len(novel) >= max(1, len(pairs) // 3): break
-        if _teachers(table, split.train, [*novel, finding], least, how): novel.append(finding)
+        if len(novel) >= max(1, len(pairs) // 3):
+            break
+        if _teachers(table, split.train, [*novel, finding], least, how):
+            novel.append(finding)
     return novel
 
 def _task(
     table: XrayTable,
     chosen: Sequence[str],  # novel findings; none: look for them
     shots: int,
-    fraction: float,        # of the patients for the test
-    how: dict,              # match_on, negatives
+    fraction: float,  # of the patients for the test
+    how: dict,  # match_on, negatives
 ) -> _Task | None:
     "The task with so many shots, if the patients allow it."
     least = shots + MIN_QUERIES
-    split, _ = choose_split(load_settings('small', test_fraction=fraction), table)
+    settings = load_settings('small', test_fraction=fraction)
+    try:
+        split, _ = choose_split(settings, table)
+    except SmlxrayError:
+        return None  # a side without a patient
     novel = list(chosen) or _rarest(table, split, least, how)
     pairs = [_pairs(table, split.test, finding, how) for finding in novel]
-    if not pairs or min(pairs) < least: return None
+    if not pairs or min(pairs) < least:
+        return None
     base = _teachers(table, split.train, novel, least, how)
-    if not base: return None
+    if not base:
+        return None
     queries = min(15, min(pairs) - shots)
     match_on, negatives = tuple(how['match_on']), how['negatives']
-    return _Task(tuple(novel), tuple(base), shots, queries, fraction, match_on, negatives)
+    return _Task(
+        tuple(novel), tuple(base), shots, queries, fraction, match_on, negatives
+    )
 
 # %% ../nbs/78_start.ipynb #78a0001b
 def _tries(shots: int | None) -> Iterator[tuple]:
@@ -359,25 +489,32 @@ def _tries(shots: int | None) -> Iterator[tuple]:
         for match_on in (['projection'], []):
             for count in [shots] if shots else (7, 5, 3, 2, 1):
                 if (count >= 3) == (least == 3):
-                    yield from ((count, match_on, fraction) for fraction in (0.4, 0.5))
+                    yield from (
+                        (count, match_on, fraction) for fraction in (0.4, 0.5)
+                    )
 
 def _best_task(
     table: XrayTable,
     chosen: Sequence[str] = (),  # novel findings; none: look for them
-    shots: int | None = None,    # None: the most that the patients allow
+    shots: int | None = None,  # None: the most that the patients allow
 ) -> _Task:
     "Find the best task that a table allows; raise `DataError` with the numbers if there is none."
     chosen = [canonical_finding(finding, table.findings) for finding in chosen]
     negatives = _kind_of_negatives(table)
     for count, match_on, fraction in _tries(shots):
         how = dict(match_on=match_on, negatives=negatives)
-        if task := _task(table, chosen, count, fraction, how): return task
+        if task := _task(table, chosen, count, fraction, how):
+            return task
     raise DataError(_too_few(table, chosen, shots or 1, negatives))
 
-def _too_few(table: XrayTable, chosen: Sequence[str], shots: int, negatives: str) -> str:
+def _too_few(
+    table: XrayTable, chosen: Sequence[str], shots: int, negatives: str
+) -> str:
     "Say how many patients there are, and how many a task needs."
     findings = chosen or [f for f in table.findings if f not in NEVER_NOVEL]
-    have = ', '.join(f'{f} {count}' for f, count in _patients(table, findings).items())
+    have = ', '.join(
+        f'{f} {count}' for f, count in _patients(table, findings).items()
+    )
     need = 2 * (shots + MIN_QUERIES)
     return (
         f'Too few patients for a task: {shots} shot(s) and {MIN_QUERIES} queries need about {need} '
@@ -388,13 +525,16 @@ def _too_few(table: XrayTable, chosen: Sequence[str], shots: int, negatives: str
 
 def _patients(table: XrayTable, findings: Sequence[str]) -> dict[str, int]:
     "How many patients have each finding."
-    return {f: table.frame['patient'][table.positive(f)].nunique() for f in findings}
+    return {
+        f: table.frame['patient'][table.positive(f)].nunique() for f in findings
+    }
 
 # %% ../nbs/78_start.ipynb #78a0001e
-_ALGORITHMS = 4      # that a run trains, one after the other
-_STARTING = 90       # seconds in which three notebooks start and draw, on one core
+_ALGORITHMS = 4  # that a run trains, one after the other
+_STARTING = 60  # seconds in which three notebooks start and draw, on one core
+_LEARNING = 0.6  # share of the X-rays that are left to train on, about
 
-def _image_seconds(settings: Settings, images: int = 4) -> float:
+def _image_seconds(settings: Settings, images: int = 8) -> float:
     "Seconds that one image takes in training, forward and back, on this machine."
     device = pick_device(settings)
     net = new_network(settings).to(device).train()
@@ -403,7 +543,9 @@ def _image_seconds(settings: Settings, images: int = 4) -> float:
     for _ in range(2):
         start = time.perf_counter()
         net(x).square().sum().backward()
-        sum(float(p.grad.sum()) for p in net.parameters() if p.grad is not None)  # waits for a GPU
+        sum(
+            float(p.grad.sum()) for p in net.parameters() if p.grad is not None
+        )  # waits for a GPU
         best = min(best, time.perf_counter() - start)
     return best / images
 
@@ -418,23 +560,30 @@ def _images_seen(settings: Settings, task: _Task, train: int) -> int:
 def _seconds(preset: str, task: _Task, train: int) -> float:
     "About how long a run of a preset takes here."
     settings = load_settings(preset)
-    return _STARTING + _image_seconds(settings) * _images_seen(settings, task, train)
+    seen = _images_seen(settings, task, round(_LEARNING * train))
+    return _STARTING + _image_seconds(settings) * seen
 
 def _duration(seconds: float) -> str:
     "A rough duration in words."
-    if seconds < 5400: return f'about {max(1, round(seconds / 60))} min'
+    if seconds < 5400:
+        return f'about {max(1, round(seconds / 60))} min'
     return f'about {round(seconds / 3600)} h' if seconds < 172_800 else 'days'
 
 # %% ../nbs/78_start.ipynb #78a0001f
-PATIENCE = 1200  # seconds that a first run may take
+PATIENCE = 600  # seconds that a first run may take
 
 def _fitting(task: _Task, train: int) -> dict[str, float]:
     "The presets for own X-rays with their seconds, the largest first, down to the first that fits."
-    names = ('paper', 'real', 'small') if torch.cuda.is_available() else ('real', 'small')
+    names = (
+        ('paper', 'real', 'small')
+        if torch.cuda.is_available()
+        else ('real', 'small')
+    )
     seconds: dict[str, float] = {}
     for preset in names:
         seconds[preset] = _seconds(preset, task, train)
-        if seconds[preset] < PATIENCE: break
+        if seconds[preset] < PATIENCE:
+            break
     return seconds
 
 # %% ../nbs/78_start.ipynb #78a00022
@@ -446,29 +595,37 @@ class Proposal:
         self.paths = _image_paths(self.root)
         if not self.paths:
             kinds = ', '.join(_IMAGE_ENDINGS)
-            raise DataError(f'The folder {self.root} holds no X-ray ({kinds}); '
-                            f'{_listing(self.root)}')
+            raise DataError(
+                f'The folder {self.root} holds no X-ray ({kinds}); '
+                f'{_listing(self.root)}'
+            )
         self.named: _Named | None = None
-        self.rule: dict = {}           # the column mapping, if one is needed
-        self.dataset = 'auto'          # else the reader
-        self.novel: tuple = ()         # as the user chose
+        self.rule: dict = {}  # the column mapping, if one is needed
+        self.dataset = 'auto'  # else the reader
+        self.novel: tuple = ()  # as the user chose
         self.shots: int | None = None
         self.chosen_preset = ''
         self.seconds: dict[str, float] = {}
-        self.run = re.sub(r'[^A-Za-z0-9_.-]+', '-', self.root.name).strip('-.') or 'mine'
+        self.run = (
+            re.sub(r'[^A-Za-z0-9_.-]+', '-', self.root.name).strip('-.')
+            or 'mine'
+        )
         self.understand()
 
     def understand(self) -> None:
         "Guess how the folder is to be read."
         known = _reader_of(self.root)
-        if known: self.dataset = known
-        else: self.guess()
+        if known:
+            self.dataset = known
+        else:
+            self.guess()
         self.read()
 
     def guess(self, column: str = '') -> None:
         "Guess a column mapping; the column that names the images may be given."
         self.named = _label_table(self.root, self.paths, column)
-        if self.named is None: raise DataError(_no_table(self.root, len(self.paths), column))
+        if self.named is None:
+            raise DataError(_no_table(self.root, len(self.paths), column))
         raw = self.named.raw
         rest = [c for c in _usable(raw) if c != self.named.column]
         patient = _patient_rule(self.root, self.named, self.paths)
@@ -476,37 +633,51 @@ class Proposal:
         rule = {'name': self.root.name, 'table': self.named.file}
         rule |= {self.named.word: self.named.template, 'patient': patient}
         self.rule = rule | _people(raw, rest) | _findings_rule(raw, rest)
-        if 'findings' not in self.rule: raise DataError(_no_labels(self.named))
+        if 'findings' not in self.rule:
+            raise DataError(_no_labels(self.named))
 
     def read(self) -> None:
         "Read the table, and look for a task."
-        if self.rule: self.table = self._read_rule()
-        else: self.table = read_xrays(self.root, self.dataset)
+        if self.rule:
+            self.table = self._read_rule()
+        else:
+            self.table = read_xrays(self.root, self.dataset)
         self.task = _best_task(self.table, self.novel, self.shots)
 
     def _read_rule(self) -> XrayTable:
         "Read by the mapping, with normals derived where nothing says who is normal."
-        rule = {word: said for word, said in self.rule.items() if said not in (None, {}, '')}
+        rule = {
+            word: said
+            for word, said in self.rule.items()
+            if said not in (None, {}, '')
+        }
         self.rule = rule
         table = read_table(self.root, rule)
-        if 'No Finding' in table.findings or 'normals' in rule: return table
+        if 'No Finding' in table.findings or 'normals' in rule:
+            return table
         derived = read_table(self.root, rule | dict(normals='derived'))
-        if not derived.positive('No Finding').any(): return table
+        if not derived.positive('No Finding').any():
+            return table
         self.rule['normals'] = 'derived'
         return derived
 
     @property
     def preset(self) -> str:
         "The preset that was chosen, or the largest that is quick enough here, measured once."
-        if self.chosen_preset: return self.chosen_preset
-        if not self.seconds: self.seconds = _fitting(self.task, len(self.table))
+        if self.chosen_preset:
+            return self.chosen_preset
+        if not self.seconds:
+            self.seconds = _fitting(self.task, len(self.table))
         return [*self.seconds][-1]
 
     @property
     def words(self) -> dict:
         "The settings that the proposal lays over its preset."
         dataset = 'auto' if self.rule else self.dataset
-        return dict(dataset_path=str(self.root), dataset=dataset, run=self.run) | self.task.words
+        return (
+            dict(dataset_path=str(self.root), dataset=dataset, run=self.run)
+            | self.task.words
+        )
 
     def change(self, line: str, text: str) -> None:
         "Change a line; raise `SmlxrayError` for what cannot be, and leave the proposal as it was."
@@ -526,14 +697,19 @@ class Proposal:
         lines = enumerate(self.lines().items(), 1)
         return '\n'.join(f'{i:2}  {name:9} {text}' for i, (name, text) in lines)
 
-    def write(self, path: str | Path = 'run.yaml', overwrite: bool = False) -> Path:
+    def write(
+        self, path: str | Path = 'run.yaml', overwrite: bool = False
+    ) -> Path:
         "Write settings, and next to them the column mapping; refuse a file that is not ours."
         path = Path(path).absolute()
         mapping = path.with_name(f'{path.stem}-table.yaml')
-        for file in (path, mapping): _check_ours(file, overwrite)
+        for file in (path, mapping):
+            _check_ours(file, overwrite)
         words = self.words
         if self.rule:
-            write_atomic(mapping, _MADE + f' {_MAPPING}\n' + _as_yaml(self.rule))
+            write_atomic(
+                mapping, _MADE + f' {_MAPPING}\n' + _as_yaml(self.rule)
+            )
             words['dataset'] = str(mapping)
         return write_atomic(path, _settings_text(self, words))
 
@@ -544,17 +720,20 @@ def _reader_of(root: Path) -> str | None:
         known = recognise(root)
     except SmlxrayError:
         return None
-    if known == 'folder': return None
-    if known == 'classes' and _label_table(root, _image_paths(root)): return None
+    if known == 'folder':
+        return None
+    if known == 'classes' and _label_table(root, _image_paths(root)):
+        return None
     return known
 
 def _no_table(root: Path, images: int, column: str) -> str:
     "Say that nothing names the images."
-    if column: return f'No table of {root} names its images in a column {column!r}; {_listing(root)}'
+    if column:
+        return f'No table of {root} names its images in a column {column!r}; {_listing(root)}'
     return (
-        f'{root} holds {images:,} images and nothing that says what is on them; put a CSV file there '
-        'with a column of file names and a column of 1 and 0 (or yes and no) for each finding, or '
-        'sort the images into one folder per finding.'
+        f'{root} holds {images:,} images and nothing that says what is on them; put a CSV file '
+        'there with a column of file names and a column of 1 and 0 (or yes and no) for each '
+        'finding, or sort the images into one folder per finding.'
     )
 
 def _no_labels(named: _Named) -> str:
@@ -566,88 +745,162 @@ def _no_labels(named: _Named) -> str:
     )
 
 _MADE = '# Written by `smlxray start`.'
-_MAPPING = 'How the columns of the label file are to be read: see the chapter readers.'
+_MAPPING = (
+    'How the columns of the label file are to be read: see the chapter readers.'
+)
 
 def _check_ours(file: Path, overwrite: bool) -> None:
     "Refuse to replace a file that this chapter did not write."
-    if overwrite or not file.exists() or file.read_text('utf-8', 'replace').startswith(_MADE): return
-    raise SmlxrayError(f'{file.name} is there already, and not from `smlxray start`; name another '
-                       'file, or overwrite it.')
+    if (
+        overwrite
+        or not file.exists()
+        or file.read_text('utf-8', 'replace').startswith(_MADE)
+    ):
+        return
+    raise SmlxrayError(
+        f'{file.name} is there already, and not from `smlxray start`; name another '
+        'file, or overwrite it.'
+    )
 
 def _as_yaml(values: dict) -> str:
     "Write values as YAML with lists in brackets."
-    return yaml.dump(values, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(
+        values,
+        Dumper=_PlainDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+    )
 
 def _settings_text(proposal: Proposal, words: dict) -> str:
     "The text of a settings file: which preset, and what is laid over it."
     sections: dict = dict(preset=proposal.preset)
     settings = load_settings(proposal.preset, **words)
     for section in Settings.model_fields:
-        ours = {key: words[key] for key in getattr(settings, section).model_fields_set & set(words)}
-        if ours: sections[section] = {key: ours[key] for key in words if key in ours}
+        ours = {
+            key: words[key]
+            for key in getattr(settings, section).model_fields_set & set(words)
+        }
+        if ours:
+            sections[section] = {key: ours[key] for key in words if key in ours}
     about = f'# {len(proposal.table):,} X-rays of {proposal.table.frame["patient"].nunique():,} '
     return f'{_MADE}\n{about}patients. Run it: smlxray run --config FILE\n{_as_yaml(sections)}'
 
 # %% ../nbs/78_start.ipynb #78a00025
 def _say_images(p: Proposal) -> str:
     there = int(p.table.frame['path'].isin(set(p.paths)).sum())
-    rows = f'{there:,} of {len(p.table):,} rows have their image' if there < len(p.table) else ''
-    if not p.named: return f'{len(p.paths):,} files, read as {p.dataset}'
-    told = f'{len(p.paths):,} files, named in {p.named.file} by {p.named.template}'
+    rows = (
+        f'{there:,} of {len(p.table):,} rows have their image'
+        if there < len(p.table)
+        else ''
+    )
+    if not p.named:
+        return f'{len(p.paths):,} files, read as {p.dataset}'
+    told = (
+        f'{len(p.paths):,} files, named in {p.named.file} by {p.named.template}'
+    )
     return f'{told}; {rows}' if rows else told
 
 def _say_patients(p: Proposal) -> str:
-    if not p.rule: return _who(p.table)
+    if not p.rule:
+        return _who(p.table)
     count, told = p.table.frame['patient'].nunique(), p.rule['patient']
-    if not p.table.reading.known: return f'unknown; each of the {count:,} images counts as one'
+    if not p.table.reading.known:
+        return f'unknown; each of the {count:,} images counts as one'
     return f'{count:,}, by {told}'
 
+def _say_views(p: Proposal) -> str:
+    view = p.rule.get('view')
+    if not p.rule:
+        return _seen_from(p.table)
+    told = f', by {{{view["column"]}}}' if isinstance(view, dict) else ''
+    return _seen_from(p.table).partition(' (')[0] + (told or '; nothing tells')
+
 def _say_findings(p: Proposal) -> str:
-    counts = _patients(p.table, [f for f in p.table.findings if f != 'No Finding'])
-    return ', '.join(f'{finding} {count}' for finding, count in counts.items()) + ' (patients)'
+    counts = _patients(
+        p.table, [f for f in p.table.findings if f != 'No Finding']
+    )
+    return (
+        ', '.join(f'{finding} {count}' for finding, count in counts.items())
+        + ' (patients)'
+    )
 
 def _say_answers(p: Proposal) -> str:
     rule = p.rule.get('findings')
-    if isinstance(rule, dict): return f"a list with {rule['separator']!r} between; absent is no"
+    if isinstance(rule, dict):
+        return f'a list with {rule["separator"]!r} between; absent is no'
     shown = {'': 'blank'}
-    said = {shown.get(word, word): shown.get(y, y) for word, y in p.rule.get('answers', {}).items()}
-    return ', '.join(f'{word} = {label}' for word, label in said.items()) or '1, 0, -1, blank'
+    said = {
+        shown.get(word, word): shown.get(y, y)
+        for word, y in p.rule.get('answers', {}).items()
+    }
+    return (
+        ', '.join(f'{word} = {label}' for word, label in said.items())
+        or '1, 0, -1, blank'
+    )
 
 def _say_normals(p: Proposal) -> str:
-    if 'No Finding' not in p.table.findings: return 'none known; negatives have another finding'
+    if 'No Finding' not in p.table.findings:
+        return 'none known; negatives have another finding'
     derived = ', every finding is denied' if 'normals' in p.rule else ''
-    return f"{int(p.table.positive('No Finding').sum()):,} X-rays{derived}"
+    return f'{int(p.table.positive("No Finding").sum()):,} X-rays{derived}'
 
 def _say_novel(p: Proposal) -> str:
     counts = _patients(p.table, p.task.novel)
-    return ', '.join(f'{finding} ({count} patients)' for finding, count in counts.items())
+    return ', '.join(
+        f'{finding} ({count} patients)' for finding, count in counts.items()
+    )
 
 def _say_shots(p: Proposal) -> str:
     task = p.task
-    matched = f", matched on {' and '.join(task.match_on)}" if task.match_on else ''
+    matched = (
+        f', matched on {" and ".join(task.match_on)}' if task.match_on else ''
+    )
     learned = f'learned from {", ".join(task.base)}'
     return f'{task.shots} per class, {task.queries} queries per class{matched}; {learned}'
 
 def _say_preset(p: Proposal) -> str:
     preset = p.preset
-    if preset not in p.seconds: return f'{preset}, not measured'
-    others = [f'{name}: {_duration(s)}' for name, s in p.seconds.items() if name != preset]
-    where = 'a GPU' if torch.cuda.is_available() else f'{joblib.cpu_count()} cores'
-    return '; '.join([f'{preset}, {_duration(p.seconds[preset])} here ({where})', *others])
+    if preset not in p.seconds:
+        return f'{preset}, not measured'
+    others = [
+        f'{name}: {_duration(s)}'
+        for name, s in p.seconds.items()
+        if name != preset
+    ]
+    where = (
+        'a GPU' if torch.cuda.is_available() else f'{joblib.cpu_count()} cores'
+    )
+    return '; '.join(
+        [f'{preset}, {_duration(p.seconds[preset])} here ({where})', *others]
+    )
 
 _LINES = dict(
-    images=_say_images, patients=_say_patients, views=lambda p: _seen_from(p.table),
-    findings=_say_findings, answers=_say_answers, normals=_say_normals, novel=_say_novel,
-    shots=_say_shots, preset=_say_preset, run=lambda p: p.run,
+    images=_say_images,
+    patients=_say_patients,
+    views=_say_views,
+    findings=_say_findings,
+    answers=_say_answers,
+    normals=_say_normals,
+    novel=_say_novel,
+    shots=_say_shots,
+    preset=_say_preset,
+    run=lambda p: p.run,
 )
 
 # %% ../nbs/78_start.ipynb #78a00027
 def _template_of(p: Proposal, text: str) -> str:
     "A column's name, or a template, as a template."
-    if not p.rule: raise SmlxrayError(f'This folder is read as {p.dataset}, without a table.')
-    if '{' in text: return text
+    if not p.rule:
+        raise SmlxrayError(
+            f'This folder is read as {p.dataset}, without a table.'
+        )
+    if '{' in text:
+        return text
     columns = list(map(str, p.named.raw.columns))
-    return f"{{{same_name(text, columns) or choose('the column', text, columns)}}}"
+    return (
+        f'{{{same_name(text, columns) or choose("the column", text, columns)}}}'
+    )
 
 def _change_images(p: Proposal, text: str) -> None:
     p.guess(_template_of(p, text).strip('{}'))
@@ -667,23 +920,46 @@ def _change_views(p: Proposal, text: str) -> None:
 def _pairs_of(text: str) -> dict[str, str]:
     "Read `a=b, c` as a pair and a word that stands for itself."
     parts = [part.partition('=') for part in text.split(',') if part.strip()]
-    return {word.strip(): (meant if sign else word).strip() for word, sign, meant in parts}
+    return {
+        word.strip(): (meant if sign else word).strip()
+        for word, sign, meant in parts
+    }
 
 def _change_findings(p: Proposal, text: str) -> None:
     raw, separator = p.named.raw if p.named else None, text[-1:]
+    p.novel = ()  # they may have other names now
     if separator in _SEPARATORS:
         column = _template_of(p, text[:-1]).strip('{}')
-        p.rule |= dict(answers={}, normals='', **_list_findings(raw, column, separator))
+        p.rule |= dict(
+            answers={}, normals='', **_list_findings(raw, column, separator)
+        )
         return p.read()
-    named = {_template_of(p, column).strip('{}'): name for column, name in _pairs_of(text).items()}
+    named = {
+        _template_of(p, column).strip('{}'): name
+        for column, name in _pairs_of(text).items()
+    }
     words = {column: _answers_in(raw[column]) or {} for column in named}
-    renamed = {column: _means(name) for column, name in named.items() if _means(name) != column}
-    p.rule |= dict(findings=list(named), names=renamed, normals='', answers=_all_answers(raw, words))
+    renamed = {
+        column: _means(name)
+        for column, name in named.items()
+        if _means(name) != column
+    }
+    p.rule |= dict(
+        findings=list(named),
+        names=renamed,
+        normals='',
+        answers=_all_answers(raw, words),
+    )
     p.read()
 
 def _change_answers(p: Proposal, text: str) -> None:
-    given = {'' if word == 'blank' else word: label for word, label in _pairs_of(text).items()}
-    given = {word: '' if label == 'blank' else label for word, label in given.items()}
+    given = {
+        '' if word == 'blank' else word: label
+        for word, label in _pairs_of(text).items()
+    }
+    given = {
+        word: '' if label == 'blank' else label for word, label in given.items()
+    }
     p.rule['answers'] = p.rule.get('answers', {}) | given
     p.read()
 
@@ -691,7 +967,9 @@ def _change_normals(p: Proposal, text: str) -> None:
     column = '' if text == 'derived' else _template_of(p, text).strip('{}')
     if column:
         findings = [*p.rule['findings']]
-        p.rule['findings'] = findings if column in findings else [*findings, column]
+        p.rule['findings'] = (
+            findings if column in findings else [*findings, column]
+        )
         p.rule['names'] = p.rule.get('names', {}) | {column: 'No Finding'}
     p.rule['normals'] = '' if column else 'derived'
     p.read()
@@ -703,7 +981,9 @@ def _change_novel(p: Proposal, text: str) -> None:
 
 def _change_shots(p: Proposal, text: str) -> None:
     if not text.isdecimal() or not int(text):
-        raise SmlxrayError(f'shots is {text!r}; write a whole number of at least 1.')
+        raise SmlxrayError(
+            f'shots is {text!r}; write a whole number of at least 1.'
+        )
     p.shots = int(text)
     p.read()
 
@@ -717,9 +997,16 @@ def _change_run(p: Proposal, text: str) -> None:
     p.run = text
 
 _CHANGES = dict(
-    images=_change_images, patients=_change_patients, views=_change_views,
-    findings=_change_findings, answers=_change_answers, normals=_change_normals,
-    novel=_change_novel, shots=_change_shots, preset=_change_preset, run=_change_run,
+    images=_change_images,
+    patients=_change_patients,
+    views=_change_views,
+    findings=_change_findings,
+    answers=_change_answers,
+    normals=_change_normals,
+    novel=_change_novel,
+    shots=_change_shots,
+    preset=_change_preset,
+    run=_change_run,
 )
 
 _TYPED = dict(
@@ -738,11 +1025,13 @@ _TYPED = dict(
 # %% ../nbs/78_start.ipynb #78a0002a
 def propose(
     folder: str | Path,  # X-rays, with or without a table
-    **changes,           # a line's name and what to change it to, as novel='Cardiomegaly'
-) -> Proposal:           # print it, `change` its lines, `write` it
+    **changes,  # a line's name and what to change it to, as novel='Cardiomegaly'
+) -> Proposal:  # print it, `change` its lines, `write` it
     "Look at a folder and propose how to read it and what to learn; `DataError` if nothing fits."
-    for line in changes: choose('the line', line, _CHANGES)
+    for line in changes:
+        choose('the line', line, _CHANGES)
     proposal = Proposal(folder)
     for line in _CHANGES:
-        if changes.get(line): proposal.change(line, str(changes[line]))
+        if changes.get(line):
+            proposal.change(line, str(changes[line]))
     return proposal
