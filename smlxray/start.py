@@ -681,6 +681,8 @@ class Proposal:
 
     def change(self, line: str, text: str) -> None:
         "Change a line; raise `SmlxrayError` for what cannot be, and leave the proposal as it was."
+        if line in _MAPPED:
+            _raw(self)
         before = dict(vars(self))
         self.rule = dict(self.rule)
         try:
@@ -889,15 +891,17 @@ _LINES = dict(
 )
 
 # %% ../nbs/78_start.ipynb #78a00027
+def _raw(p: Proposal) -> pd.DataFrame:
+    "The label file as text; a sentence where there is none."
+    if p.named:
+        return p.named.raw
+    raise SmlxrayError(f'This folder is read as {p.dataset}, without a table.')
+
 def _template_of(p: Proposal, text: str) -> str:
     "A column's name, or a template, as a template."
-    if not p.rule:
-        raise SmlxrayError(
-            f'This folder is read as {p.dataset}, without a table.'
-        )
     if '{' in text:
         return text
-    columns = list(map(str, p.named.raw.columns))
+    columns = list(map(str, _raw(p).columns))
     return (
         f'{{{same_name(text, columns) or choose("the column", text, columns)}}}'
     )
@@ -914,7 +918,7 @@ def _change_patients(p: Proposal, text: str) -> None:
 
 def _change_views(p: Proposal, text: str) -> None:
     column = _template_of(p, text).strip('{}') if text != 'frontal' else ''
-    p.rule['view'] = _view_rule(p.named.raw, column) if column else 'frontal'
+    p.rule['view'] = _view_rule(_raw(p), column) if column else 'frontal'
     p.read()
 
 def _pairs_of(text: str) -> dict[str, str]:
@@ -926,7 +930,7 @@ def _pairs_of(text: str) -> dict[str, str]:
     }
 
 def _change_findings(p: Proposal, text: str) -> None:
-    raw, separator = p.named.raw if p.named else None, text[-1:]
+    raw, separator = _raw(p), text[-1:]
     p.novel = ()  # they may have other names now
     if separator in _SEPARATORS:
         column = _template_of(p, text[:-1]).strip('{}')
@@ -1008,6 +1012,8 @@ _CHANGES = dict(
     preset=_change_preset,
     run=_change_run,
 )
+
+_MAPPED = ('images', 'patients', 'views', 'findings', 'answers', 'normals')
 
 _TYPED = dict(
     images='the column that names the files',

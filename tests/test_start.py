@@ -86,7 +86,7 @@ def test_no_table_but_folders_of_classes(source, tmp_path):
     found = propose(tmp_path, preset='tiny')
     assert found.dataset == 'classes' and found.task.novel
     with pytest.raises(SmlxrayError, match='read as classes, without a table'):
-        found.change('patients', 'x')
+        found.change('patients', 'names')
 
 
 def test_paths_of_another_machine_and_nobody_known(source, tmp_path):
