@@ -178,7 +178,8 @@ _ORDER = {  # the headings of the help, with the commands below each in the orde
     'Data and settings': ('data', 'cache', 'config'),
     'Learn and measure': ('run', 'train', 'evaluate', 'runs', 'report'),
     'Use a model': ('compare', 'predict', 'teach', 'model', 'app'),
-    'Study and measure the machine': ('study', 'bench', 'convert'),
+    'Encoders and frameworks of others': ('embed', 'leaderboard', 'episodes', 'score'),
+    'Studies, and what the machine does': ('power', 'study', 'bench', 'convert'),
 }
 
 class _Commands(typer.core.TyperGroup):
