@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent
 RUNS = ('train_siamese', 'train_meta', 'evaluate_meta', 'real_xrays', 'compare')
 RUN_NOTEBOOKS = [ROOT / 'nbs' / f'{name}.ipynb' for name in RUNS]
 EXTRA = {  # folder in the package -> files of the checkout that go there
-    '_presets': sorted((ROOT / 'config').glob('*.yaml')),
+    '_presets': sorted((ROOT / 'config').glob('*.*')),
     '_presets/benchmark': sorted((ROOT / 'config' / 'benchmark').glob('*.yaml')),
     '_presets/tables': sorted((ROOT / 'config' / 'tables').glob('*.*')),
     '_notebooks': [path for path in RUN_NOTEBOOKS if path.exists()],

@@ -104,6 +104,7 @@ def write_folder(
     kind: str,                 # what the folder is, in a word or two
     version: int,              # of the layout
     files: dict[str, bytes],   # content by name; a name may have folders in it
+    beside: dict[str, bytes] | None = None,  # files that others may change, and nobody verifies
 ) -> str:                      # the id of the manifest, 64 hex digits
     "Write files and their manifest as one folder; raise `BundleError` if another thing is there."
     folder = Path(folder).absolute()
@@ -113,7 +114,7 @@ def write_folder(
     manifest = _manifest(kind, version, files)
     with draft_folder(folder.parent) as place:
         draft = place / folder.name
-        for name, data in {**files, MANIFEST: _json(manifest)}.items():
+        for name, data in {**(beside or {}), **files, MANIFEST: _json(manifest)}.items():
             _write_synced(draft / name, data)
         replace_folder(draft, folder)
     return manifest['id']
@@ -1388,8 +1389,9 @@ def _bundle_from(
         told = check_fields(_BundleFields, parse_json(files['bundle.json']))
         metrics = parse_json(files['metrics.json'], list)
         check_fields(_MetricsFields, dict(rows=metrics))
+        name = 'model' if 'model.safetensors' in files else 'weights'  # as the hub calls them
         weights, statistics = (
-            tensors_from_bytes(files[f'{name}.safetensors']) for name in ('weights', 'statistics')
+            tensors_from_bytes(files[f'{part}.safetensors']) for part in (name, 'statistics')
         )
         check_finite(weights | statistics, folder.name)
         bundle = Bundle(

@@ -678,7 +678,7 @@ def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[d
 
 def _joined(words: list[str]) -> list[str]:
     "Write `-p key value` as `-p key=value`, the one word that the parser knows."
-    out, rest = [], _one_command(words)
+    out, rest = [], list(words)
     while rest:
         out.append(rest.pop(0))
         if out[-1] != '-p' or len(rest) < 2 or '=' in rest[0] or rest[0].startswith('-'): continue
@@ -1714,14 +1714,20 @@ def _model_verify(
     facts = dict(model=place.name, sound=True, files=files, id=getattr(found, 'id', None))
     _tell(facts, f'{place.name} is sound: {files} files. {found}', as_json)
 
+_FOR_HUB = 'In the shape of the Hugging Face hub: model.safetensors, config.json, README.md.'
+_LICENCE = 'With --hub: the licence of the weights, as the hub writes it.'
+
 @_model.command('export', epilog=_examples(
     'smlxray model export shared-model --model tiny',
+    'smlxray model export hub-model --hub --license mit --model tiny',
     'smlxray model export embedding.onnx --model tiny',
 ))
 def _model_export(
     output: Annotated[Path, _argument('Folder for a bundle, or a file that ends in .onnx.')],
     model: _Model = None,
     taught: Annotated[bool, typer.Option(help='With what was taught to the model.')] = True,
+    hub: Annotated[bool, typer.Option('--hub', help=_FOR_HUB)] = False,
+    license: Annotated[str, typer.Option(help=_LICENCE)] = 'other',
     config: _Config = None,
     given: _Set = None,
     overwrite: _Force = False,
@@ -1729,13 +1735,14 @@ def _model_export(
 ):
     """Write a model to hand on.
 
-    A verified folder without code, images or names; or its embedding as ONNX, checked against
-    onnxruntime.
+    A verified folder without code, images or names, with --hub in the shape of the Hugging Face
+    hub; or its embedding as ONNX, checked against onnxruntime.
     """
     _writable(output)
     bundle = _load_model(model, config, given)
     if output.suffix == '.onnx': return _export_onnx(bundle, output, overwrite, as_json)
     if taught: _add_taught(bundle)
+    if hub: return _export_for_hub(bundle, output, license, as_json)
     bundle.save(_here(output))
     facts = dict(output=str(output), id=bundle.id, findings=list(bundle.findings))
     _tell(facts, f'{output}: {bundle}', as_json)
@@ -1990,6 +1997,52 @@ def _needs(known, shots, auc: float | None, half: float | None, design: dict) ->
         lines.append(f'±{half:g} from {many} takes {count:,} patients with it, as many without.')
     return lines
 
+# %% ../nbs/90_cli.ipynb #d27aae4f
+def _export_for_hub(bundle, output: Path, license: str, as_json: bool) -> None:
+    "Write a model for the hub, and let the hub's own library read it."
+    from smlxray.hub import hub_problems, save_for_hub
+    save_for_hub(bundle, _here(output), license)
+    try:
+        problems = hub_problems(_here(output))
+        checked = 'huggingface_hub can read it'
+    except ModuleNotFoundError:
+        problems, checked = [], 'not checked, for huggingface_hub is not installed'
+    if problems: raise SmlxrayError(f'{output} was written, but: {" ".join(problems)}')
+    facts = dict(
+        output=str(output),
+        id=bundle.id,
+        license=license,
+        checked=checked,
+    )
+    _tell(facts, f'{output}: {bundle}; {checked}.', as_json)
+
+_CITED = 'A run, or its folder: what it used is cited as well.'
+
+@app.command('cite', epilog=_examples('smlxray cite', 'smlxray cite tiny'))
+def _cite(
+    run: Annotated[Optional[str], _argument(_CITED)] = None,
+    config: _Config = None,
+    given: _Set = None,
+):
+    "Print BibTeX: smlxray, and what a run used of others (data, algorithm, loss, protocol)."
+    from smlxray.hub import cite, words_of
+    words: list[str] = []
+    if run or config or given:
+        _, settings = _parameters(config, given)
+        name = ''
+        if run:
+            folder = _run_of(run, config, given)[0]
+            settings = load_settings('paper', config=folder / 'config.yaml')
+            name = _data_name(folder)
+        words = words_of(settings, name)
+    _echo(cite(words))
+
+def _data_name(folder: Path) -> str:
+    "The name of the data of a run, if it has results."
+    from smlxray.evaluate import read_results
+    if not (folder / 'results.json').exists(): return ''
+    return read_results(folder)['data']['name']
+
 # %% ../nbs/90_cli.ipynb #a9b0c7d2
 _LIBRARY = 'Name or folder of a run; its X-rays are the library.'
 _STORE = 'Folder for taught findings, one inside for each browser.'
@@ -2019,7 +2072,7 @@ def call(words: list[str]) -> int:  # the exit code: 0, 1, 2 or 130
     "Run the command with some words, and say in a sentence what is wrong."
     show_remarks(stream='stderr')
     try:
-        app(_joined(words), prog_name='smlxray')
+        app(_joined(_one_command(words)), prog_name='smlxray')
     except SystemExit as end:
         return int(end.code or 0)
     except (SmlxrayError, OSError) as error:

@@ -198,6 +198,7 @@ COMMANDS = [
     ['episodes', 'check'],
     ['score'],
     ['power'],
+    ['cite'],
     ['app'],
     ['data', 'check'],
     ['data', 'layout', 'nih'],
