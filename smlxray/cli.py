@@ -676,6 +676,11 @@ def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[d
         out[key] = text if _is_text(key) and text != 'None' else _value(text)
     return out, load_settings(**out)
 
+def _one_command(words: list[str]) -> list[str]:
+    "Write `study power` as the one word that the parser knows."
+    if list(words[:2]) == ['study', 'power']: return ['power', *words[2:]]
+    return list(words)
+
 def _joined(words: list[str]) -> list[str]:
     "Write `-p key value` as `-p key=value`, the one word that the parser knows."
     out, rest = [], list(words)
@@ -1050,77 +1055,18 @@ def report(
     _open_report(made[run] if run else [*made.values()][-1], browser)
 
 # %% ../nbs/90_cli.ipynb #8d364f17
-def _requirements() -> dict[str, list[str]]:
-    "The packages that smlxray needs here, by extra; those of '' are always needed."
-    from importlib.metadata import requires
-    from packaging.requirements import Requirement
-    wanted: dict[str, list[str]] = {'': []}
-    for text in requires('smlxray') or ():
-        need = Requirement(text)
-        found = re.search(r'extra == [\'"](\w+)', str(need.marker))
-        extra = found[1] if found else ''
-        if need.marker and not need.marker.evaluate(dict(extra=extra)): continue
-        if extra != 'dev': wanted.setdefault(extra, []).append(need.name)
-    return wanted
-
-def _missing(names: list[str]) -> list[str]:
-    "The packages that are not installed."
-    from importlib.metadata import PackageNotFoundError, version
-    missing = []
-    for name in names:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            missing.append(name)
-    return missing
-
-def _installed() -> tuple[list[tuple[str, str]], bool]:
-    "Say what is installed, and whether nothing that is always needed is missing."
-    rows, whole = [], True
-    for extra, names in _requirements().items():
-        missing = _missing(names)
-        cure = f"pip install 'smlxray[{extra}]'" if extra else 'pip install smlxray'
-        said = f'{", ".join(missing)} missing; {cure}' if missing else 'installed'
-        rows.append((f'extra {extra}' if extra else 'requirements', said))
-        whole = whole and (bool(extra) or not missing)
-    return rows, whole
-
-def _this_machine() -> list[tuple[str, str]]:
-    "Say what the machine is: system, processors, memory, disk, GPU."
-    import platform, shutil
-    import torch
-    rows = [('smlxray', __version__), ('python', platform.python_version())]
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'none that torch can use'
-    rows += [('torch', torch.__version__), ('system', platform.platform())]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    threads = f'{torch.get_num_threads()} threads'
-    rows += [('cores', f'{cores} of {os.cpu_count()}, {threads}'), ('gpu', gpu)]
-    if hasattr(os, 'sysconf'):
-        size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-        rows.append(('memory', f'{size / 1e9:.1f} GB'))
-    free = shutil.disk_usage(Path.cwd()).free
-    return [*rows, ('disk', f'{free / 1e9:.1f} GB free here')]
-
-def _speeds() -> list[tuple[str, str]]:
-    "Say how long a training step takes with the presets for own X-rays."
-    from smlxray.start import _image_seconds
-    presets, rows = ('small', 'real'), []
-    for preset in presets:
-        each = _image_seconds(load_settings(preset))
-        rows.append((f'preset {preset}', f'{1 / each:,.0f} X-rays per second in training'))
-    return rows
-
 @app.command(epilog=_examples('smlxray doctor', 'smlxray doctor --json'))
 def doctor(as_json: _Json = False):
     """Say what is installed, and what this machine can do.
 
     Exit code 1 if something that is always needed is missing.
     """
-    installed, whole = _installed()
-    rows = installed if not whole else [*_this_machine(), *installed, *_speeds()]
-    width = max(len(name) for name, _ in rows)
-    text = '\n'.join(f'{name:{width}}  {said}' for name, said in rows)
-    _tell(dict(rows, sound=whole), text, as_json)
+    from smlxray.doctor import installed, machine_facts, speeds
+    said, whole = installed()
+    facts = machine_facts() | said | speeds()
+    width = max(map(len, facts))
+    text = '\n'.join(f'{name:{width}}  {fact}' for name, fact in facts.items())
+    _tell(dict(facts, sound=whole), text, as_json)
     raise typer.Exit(not whole)
 
 # %% ../nbs/90_cli.ipynb #0462a967
@@ -1905,11 +1851,6 @@ def _hand_scores(
         _echo(output)
 
 # %% ../nbs/90_cli.ipynb #0261e147
-def _one_command(words: list[str]) -> list[str]:
-    "Write `study power` as the one word that the parser knows."
-    if list(words[:2]) == ['study', 'power']: return ['power', *words[2:]]
-    return list(words)
-
 _Z = 'What the backbone knows: its AUC from examples without end is Phi(z).'
 _C = 'The noise of learning from few examples.'
 _PILOT = 'A CSV of shots and auc, the study.json of a study with curves, or a run. Repeatable.'

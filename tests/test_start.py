@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from smlxray import cli
+from smlxray import cli, doctor
 from smlxray.base import SmlxrayError
 from smlxray.config import load_settings
 from smlxray.readers import read_table
@@ -247,10 +247,10 @@ def test_runs_are_listed_and_a_report_is_found(tmp_path, monkeypatch, capsys):
 
 
 def test_doctor_names_what_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(cli, '_requirements', lambda: {'': ['torch'], 'other': ['no-such-package']})
+    monkeypatch.setattr(doctor, '_requirements', lambda: {'': ['torch'], 'other': ['nonesuch']})
     assert cli.call(['doctor']) == 0
     said = capsys.readouterr().out
-    assert "no-such-package missing; pip install 'smlxray[other]'" in said
+    assert "nonesuch missing; pip install 'smlxray[other]'" in said
     assert 'X-rays per second in training' in said
-    monkeypatch.setattr(cli, '_requirements', lambda: {'': ['no-such-package']})
+    monkeypatch.setattr(doctor, '_requirements', lambda: {'': ['nonesuch']})
     assert cli.call(['doctor']) == 1
