@@ -777,6 +777,7 @@ BENCHES = Registry('benchmark', {
     'episodes': ('smlxray.bench:bench_episodes', 'index, episodes and memory'),
     'metrics': ('smlxray.bench:bench_metrics', 'intervals'),
     'engines': ('smlxray.bench:bench_engines', 'adaptation engines'),
+    'vectors': ('smlxray.bench:bench_vectors', 'heads and intervals on vectors of others'),
 })
 
 # %% ../nbs/00_base.ipynb #a8fff613

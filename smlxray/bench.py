@@ -673,6 +673,56 @@ def bench_engines(
     measure = partial(engine_row, rounds=rounds)
     return [measure(*plan, memory=ratio) for plan, ratio in zip(plans, memory)] + large
 
+# %% ../nbs/75_bench.ipynb #47e31e15
+_VECTORS = """
+import json, sys, time
+import numpy as np, torch
+from smlxray.bench import made_up_table
+from smlxray.episodes import EpisodeSampler
+from smlxray.jackknife import block_seating, influence, mean_interval, won_block
+from smlxray.methods import HEADS, FrozenMethod
+from smlxray.metrics import Support
+
+def peak():
+    with open('/proc/self/status') as status:
+        line = next(line for line in status if line.startswith('VmHWM'))
+    return int(line.split()[1]) / 1024
+
+rows, length, episodes, threads = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
+table = made_up_table(rows, rows // 2)
+vectors = torch.nn.functional.normalize(torch.randn(rows, length), dim=1)
+patients, every = table.patients, np.arange(rows)
+sampler = EpisodeSampler(table, every, 'Edema', 7, 15)
+before, start, won = peak(), time.perf_counter(), {}
+block = sampler.episodes(np.arange(episodes))
+query = Support(patients[block.query], block.query_labels)
+at = block_seating(query, Support(patients[block.support], block.support_labels))
+for name, head in HEADS.items():
+    scores = FrozenMethod(name, every, vectors, head=head).logits(block)
+    won[name] = won_block(scores, at)
+    mean_interval([influence(won[name])])
+one, two = list(won.values())[:2]
+mean_interval([influence(one.minus(two))], bounded=False)
+said = dict(seconds=time.perf_counter() - start, added=peak() - before, heads=len(HEADS))
+json.dump(said, sys.stdout)
+"""
+
+def bench_vectors(
+    rows: int = 20_000,      # X-rays
+    length: int = 768,       # of a vector
+    episodes: int = 10_000,  # of a finding
+    threads: int = 2,
+) -> list[dict]:             # ratios: how often time fits into a minute, and memory into 500 MB
+    "Measure the cases `answers` and `answers memory`."
+    said = _ask(_VECTORS, *map(str, (rows, length, episodes, threads)))
+    seconds, added = said['seconds'], max(said['added'], 1.0)
+    note = f'{episodes:,} episodes, {rows:,} x {length}, {said["heads"]} heads, with intervals'
+    return [
+        size_row('answers', f'{seconds:.1f} s', 'a minute', 60 / seconds, note),
+        size_row('answers memory', f'{added:.0f} MB', '500 MB', 500 / added, note),
+    ]
+
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:
     "Return what the numbers depend on: processor, cores, versions; no names and no paths."

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 from scipy.special import ndtri, stdtr, stdtrit
 
 from .base import DataError
@@ -61,11 +62,10 @@ class Seats(NamedTuple):
     column: np.ndarray   # of the tables, one per patient and class
     size: np.ndarray     # how many of its class sit in the episode
 
-    def table(self, values, shape: tuple) -> np.ndarray:  # (E, P) float32
-        "Enter a value (T,) for each seat."
-        out = np.zeros(shape, np.float32)
-        np.add.at(out, (self.episode, self.column), values)
-        return out
+    def table(self, values, shape: tuple) -> csr_array:  # (E, P)
+        "Enter a value (T,) for each seat; few seats are taken, so the table is sparse."
+        values = np.broadcast_to(np.asarray(values, float), self.episode.shape)
+        return csr_array((values, (self.episode, self.column)), shape)
 
 def _seats(labels: list[np.ndarray], column: np.ndarray) -> Seats:
     episode = np.repeat(np.arange(len(labels)), [len(y) for y in labels])
@@ -187,24 +187,53 @@ def block_seating(
 
 # %% ../nbs/59_jackknife.ipynb #c0de0112
 @dataclass(frozen=True)
+class Owed:
+    "A table (E, P): a sparse one, plus a number of each episode times one of each patient."
+
+    sparse: csr_array
+    episode: np.ndarray  # (E,)
+    patient: np.ndarray  # (P,)
+
+    def __len__(self) -> int:
+        return self.sparse.shape[0]
+
+    def mean(self) -> np.ndarray:  # (P,)
+        return self.sparse.mean(0) + self.episode.mean() * self.patient
+
+    def squares(self) -> np.ndarray:  # (E,)
+        "The sum of the squares of each row."
+        own = self.sparse.multiply(self.sparse).sum(1)
+        crossed = 2 * self.episode * (self.sparse @ self.patient)
+        return own + crossed + self.episode**2 * (self.patient @ self.patient)
+
+    def __matmul__(self, values: np.ndarray) -> np.ndarray:  # (E,)
+        return self.sparse @ values + self.episode * (self.patient @ values)
+
+    def first(self, rows: int) -> np.ndarray:  # (rows, P)
+        "The first rows, in full."
+        return self.sparse[:rows].toarray() + np.outer(self.episode[:rows], self.patient)
+
+@dataclass(frozen=True)
 class Influence:
     "What patients do to the mean AUC of E episodes of one finding, or to a difference of two."
 
     value: float          # the mean
     patients: np.ndarray  # (P,) code of each column
     positive: np.ndarray  # (P,) class of each column
-    pull: np.ndarray      # (E, P) as query and as example
-    asked: np.ndarray     # (E, P) as query alone
+    pull: Owed            # (E, P) as query and as example
+    asked: Owed           # (E, P) as query alone
+    shown: Owed           # (E, P) as example alone
     seen: np.ndarray      # (E or fewer, P) centred examples
     drawing: float        # variance of the mean from the drawing of episodes
 
 _PAIRED = 400  # episodes that are searched for pairs, in all parts together
 
-def _centred(table: np.ndarray, positive: np.ndarray, size: np.ndarray) -> np.ndarray:
-    "Who was shown, centred by class, for supports without replacement."
-    shots = np.where(positive, table[:, positive].sum(), table[:, ~positive].sum()) / len(table)
-    centred = (table - shots / size) * size / np.maximum(size - shots, 1)
-    return centred.astype(np.float32)
+def _chances(shown: Seats, positive: np.ndarray, size: np.ndarray) -> tuple:
+    "The chance (P,) of each column to be shown, and the factor (P,) for no replacement."
+    episodes = shown.episode.max() + 1
+    ours = positive[shown.column].sum() / episodes
+    shots = np.where(positive, ours, len(shown.column) / episodes - ours)
+    return shots / size, size / np.maximum(size - shots, 1)
 
 # %% ../nbs/59_jackknife.ipynb #c0de0113
 def influence(won: Won) -> Influence:
@@ -214,25 +243,29 @@ def influence(won: Won) -> Influence:
     contrast = won.shares - each[query.episode]
     contrast = contrast * query.size / np.maximum(query.size - 1, 1)
     rest = each - each.mean() - known_effects(contrast, query, positive)
-    rest = (rest - rest.mean())[:, None].astype(np.float32)
+    rest = rest - rest.mean()
     shape = len(each), len(positive)
     size = np.where(positive, positive.sum(), (~positive).sum())
-    seen = _centred(won.at.shown.table(1, shape), positive, size)
-    asked = query.table(contrast / query.size, shape)
-    scale = np.sqrt((size - 1) / size).astype(np.float32)
+    scale = np.sqrt((size - 1) / size)
+    asked = query.table(scale[query.column] * contrast / query.size, shape)
+    shown, chance, factor = won.at.shown, *_chances(won.at.shown, positive, size)
+    owed = shown.table((scale * factor)[shown.column] * rest[shown.episode], shape)
+    apart = -scale * factor * chance
+    seen = (shown.table(1, shape)[:_PAIRED].toarray() - chance) * factor
     return Influence(
         value=float(each.mean()),
         patients=won.at.patients,
         positive=positive,
-        pull=scale * (seen * rest + asked),
-        asked=scale * asked,
-        seen=seen[:_PAIRED],
+        pull=Owed(owed + asked, rest, apart),
+        asked=Owed(asked, np.zeros(len(each)), apart),
+        shown=Owed(owed, rest, apart),
+        seen=seen.astype(np.float32),
         drawing=float(each.var(ddof=1) / len(each)) if len(each) > 1 else 0.0,
     )
 
 # %% ../nbs/59_jackknife.ipynb #c0de0117
 def summed(
-    tables: list[np.ndarray],   # (E, P) of each part
+    tables: list[Owed],         # (E, P) of each part
     weights: np.ndarray,        # (parts,)
     places: list[np.ndarray],   # (P,) the patient of each column
     n: int,                     # patients in all
@@ -240,14 +273,14 @@ def summed(
     "Add the column means of several parts by patient; no episode is multiplied with itself."
     total, extra = np.zeros(n), 0.0
     for table, weight, at in zip(tables, weights, places):
-        mean, episodes = table.mean(0), len(table)
+        mean, episodes = table.mean(), len(table)
         np.add.at(total, at, weight * mean)
-        own = (table**2).sum() / episodes
+        own = table.squares().sum() / episodes
         extra += weight**2 * (mean @ mean - own) / max(episodes - 1, 1)
     return total, float(total @ total + extra)
 
 def summands(
-    tables: list[np.ndarray],
+    tables: list[Owed],
     weights: np.ndarray,
     places: list[np.ndarray],
     total: np.ndarray,     # of `summed`
@@ -256,8 +289,8 @@ def summands(
     out = []
     for table, weight, at in zip(tables, weights, places):
         others = max(len(table) - 1, 1)
-        toward = total[at] + weight * table.mean(0) / others
-        own = weight * (table**2).sum(1) / others
+        toward = total[at] + weight * table.mean() / others
+        own = weight * table.squares() / others
         out.append(weight * (table @ toward - own))
     return out
 
@@ -280,7 +313,7 @@ def paired(
     for k, (p, at) in enumerate(zip(parts, places)):
         here = np.flatnonzero(part == k)[:, None]
         np.add.at(seen, (here, at), p.seen[: rows[k]])
-        np.add.at(asked, (here, at), p.asked[: rows[k]])
+        np.add.at(asked, (here, at), p.asked.first(rows[k]))
     share = (weights / rows)[part]
     products = pair_products(seen, asked) * np.outer(share, share)
     same = part[:, None] == part
@@ -326,6 +359,14 @@ class Roles(NamedTuple):
     doubt: float        # variance of `all`
     total: np.ndarray   # (n,) what the mean owes to each patient
 
+def _roles(parts: Sequence[Influence]) -> dict[str, list[Owed]]:
+    "The tables of all parts by role."
+    return dict(
+        all=[p.pull for p in parts],
+        asked=[p.asked for p in parts],
+        shown=[p.shown for p in parts],
+    )
+
 def variances(
     parts: Sequence[Influence],
     weights: np.ndarray,
@@ -333,10 +374,8 @@ def variances(
     n: int,
 ) -> Roles:
     "Variance over patients in their roles, drawn to the guess where episodes are few."
-    asked = [p.asked for p in parts]
     square, added = {}, {}
-    examples = [p.pull - a for p, a in zip(parts, asked)]
-    for role, tables in dict(all=[p.pull for p in parts], asked=asked, shown=examples).items():
+    for role, tables in _roles(parts).items():
         total, square[role] = summed(tables, weights, places, n)
         added[role] = summands(tables, weights, places, total)
         if role == 'all': owed = total
