@@ -939,8 +939,8 @@ def _line(help: str) -> Any:
 
 @app.command(epilog=_examples(
     _START,
-    f'{_START} --yes --novel "Pleural Effusion" --preset small',
     f'{_START} --patients case_no --findings "fluid=Pleural Effusion, big heart" --write-only',
+    'smlxray start data/phantoms-tiny --yes --preset tiny --run mine --output mine.yaml',
 ))
 def start(
     folder: Annotated[Path, _argument('A folder of X-rays, with or without a table.')],

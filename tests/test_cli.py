@@ -180,6 +180,10 @@ def test_mistakes_get_a_sentence(line, code, say, tmp_path, monkeypatch):
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [
+    ['start'],
+    ['runs'],
+    ['report'],
+    ['doctor'],
     ['run'],
     ['demo'],
     ['evaluate'],
@@ -293,8 +297,10 @@ def copy_known_files(folder, tops):
 
 
 def readme_commands(command='smlxray'):
-    "The lines of the README (written from the notebook index) that call a command."
-    cells = json.loads((ROOT / 'nbs' / 'index.ipynb').read_text(encoding='utf-8'))['cells']
+    "The lines of the README (written from the notebook index) and of the tour that call a command."
+    cells = []
+    for page in ('index.ipynb', 'tour.ipynb'):
+        cells += json.loads((ROOT / 'nbs' / page).read_text(encoding='utf-8'))['cells']
     texts = [''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown']
     blocks = re.findall(r'```bash\n(.*?)```', '\n'.join(texts), re.S)
     lines = [line.split(' #')[0].strip() for block in blocks for line in block.split('\n')]
@@ -305,8 +311,8 @@ def readme_commands(command='smlxray'):
 
 TRAINS = ('run', 'demo', 'train', 'evaluate')
 MORE_DATA = ('study', 'data layout', 'embed data/nih', 'leaderboard mine', 'leaderboard runs')
-NEEDS_MORE = ('app', *MORE_DATA)  # a server until it is stopped; X-rays of your own
-LONG = (*TRAINS, 'bench', 'model export embedding.onnx')  # a notebook or three each, or measuring
+NEEDS_MORE = ('app', 'start my-xrays', *MORE_DATA)  # a server until it is stopped; X-rays of your own
+LONG = (*TRAINS, 'start', 'report', 'bench', 'model export embedding.onnx')  # a notebook or three each, or measuring
 
 
 def all_examples():
