@@ -311,8 +311,10 @@ def readme_commands(command='smlxray'):
 
 TRAINS = ('run', 'demo', 'train', 'evaluate')
 MORE_DATA = ('study', 'data layout', 'embed data/nih', 'leaderboard mine', 'leaderboard runs')
-NEEDS_MORE = ('app', 'start my-xrays', *MORE_DATA)  # a server until it is stopped; X-rays of your own
-LONG = (*TRAINS, 'start', 'report', 'bench', 'model export embedding.onnx')  # a notebook or three each, or measuring
+# a server until it is stopped; X-rays of your own
+NEEDS_MORE = ('app', 'start my-xrays', *MORE_DATA)
+# a notebook or three each, or measuring
+LONG = (*TRAINS, 'start', 'report', 'bench', 'model export embedding.onnx')
 
 
 def all_examples():
