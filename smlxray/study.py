@@ -12,7 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, lru_cache
 from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -830,6 +830,12 @@ def committed(cell: Cell) -> dict[str, dict[str, dict]]:
     "What the file of a cell says: method -> protocol -> `made_of`, and `ranks` by finding."
     path = cell_file(cell)
     if path is None or not path.exists(): return {}
+    facts = path.stat()
+    return _answers_in(path, facts.st_mtime_ns, facts.st_size)
+
+@lru_cache(maxsize=64)
+def _answers_in(path: Path, changed: int, size: int) -> dict[str, dict[str, dict]]:
+    "Read and check the file of a cell, once until it changes."
     with own_file(path, 'remove it, and the study makes it again'):
         told = parse_json(path.read_bytes())
         check_format(path, told.get('format', 1), CELL_FORMAT, 'remove it')
@@ -865,7 +871,7 @@ def save_cell(cell: Cell) -> None:
     "Add what a cell has answered to its file."
     path = cell_file(cell)
     if path is None: return
-    answers = committed(cell)
+    answers = {method: {**told} for method, told in committed(cell).items()}
     for method in cell.plan.every:
         for negatives in protocols_of(cell.plan, method):
             if not score_path(cell, method, negatives).exists(): continue
