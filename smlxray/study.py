@@ -12,7 +12,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
-from functools import cached_property, lru_cache, lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
