@@ -7,13 +7,13 @@ __all__ = []
 
 # %% ../nbs/74_exchange.ipynb #28c99746
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,21 +26,26 @@ from smlxray.base import (
     check_fields,
     check_format,
     check_seal,
+    did_you_mean,
     own_file,
     parse_json,
     sealed,
     write_atomic,
 )
-from .data import XrayTable, canonical_finding
+from .data import XrayTable, canonical_finding, clean_negatives
 from smlxray.episodes import (
     PROTOCOL_VERSION,
     Episode,
     EpisodeBlock,
+    WayEpisode,
     _negatives,
 )
-from .metrics import EpisodeScores
+from .metrics import EpisodeScores, Support
+from .jackknife import WayScores
+from .published import published_row, right_shares
 from .lab import Lab, table_digest
 from .evaluate import measured, read_answers, scored, span
+from .protocols import published_sampler, way_sampler
 from .report import compare_methods
 
 # %% ../nbs/74_exchange.ipynb #8a7a4fff
@@ -74,11 +79,10 @@ KIND, FORMAT = 'smlxray episodes', 1
 
 def episodes_text(
     lab: Lab,
-    blocks: dict[str, EpisodeBlock],  # by finding
-    names: bool = False,              # tell the names of images, which may tell patients
-) -> str:                             # JSON lines
+    drawn: Sequence[Episode | WayEpisode],
+    names: bool = False,  # tell the names of images, which may tell patients
+) -> str:                 # JSON lines
     "Write down episodes, their images and how they were drawn."
-    drawn = [episode for block in blocks.values() for episode in block]
     rows = np.unique(
         np.concatenate([np.r_[e.support, e.query] for e in drawn])
     )
@@ -93,13 +97,13 @@ def episodes_text(
     body = ''.join(_line(told) for told in lines)
     patients = int(images['patient'].max()) + 1
     counts = dict(
-        images=len(images), patients=patients, episodes=len(drawn)
+        images=len(images),
+        patients=patients,
+        episodes=len(drawn),
     )
     head = dict(kind=KIND, format=FORMAT) | _how_drawn(lab) | counts
-    return (
-        _line(sealed(head | dict(body=_body_digest(body.encode()))))
-        + body
-    )
+    head['body'] = _body_digest(body.encode())
+    return _line(sealed(head)) + body
 
 def _line(told: dict) -> str:
     return json.dumps(told, separators=(',', ':')) + '\n'
@@ -107,22 +111,42 @@ def _line(told: dict) -> str:
 def _body_digest(body: bytes) -> str:
     return blake2b(body, digest_size=8).hexdigest()
 
-def _episode_line(number: int, e: Episode, place: np.ndarray) -> dict:
-    "One episode; `place` turns rows into numbers of images."
-    told = dict(episode=number, finding=e.finding, seed=e.seed)
+def _episode_line(
+    number: int,
+    e: Episode | WayEpisode,
+    place: np.ndarray,  # the number of the image of each row
+) -> dict:
+    "One episode, as its line says it."
+    told: dict = dict(episode=number)
+    if isinstance(e, WayEpisode):
+        told |= dict(findings=list(e.findings), unseen=e.unseen.tolist())
+    else:
+        told['finding'] = e.finding
+    told['seed'] = e.seed
     for side in ('support', 'query'):
+        labels = np.asarray(getattr(e, f'{side}_labels'), float)
         told[side] = place[getattr(e, side)].tolist()
-        told[f'{side}_labels'] = getattr(e, f'{side}_labels').tolist()
+        told[f'{side}_labels'] = _plain_labels(labels)
     return told
+
+def _plain_labels(labels: np.ndarray) -> list:
+    "Labels as 1, 0 and null, in lists of lists where there are several findings."
+    if labels.ndim == 2:
+        return [_plain_labels(row) for row in labels]
+    return [None if np.isnan(y) else int(y) for y in labels]
 
 def _how_drawn(lab: Lab) -> dict:
     "Say of which data, by which protocol and with which seeds."
     s, d = lab.settings, lab.settings.data
-    asked = dict(
-        shots=s.meta.shots, negatives=d.negatives, match_on=d.match_on
+    protocol = dict(
+        name=protocol_of(lab),
+        version=PROTOCOL_VERSION,
+        shots=s.meta.shots,
+        negatives=d.negatives,
+        match_on=d.match_on,
     )
     return dict(
-        protocol=dict(name='finding', version=PROTOCOL_VERSION) | asked,
+        protocol=protocol,
         data=dict(
             name=lab.table.name,
             table=table_digest(lab.table),
@@ -131,7 +155,9 @@ def _how_drawn(lab: Lab) -> dict:
         ),
         seed=s.training.seed,
         split=dict(
-            kind=d.split, seed=d.split_seed, test_fraction=d.test_fraction
+            kind=d.split,
+            seed=d.split_seed,
+            test_fraction=d.test_fraction,
         ),
         base=list(lab.findings.base),
         made_by=f'smlxray {__version__}',
@@ -139,16 +165,33 @@ def _how_drawn(lab: Lab) -> dict:
 
 def write_episodes(
     lab: Lab,
-    path: str | Path,  # JSON lines
-    blocks: dict[str, EpisodeBlock]
-    | None = None,  # None: those that an evaluation asks
+    path: str | Path,                         # JSON lines
+    drawn: Sequence | None = None,            # None: those that an evaluation asks
     names: bool = False,
 ) -> Path:
     "Write the episodes of a lab as a file for others."
-    blocks = blocks or {
-        finding: lab.episodes(finding) for finding in lab.findings.novel
-    }
-    return write_atomic(path, episodes_text(lab, blocks, names))
+    if drawn is None:
+        drawn = episodes_asked(lab)
+    return write_atomic(path, episodes_text(lab, drawn, names))
+
+_SEVERAL = ('ways', 'metachest', 'bscd_fsl')  # protocols over several findings at once
+
+def protocol_of(lab: Lab) -> str:
+    "The protocol whose episodes a lab exports."
+    name = lab.settings.evaluation.protocol
+    return name if name in _SEVERAL else 'finding'
+
+def episodes_asked(lab: Lab) -> list[Episode | WayEpisode]:
+    "Draw the episodes that an evaluation with the settings of a lab asks."
+    evaluation, protocol = lab.settings.evaluation, protocol_of(lab)
+    if protocol == 'finding':
+        blocks = [lab.episodes(finding) for finding in lab.findings.novel]
+        return [episode for block in blocks for episode in block]
+    if protocol == 'ways':
+        ways = way_sampler(lab)
+        return [ways.episode(i) for i in range(evaluation.episodes)]
+    sampler = published_sampler(lab)
+    return [sampler.episode(i) for i in range(evaluation.published_episodes)]
 
 # %% ../nbs/74_exchange.ipynb #d80249f1
 class _ProtocolTold(Fields):
@@ -182,39 +225,58 @@ class _ImageTold(Fields):
 
 class _EpisodeTold(Fields):
     episode: int
-    finding: str
     seed: int
     support: list[int] = Field(min_length=2)
-    support_labels: list[int]
     query: list[int] = Field(min_length=2)
+
+class _SingleTold(_EpisodeTold):
+    finding: str
+    support_labels: list[int]
     query_labels: list[int]
+
+class _WaysTold(_EpisodeTold):
+    findings: list[str] = Field(min_length=2)
+    unseen: list[bool]
+    support_labels: list[list[int | None]]
+    query_labels: list[list[int | None]]
 
 # %% ../nbs/74_exchange.ipynb #79c78451
 @dataclass
 class EpisodeFile:
     "Episodes as a file tells them; their rows are numbers of its images."
 
-    name: str  # of the file
+    name: str             # of the file
     head: dict
-    images: pd.DataFrame     # sha256, bytes, patient, and name if it is told
-    episodes: list[Episode]  # in the order of the file
+    images: pd.DataFrame  # sha256, bytes, patient, and name if it is told
+    episodes: list[Any]   # Episode or WayEpisode, in the order of the file
 
     @cached_property
     def patients(self) -> np.ndarray:  # (images,) numbers of this file
         return self.images['patient'].to_numpy()
 
     @property
+    def several(self) -> bool:
+        "Whether an episode asks about several findings."
+        return isinstance(self.episodes[0], WayEpisode)
+
+    @cached_property
     def findings(self) -> list[str]:
-        return list(dict.fromkeys(e.finding for e in self.episodes))
+        names: list[str] = []
+        for e in self.episodes: names += findings_of(e)
+        return list(dict.fromkeys(names))
 
     def __str__(self):
         protocol, n = self.head['protocol'], len(self.episodes)
         people = f"{len(self.images):,} images of {len(set(self.patients)):,} patients"
         kind = f"{protocol['name']} {protocol['version']}, {protocol['shots']} shots"
-        about = (
-            f"{', '.join(self.findings)} against {protocol['negatives']}"
-        )
+        about = ', '.join(self.findings)
+        if not self.several:
+            about += f" against {protocol['negatives']}"
         return f"{self.head['data']['name']}: {n:,} episodes ({kind}; {about}) on {people}"
+
+def findings_of(e: Episode | WayEpisode) -> tuple[str, ...]:
+    "What an episode asks about."
+    return e.findings if isinstance(e, WayEpisode) else (e.finding,)
 
 def read_episodes(path: str | Path) -> EpisodeFile:
     "Read a file of episodes; raise `SmlxrayError` if it is damaged, changed or newer."
@@ -247,29 +309,45 @@ _CURE = (
     'ask for it again, or write it again with `smlxray episodes export`'
 )
 
-def _told_episode(told: dict, number: int, images: list[dict]) -> Episode:
+def _told_episode(
+    told: dict,
+    number: int,
+    images: list[dict],
+) -> Episode | WayEpisode:
     "Read the line of an episode; raise `ValueError` if it cannot be one."
-    check_fields(_EpisodeTold, told)
+    several = 'findings' in told
+    check_fields(_WaysTold if several else _SingleTold, told)
     if told['episode'] != number:
         raise ValueError(f'episode {number} is not in its place')
+    width = len(told['findings']) if several else 0
     sides, seen = [], []
     for side in ('support', 'query'):
-        rows, labels = (
-            np.array(told[side]),
-            np.array(told[f'{side}_labels']),
-        )
-        known = rows.min() >= 0 and rows.max() < len(images)
-        if not known or len(rows) != len(labels):
+        rows = np.array(told[side])
+        if rows.min() < 0 or rows.max() >= len(images):
             raise ValueError(f'{side} of episode {number}')
-        if set(labels) != {0, 1}:
-            raise ValueError(f'{side}_labels of episode {number}')
-        sides += [rows, labels]
+        try:
+            sides += [rows, _told_labels(told[f'{side}_labels'], len(rows), width)]
+        except ValueError:
+            raise ValueError(f'{side}_labels of episode {number}') from None
         seen.append({images[row]['patient'] for row in rows})
-    if seen[0] & seen[1]:
-        raise ValueError(
-            f'a patient is on both sides of episode {number}'
-        )
-    return Episode(told['finding'], told['seed'], *sides)
+    if not several:
+        if seen[0] & seen[1]:
+            raise ValueError(f'a patient is on both sides of episode {number}')
+        return Episode(told['finding'], told['seed'], *sides)
+    unseen = np.array(told['unseen'])
+    if len(unseen) != width or len(set(told['findings'])) != width:
+        raise ValueError(f'findings of episode {number}')
+    return WayEpisode(tuple(told['findings']), unseen, told['seed'], *sides)
+
+def _told_labels(told: list, count: int, width: int) -> np.ndarray:
+    "Labels (count,), or (count, width) with NaN; raise `ValueError` unless each finding has both."
+    labels = np.array(told, float)
+    if labels.shape != ((count, width) if width else (count,)):
+        raise ValueError
+    for column in labels.reshape(count, -1).T:
+        if set(column[~np.isnan(column)]) != {0, 1}:
+            raise ValueError
+    return labels.astype(np.float32) if width else labels.astype(np.int64)
 
 # %% ../nbs/74_exchange.ipynb #43cc4308
 def find_images(file: EpisodeFile, table: XrayTable) -> np.ndarray:
@@ -330,23 +408,18 @@ def check_people(
     )
 
 def check_labels(
-    file: EpisodeFile, table: XrayTable, rows: np.ndarray
+    file: EpisodeFile,
+    table: XrayTable,
+    rows: np.ndarray,
 ) -> None:
     "Raise `DataError` if images show something else in the table than in the file."
     wrong, asked = [], 0
     for finding in file.findings:
-        ours = canonical_finding(finding, table.findings)
-        may = {1: table.positive(ours)}
-        may[0] = _negatives(
-            table, ours, file.head['protocol']['negatives']
-        )
+        may = _may_stand(file, table, finding)
         for label, images in _images_by_label(file, finding).items():
             asked += len(images)
-            wrong += [
-                (finding, label, i)
-                for i in images
-                if not may[label][rows[i]]
-            ]
+            odd = images[~may[label][rows[images]]]
+            wrong += [(finding, label, image) for image in odd]
     if not wrong:
         return
     finding, label, image = wrong[0]
@@ -355,16 +428,35 @@ def check_labels(
         f'image {image} for one, {finding} {label} in the file.'
     )
 
+def _may_stand(
+    file: EpisodeFile,
+    table: XrayTable,
+    finding: str,
+) -> dict[int, np.ndarray]:
+    "Which images (N,) may stand for a finding (1), and for its absence (0)."
+    protocol = file.head['protocol']
+    ours = canonical_finding(finding, table.findings)
+    if protocol['name'] == 'finding':
+        absent = _negatives(table, ours, protocol['negatives'])
+    elif protocol['name'] == 'ways':
+        absent = clean_negatives(table, ours)
+    else:  # of others, who count what is not mentioned as absent
+        absent = ~table.positive(ours)
+    return {1: table.positive(ours), 0: absent}
+
 def _images_by_label(
-    file: EpisodeFile, finding: str
+    file: EpisodeFile,
+    finding: str,
 ) -> dict[int, np.ndarray]:
     "The images that stand for the finding (1), and for its absence (0)."
-    mine = [e for e in file.episodes if e.finding == finding]
-    images = np.concatenate([np.r_[e.support, e.query] for e in mine])
-    labels = np.concatenate(
-        [np.r_[e.support_labels, e.query_labels] for e in mine]
-    )
-    return {label: np.unique(images[labels == label]) for label in (1, 0)}
+    images, labels = [], []
+    for e in file.episodes:
+        if finding not in findings_of(e): continue
+        task = e.task(finding) if isinstance(e, WayEpisode) else e
+        images += [task.support, task.query]
+        labels += [task.support_labels, task.query_labels]
+    shown, said = np.concatenate(images), np.concatenate(labels)
+    return {label: np.unique(shown[said == label]) for label in (1, 0)}
 
 # %% ../nbs/74_exchange.ipynb #bc5b53b5
 class Copy(NamedTuple):
@@ -390,6 +482,8 @@ def blocks_of(
     rows: np.ndarray,  # (images,) of a table, as `check_episodes` finds them
 ) -> dict[str, EpisodeBlock]:
     "The episodes of a file over the rows of a table, ready to be answered."
+    if file.several:
+        raise DataError(f'{file.name} asks about several findings at once, so it has no blocks.')
     blocks = {}
     for finding in file.findings:
         mine = [e for e in file.episodes if e.finding == finding]
@@ -405,48 +499,58 @@ def blocks_of(
 
 # %% ../nbs/74_exchange.ipynb #43f5a485
 def read_scores(
-    path: str | Path,  # CSV: episode, image, score; perhaps method
+    path: str | Path,   # CSV: episode, image, score; finding if there are several; perhaps method
     file: EpisodeFile,
-) -> dict[
-    str, list[EpisodeScores]
-]:  # by method; the name of the file if none is told
+) -> dict[str, list]:   # by method, or by the name of the file: an answer to each episode
     "Read what somebody answered; raise `DataError` for what is missing, double or no number."
     path = Path(path)
-    table = _score_table(path)
-    methods = (
-        table['method']
-        if 'method' in table
-        else pd.Series(path.stem, table.index)
-    )
+    table = _score_table(path, file)
+    methods = pd.Series(path.stem, table.index)
+    if 'method' in table:
+        methods = table['method']
     out = {}
     for method, rows in table.groupby(methods.astype(str), sort=False):
         out[method] = scores_in_order(rows, file, path.name)
     return out
 
-def _score_table(path: Path) -> pd.DataFrame:
-    "The columns of a table of scores, as numbers."
+def _score_table(
+    path: Path,
+    file: EpisodeFile,
+) -> pd.DataFrame:
+    "The columns of a table of scores, as numbers; findings as their numbers in the file."
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise DataError(
-            f'There is no file {path.name} of scores.'
-        ) from None
+        raise DataError(f'There is no file {path.name} of scores.') from None
     except ValueError:
-        raise DataError(
-            f'{path.name} is empty, or no CSV file.'
-        ) from None
-    if lacking := [
-        c for c in ('episode', 'image', 'score') if c not in table
-    ]:
+        raise DataError(f'{path.name} is empty, or no CSV file.') from None
+    wanted = ['episode', 'image', 'score', *['finding'] * file.several]
+    if lacking := [column for column in wanted if column not in table]:
         found = ', '.join(map(str, table)) or 'none'
-        raise DataError(
-            f'{path.name} has no column {lacking[0]!r}; it has {found}.'
-        )
+        raise DataError(f'{path.name} has no column {lacking[0]!r}; it has {found}.')
     if not len(table):
         raise DataError(f'{path.name} has no scores.')
     for column, kind in dict(episode=int, image=int, score=float).items():
         table[column] = _numbers(table[column], kind, path.name)
-    return table
+    if (strange := ~table['image'].between(0, len(file.images) - 1)).any():
+        image, line = table['image'][strange.argmax()], strange.argmax() + 2
+        raise DataError(f'{path.name} line {line}: there is no image {image} in {file.name}.')
+    return table.assign(column=_finding_numbers(table, file, path.name))
+
+def _finding_numbers(
+    table: pd.DataFrame,
+    file: EpisodeFile,
+    name: str,
+) -> np.ndarray:
+    "The number of the finding of each score; 0 where an episode has one only."
+    if not file.several:
+        return np.zeros(len(table), np.int64)
+    numbers = pd.Index(file.findings).get_indexer(table['finding'])
+    if (numbers >= 0).all():
+        return numbers
+    line = int(np.argmin(numbers)) + 2
+    hint = did_you_mean(table['finding'][line - 2], file.findings)
+    raise DataError(f'{name} line {line}: the finding is unknown; {hint}')
 
 def _numbers(written: pd.Series, kind: type, name: str) -> list:
     "Read numbers exactly as they are written (pandas rounds some); raise `DataError` for others."
@@ -464,90 +568,122 @@ def _numbers(written: pd.Series, kind: type, name: str) -> list:
 
 # %% ../nbs/74_exchange.ipynb #d1e69577
 def scores_in_order(
-    rows: pd.DataFrame, file: EpisodeFile, name: str
-) -> list[EpisodeScores]:
+    rows: pd.DataFrame,
+    file: EpisodeFile,
+    name: str,
+) -> list:
     "Put scores next to the queries that were asked; raise `DataError` unless each has one."
+    images, findings = len(file.images), len(file.findings)
 
-    def key(episode, image):
-        return np.asarray(episode) * len(file.images) + np.asarray(image)
+    def key(episode, image, column):
+        return (np.asarray(episode) * images + image) * findings + column
 
-    asked = np.concatenate(
-        [key(i, e.query) for i, e in enumerate(file.episodes)]
+    asked = []
+    for i, e in enumerate(file.episodes):
+        columns = np.zeros(1, np.int64)
+        if file.several:
+            columns = pd.Index(file.findings).get_indexer(list(e.findings))
+        asked.append(key(i, e.query[:, None], columns).ravel())
+    wanted = pd.Index(np.concatenate(asked))
+    given = pd.Index(key(rows['episode'], rows['image'], rows['column']))
+    _check_keys(given, wanted, (images, findings), name)
+    scores = rows['score'].to_numpy(float)[given.get_indexer(wanted)]
+    parts = np.split(scores, np.cumsum([len(keys) for keys in asked])[:-1])
+    return [answer_to(e, part, file.patients) for e, part in zip(file.episodes, parts)]
+
+def answer_to(
+    e: Episode | WayEpisode,
+    scores: np.ndarray,    # (Q,), or (Q * n,) of the findings of each query
+    patients: np.ndarray,  # of each row
+) -> EpisodeScores | WayScores:
+    "Put scores next to what an interval needs to know about their episode."
+    if not isinstance(e, WayEpisode):
+        return scored(e, scores, patients)
+    return WayScores(
+        scores.reshape(e.query_labels.shape),
+        e.query_labels,
+        patients[e.query],
+        e.findings,
+        e.unseen,
+        Support(patients[e.support], e.support_labels),
     )
-    given = pd.Index(key(rows['episode'], rows['image']).astype(np.int64))
-    _check_keys(given, pd.Index(asked), len(file.images), name)
-    scores = rows['score'].to_numpy(float)[given.get_indexer(asked)]
-    ends = np.cumsum([len(e.query) for e in file.episodes])
-    parts = np.split(scores, ends[:-1])
-    return [
-        scored(e, part, file.patients)
-        for e, part in zip(file.episodes, parts)
-    ]
 
 def _check_keys(
-    given: pd.Index, asked: pd.Index, images: int, name: str
+    given: pd.Index,
+    asked: pd.Index,
+    sizes: tuple[int, int],  # images and findings of the file
+    name: str,
 ) -> None:
     "Raise `DataError` for scores that are missing, double or not asked for."
+    images, findings = sizes
 
     def place(keys):
-        return 'image {1} of episode {0} for one'.format(
-            *divmod(keys[0], images)
-        )
+        episode, image = divmod(keys[0] // findings, images)
+        return f'image {image} of episode {episode} for one'
 
     if len(double := given[given.duplicated()]):
-        raise DataError(
-            f'{name} has {len(double):,} scores twice, {place(double)}.'
-        )
+        raise DataError(f'{name} has {len(double):,} scores twice, {place(double)}.')
     if len(lacking := asked[~asked.isin(given)]):
         count = f'{len(lacking):,} of the {len(asked):,} scores'
-        raise DataError(
-            f'{name} lacks {count}, {place(lacking)}; answer every query.'
-        )
+        raise DataError(f'{name} lacks {count}, {place(lacking)}; answer every query.')
     if len(more := given[~given.isin(asked)]):
-        raise DataError(
-            f'{name} has {len(more):,} scores that nobody asked for, {place(more)}.'
-        )
+        raise DataError(f'{name} has {len(more):,} scores that nobody asked for, {place(more)}.')
 
 # %% ../nbs/74_exchange.ipynb #56fc8c40
-def by_finding(
-    answers: Iterable[EpisodeScores],
-) -> dict[str, list[EpisodeScores]]:
+def by_finding(answers: Iterable) -> dict[str, list[EpisodeScores]]:
     "Group answers by finding, and put all of them under 'mean'."
-    answers, out = list(answers), {}
+    out: dict[str, list[EpisodeScores]] = {}
     for given in answers:
-        out.setdefault(given.finding, []).append(given)
-    return out | dict(mean=answers)
+        single = given.by_finding() if isinstance(given, WayScores) else [given]
+        for part in single:
+            out.setdefault(part.finding, []).append(part)
+    every = [part for parts in out.values() for part in parts]
+    return out | dict(mean=every)
 
 def score_rows(
     file: EpisodeFile,
-    answers: dict[str, list[EpisodeScores]],  # by method
-) -> list[dict]:                              # as in `results.json`
-    "One row per method and finding, and one for the mean."
+    answers: dict[str, list],  # by method
+) -> list[dict]:               # as in `results.json`
+    "One row per method and finding, and one for the mean, with the protocol's own measures."
     protocol, rows = file.head['protocol'], []
     asked = dict(
-        protocol=_protocol_words(protocol), shots=protocol['shots']
+        protocol=_protocol_words(protocol),
+        shots=protocol['shots'],
     )
     for method, given in answers.items():
         for finding, part in by_finding(given).items():
-            row = (
-                dict(method=method, finding=finding)
-                | asked
-                | measured(part)
-            )
+            row = dict(method=method, finding=finding) | asked | measured(part)
+            if finding == 'mean':
+                row |= own_measures(protocol['name'], given)
             rows.append(row | dict(seed=file.head['seed']))
     return rows
 
+def own_measures(protocol: str, answers: list) -> dict:
+    "What a protocol over several findings measures itself."
+    if protocol == 'bscd_fsl':
+        shares = right_shares(answers)
+        half = 1.96 * shares.std() / np.sqrt(len(shares))
+        return dict(right=float(shares.mean()), right_half=float(half))
+    if protocol not in _SEVERAL:
+        return {}
+    names = ('seen', 'unseen', 'hm', 'hm_half', 'harmonic', 'harmonic_low', 'harmonic_high')
+    row = published_row(answers)
+    return {name: row[name] for name in names}
+
 def _protocol_words(protocol: dict) -> str:
-    others = (
-        'other findings'
-        if protocol['negatives'] == 'others'
-        else 'normals'
-    )
-    matched = f"matched on {' and '.join(protocol['match_on'])}"
-    return f"finding vs {others}, {matched if protocol['match_on'] else 'not matched'}"
+    "Say in words what is told from what."
+    if protocol['name'] != 'finding':
+        return protocol['name']
+    others = 'normals'
+    if protocol['negatives'] == 'others':
+        others = 'other findings'
+    matched = 'not matched'
+    if protocol['match_on']:
+        matched = f"matched on {' and '.join(protocol['match_on'])}"
+    return f'finding vs {others}, {matched}'
 
 def score_differences(
-    answers: dict[str, list[EpisodeScores]],
+    answers: dict[str, list],
     over: str,              # the method that all others are compared with
     exchanges: int = 1000,  # of patients behind a p-value
 ) -> list[dict]:
@@ -560,15 +696,13 @@ def score_differences(
     for method in answers:
         if method == over:
             continue
-        rows += compare_methods(
-            parts, method, [over], exchanges, findings=findings
-        )
+        rows += compare_methods(parts, method, [over], exchanges, findings=findings)
     return rows
 
 def score_table(
-    rows: list[dict],                 # of `score_rows`
-    differences: Iterable[dict] = (), # of `score_differences`
-) -> pd.DataFrame:                    # of text
+    rows: list[dict],                  # of `score_rows`
+    differences: Iterable[dict] = (),  # of `score_differences`
+) -> pd.DataFrame:                     # of text
     "One line per method: the mean AUC, what it has more than another, and the AUC by finding."
     lines: dict[str, dict] = {}
     for row in rows:
@@ -576,6 +710,9 @@ def score_table(
         if row['finding'] == 'mean':
             line['AUC [95 % interval]'] = span(row, 'auc')
             line['AP'] = f'{row["ap"]:.3f}'
+            for name in ('seen', 'unseen', 'hm', 'right'):
+                if row.get(name) is not None:
+                    line[name] = f'{row[name]:.3f}'
     for row in differences:
         if row['finding'] != 'mean':
             continue
@@ -597,50 +734,46 @@ def answers_of_run(
 ) -> dict[str, list[EpisodeScores]]:
     "What the methods of a run answered to the episodes of a file; raise `DataError` if others."
     told, name = read_answers(folder), Path(folder).name
-    asked = [
-        e
-        for finding in file.findings
-        for e in told.episodes.get(finding, [])
-    ]
-    ours = sorted(
-        file.episodes, key=lambda e: file.findings.index(e.finding)
+    if file.several:
+        raise DataError(f'A run keeps answers about single findings, and {file.name} asks several.')
+    others = f'The run {name} has answered other episodes than those of {file.name}.'
+    asked: list[Episode] = []
+    for finding in file.findings:
+        asked += told.episodes.get(finding, [])
+    order = sorted(
+        range(len(file.episodes)),
+        key=lambda i: file.findings.index(file.episodes[i].finding),
     )
-    alike = [(a.finding, a.seed) for a in asked] == [
-        (e.finding, e.seed) for e in ours
-    ]
+    ours = [file.episodes[i] for i in order]
+    if [_name_of(e) for e in asked] != [_name_of(e) for e in ours]:
+        raise DataError(others)
     out = {}
     for method in dict.fromkeys(method for method, _ in told.answers):
-        given = [
-            a
-            for f in file.findings
-            for a in told.answers.get((method, f), [])
-        ]
+        given: list[EpisodeScores] = []
+        for finding in file.findings:
+            given += told.answers.get((method, finding), [])
         if len(given) != len(ours):
             continue
-        alike = alike and _same_people(file, ours, given)
-        if alike:
-            out[method] = [
-                scored(e, a.scores, file.patients)
-                for e, a in zip(ours, given)
-            ]
-    if alike and out:
+        if not _same_people(file, ours, given):
+            raise DataError(others)
+        found = [scored(e, a.scores, file.patients) for e, a in zip(ours, given)]
+        out[method] = [found[k] for k in np.argsort(order)]
+    if out:
         return out
-    raise DataError(
-        f'The run {name} has answered other episodes than those of {file.name}.'
-    )
+    raise DataError(others)
+
+def _name_of(e: Episode) -> tuple[str, int]:
+    return e.finding, e.seed
 
 def _same_people(
-    file: EpisodeFile, ours: list[Episode], given: list[EpisodeScores]
+    file: EpisodeFile,
+    ours: list[Episode],
+    given: list[EpisodeScores],
 ) -> bool:
     "Whether answers are about the patients and labels of some episodes."
-    if any(
-        not np.array_equal(e.query_labels, a.labels)
-        for e, a in zip(ours, given)
-    ):
-        return False
+    for e, a in zip(ours, given):
+        if not np.array_equal(e.query_labels, a.labels):
+            return False
     told = np.concatenate([file.patients[e.query] for e in ours])
-    return bool(
-        one_to_one(
-            told, np.concatenate([a.patients for a in given])
-        ).all()
-    )
+    asked = np.concatenate([a.patients for a in given])
+    return bool(one_to_one(told, asked).all())

@@ -47,7 +47,7 @@ def hub_config(bundle: Bundle) -> dict:
 # %% ../nbs/72_hub.ipynb #80b16fbe
 def hub_header(bundle: Bundle, license: str = 'other') -> dict:
     "Give the metadata of a model card, as the hub defines it."
-    head = {
+    head: dict = {
         'library_name': 'smlxray',
         'license': license,
         'pipeline_tag': 'image-feature-extraction',

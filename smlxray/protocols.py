@@ -173,7 +173,7 @@ def published_methods(
 def published_sampler(lab: Lab) -> MetaChestSampler | SingleSampler:
     "Sample the episodes of a protocol of others, as the settings say."
     s, e = lab.settings, lab.settings.evaluation
-    many = dict(
+    many: dict = dict(
         ways=e.ways,
         shots=s.meta.shots,
         queries=s.meta.queries,

@@ -240,6 +240,20 @@ class MetaChestSampler:
     def episode(self, i: int) -> WayEpisode:
         "Episode i: always the same for the same table, rows, seed and settings."
         rng = Numbers(_sequence(self.seed, 'metachest', i))
+        for _ in range(1000):
+            chosen, sides = self._drawn(rng)
+            if sides[3].any(0).all(): break  # else nothing could be measured
+        else:
+            raise DataError(
+                f'1,000 draws left a finding without a query beside {self.shots} shots: take fewer.'
+            )
+        names = [self.names[c] for c in chosen]
+        unseen = np.array([name in self.unseen for name in names])
+        seed = int(rng.bit_generator.random_raw() >> 2)
+        return WayEpisode(tuple(names), unseen, seed, *sides)
+
+    def _drawn(self, rng: Numbers) -> tuple[list[int], list[np.ndarray]]:
+        "Columns of findings; rows and labels of support and query."
         chosen, able = self._findings(rng)
         pool = _shuffled(np.flatnonzero(able), rng)
         support = self._side(pool, chosen, self.shots, rng, np.zeros(0, int))
@@ -248,13 +262,10 @@ class MetaChestSampler:
         if self.apart:
             taken |= self._are_of(self.rows[pool], support)
         query = self._side(pool[~taken], chosen, self.queries, rng, avoid)
-        names = [self.names[c] for c in chosen]
-        unseen = np.array([name in self.unseen for name in names])
-        seed = int(rng.bit_generator.random_raw() >> 2)
         sides = []
         for rows in (support, query):
             sides += [rows, self._labels(rows, chosen)]
-        return WayEpisode(tuple(names), unseen, seed, *sides)
+        return chosen, sides
 
     def _findings(self, rng) -> tuple[list[int], np.ndarray]:
         "Columns of findings, seen first, with images enough, and the images that may stand."

@@ -1,16 +1,17 @@
 "Protocols of others: the presets run on phantoms, and NIH's patients are counted as they are."
 
-import logging
+import hashlib, logging
 
 import numpy as np
 import pytest
+import test_episodes
 from smlxray.base import shipped_file
 from smlxray.config import load_settings
 from smlxray.lab import open_lab
 from smlxray.methods import pixel_method
 from smlxray.protocols import published_methods, published_rows
-from smlxray.published import METACHEST, metachest_sides, metachest_split, nih_labels
-from smlxray.published import patient_overlap
+from smlxray.published import METACHEST, MetaChestSampler, SingleSampler, metachest_sides
+from smlxray.published import metachest_split, nih_labels, patient_overlap
 
 
 @pytest.fixture(scope='module')
@@ -70,3 +71,27 @@ def test_two_thirds_of_the_test_patients_of_nih_are_trained_on():
     asked = np.isin(apart.test, np.flatnonzero(metachest_sides(nih) == 'test'))
     assert asked.sum() == 13776  # the same images are asked about
     assert not set(nih.patients[apart.test]) & set(nih.patients[apart.train])
+
+
+def published_digest():
+    "One hash over episodes of both protocols."
+    findings = ['Pleural Effusion', 'Lung Opacity', 'Edema', 'Pneumonia', 'Cardiomegaly']
+    table, h = test_episodes.fixed_table(900, *findings), hashlib.sha256()
+    rows, sides = np.arange(len(table)), (METACHEST['train'], METACHEST['test'])
+    for apart in (True, False):
+        few = dict(ways=3, novel=2, shots=3, queries=6, apart=apart)
+        sampler = MetaChestSampler(table, rows, *sides, **few)
+        for e in map(sampler.episode, range(30)):
+            h.update(repr((e.findings, e.seed, e.support.tolist(), e.query.tolist())).encode())
+    singles = SingleSampler(table, rows, findings, 2, 2, 3)
+    for e in map(singles.episode, range(30)):
+        h.update(repr((e.findings, e.seed, e.support.tolist(), e.query.tolist())).encode())
+    return h.hexdigest()
+
+
+FIXED = {1: '3833ed9997d9e55ddf5170570725f8b276b1ee12bb658e1829a4dfd057a796e4'}
+
+
+def test_the_protocols_draw_what_they_always_drew():
+    "If this fails, raise PROTOCOL_VERSION and add a line to FIXED; do not change the old one."
+    assert published_digest() == FIXED[test_episodes.PROTOCOL_VERSION]
