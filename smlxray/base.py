@@ -778,6 +778,8 @@ BENCHES = Registry('benchmark', {
     'metrics': ('smlxray.bench:bench_metrics', 'intervals'),
     'engines': ('smlxray.bench:bench_engines', 'adaptation engines'),
     'vectors': ('smlxray.bench:bench_vectors', 'heads and intervals on vectors of others'),
+    'device': ('smlxray.bench:bench_device', 'training on this device, and what it waits for'),
+    'processes': ('smlxray.bench:bench_processes', 'two processes next to two runs'),
 })
 
 # %% ../nbs/00_base.ipynb #a8fff613

@@ -6,9 +6,10 @@
 __all__ = ['paired', 'bench_episodes', 'bench_metrics', 'bench_cache', 'bench_engines']
 
 # %% ../nbs/75_bench.ipynb #c1c51edb
-import copy, itertools, json, os, platform, random, subprocess, sys, tempfile, time
+import copy, itertools, json, os, platform, random, subprocess, sys, tempfile, time, warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,16 +22,22 @@ from PIL import Image
 
 from .base import moved
 from .cache import ImageCache, to_float
-from .config import CHEXPERT_FINDINGS
+from .config import CHEXPERT_FINDINGS, Settings, load_settings
 from .data import XrayTable, clean_negatives, index_rows
 from .engines import KeptBytes, LearnedRates, multi_step_weights, peak_bytes
 from .episodes import EpisodeSampler
 from .intervals import bootstrap_patients
+from .lab import Lab, open_lab, pick_device
 from .losses import pair_loss, query_loss
 from .maml import adapt, meta_gradient
 from .metrics import EpisodeScores
+from .processes import in_processes
 from .readers import read_xrays
 from .siamese import SiameseNet, batch_norms, norm_mode
+from .tasks import TaskModel
+from smlxray.train import (
+    Course, Loop, MetaObjective, NamingSiamese, SiameseObjective, make_accelerator, one_round,
+)
 
 # %% ../nbs/75_bench.ipynb #83a39c46
 class Timed(NamedTuple):
@@ -722,6 +729,185 @@ def bench_vectors(
         size_row('answers', f'{seconds:.1f} s', 'a minute', 60 / seconds, note),
         size_row('answers memory', f'{added:.0f} MB', '500 MB', 500 / added, note),
     ]
+
+# %% ../nbs/75_bench.ipynb #dba50c27
+class DeviceCase(NamedTuple):
+    "What is trained in a benchmark of a device."
+
+    backbone: str = 'conv4'
+    size: int = 32          # pixels per side
+    batch: int = 16         # X-rays of a Siamese step
+    tasks: int = 1          # of a step of meta-training; more than one at once, by `vmap`
+    precision: str = 'no'
+    steps: int = 4          # of a Siamese round
+
+    def settings(self, place: str) -> Settings:
+        "The settings of the trial, all files of which go to a place."
+        engine = 'vmap' if self.tasks > 1 else 'auto'
+        meta = dict(algorithm='maml', adapt_steps=5, meta_batch=self.tasks, meta_episodes=400)
+        meta |= dict(engine=engine, shots=5, queries=8, batch_norm='frozen')
+        paths = dict(dataset_path=f'{place}/x', cache_path=f'{place}/c', runs_path=f'{place}/r')
+        size, sections = [self.size, self.size], dict(precision=self.precision, **meta, **paths)
+        options = dict(backbone=self.backbone, image_size=size, batch_size=self.batch)
+        return load_settings('tiny', patients=260, **options, **sections)
+
+class _Steady(SiameseObjective):
+    "Siamese training whose rounds all have the same number of full batches."
+
+    steps = 4
+
+    def batches(self, number):
+        draw, size = np.random.default_rng(number), self.lab.settings.data.batch_size
+        return [draw.choice(self.lab.train, size) for _ in range(self.steps)]
+
+def _loops(case: DeviceCase, lab: Lab) -> dict[str, tuple]:
+    "The loops of both trainings, with what a round does: so many images, or tasks."
+    acc = make_accelerator(lab.settings)
+    net, twin = (SiameseNet(case.backbone, 64) for _ in range(2))
+    compare, adapt_ = _Steady(lab, vary={}), MetaObjective(lab, 'maml')
+    compare.rounds, compare.steps, course = 400, case.steps, Course(1e-4)
+    named = NamingSiamese(net, len(lab.findings.base))
+    return {
+        'images': (Loop(acc, named, compare, course), case.batch * case.steps, case.steps),
+        'tasks': (Loop(acc, TaskModel(twin), adapt_, course), case.tasks, 1),
+    }
+
+# %% ../nbs/75_bench.ipynb #d07baab6
+def _settled(device: torch.device) -> float:
+    "Wait until a device has done all it was asked for; return the time."
+    if device.type != 'cpu': getattr(torch, device.type).synchronize()
+    return time.perf_counter()
+
+def _round_seconds(loop: Loop, rounds: int) -> float:
+    "Median seconds of a round, after two to warm up."
+    device, spent = loop.acc.device, []
+    for number in range(rounds + 2):
+        start = _settled(device)
+        one_round(loop, number)
+        spent.append(_settled(device) - start)
+    return float(np.median(spent[2:]))
+
+def _data_seconds(loop: Loop) -> float:
+    "Seconds to gather and send the pixels of a round."
+    objective, device = loop.objective, loop.acc.device
+    rows = [r for batch in objective.batches(99) for r in objective.rows(batch)]
+    start = _settled(device)
+    for r in rows: objective.lab.batch(r)
+    return _settled(device) - start
+
+def _operations(loop: Loop) -> int:
+    "Floating-point operations of a round, as PyTorch counts them."
+    from torch.utils.flop_counter import FlopCounterMode
+    with FlopCounterMode(display=False) as counted: one_round(loop, 0)
+    return counted.get_total_flops()
+
+def _peak(device: torch.device, precision: str) -> float:
+    "Floating-point operations a second of a large matrix product."
+    n = 1024 if device.type == 'cpu' else 8192
+    kind = torch.float32 if precision == 'no' else torch.bfloat16
+    a = torch.randn(n, n, device=device).to(kind)
+    def product():
+        a @ a
+        _settled(device)
+    product()
+    return 2 * n**3 / min(_seconds(product) for _ in range(5))
+
+def _on_cuda(loop: Loop) -> dict:
+    "Launches and waits of a round, and the share of the time in which the card computes."
+    from torch.profiler import ProfilerActivity, profile
+    torch.cuda.set_sync_debug_mode('warn')
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        one_round(loop, 3)
+    torch.cuda.set_sync_debug_mode('default')
+    waits = sum('synchroniz' in str(w.message) for w in seen)
+    start = _settled(loop.acc.device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as events:
+        one_round(loop, 4)
+        passed = _settled(loop.acc.device) - start
+    kernels = [e for e in events.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(e.device_time for e in kernels) / 1e6
+    return dict(launches=len(kernels), waits=waits, busy=busy, profiled=passed)
+
+# %% ../nbs/75_bench.ipynb #5e329dd0
+def device_row(what: str, case: DeviceCase, loop: Loop, done: int, steps: int, rounds: int) -> dict:
+    "Measure one training on the device of its loop."
+    device = loop.acc.device
+    seconds, data = _round_seconds(loop, rounds), _data_seconds(loop)
+    share = _operations(loop) / seconds / _peak(device, case.precision)
+    told = dict(launches=None, waits=None)
+    waits_for = 'data' if data > 0.5 * seconds else 'device'
+    if device.type == 'cuda':
+        seen = _on_cuda(loop)
+        told = {key: round(seen[key] / (done if what == 'tasks' else steps)) for key in told}
+        busy = seen['busy'] / seconds
+        told['busy'] = round(busy, 2)
+        if busy < 0.8 and waits_for == 'device': waits_for = 'processor'
+    return dict(
+        case=f'{case.backbone} {case.size} px, {case.precision}',
+        device=device.type,
+        what=what,
+        at_once=case.batch if what == 'images' else case.tasks,
+        per_second=round(done / seconds, 2),
+        share_of_peak=round(share, 3),
+        waits_for=waits_for,
+        **told,
+    )
+
+_SMALL = (DeviceCase('conv4', 64, 32), DeviceCase('resnet18', 64, 16, steps=2))
+_LARGE = (
+    DeviceCase('conv4', 64, 256, 8),
+    DeviceCase('resnet18', 224, 64, 1),
+    DeviceCase('resnet18', 224, 64, 8),
+    DeviceCase('resnet50', 224, 64, 1),
+    DeviceCase('resnet50', 224, 64, 1, 'bf16'),
+)
+
+# %% ../nbs/75_bench.ipynb #775069bb
+def bench_device(
+    cases: tuple | None = None,  # None: small ones on a CPU, large ones elsewhere
+    rounds: int = 5,             # of the timing
+) -> list[dict]:                 # rows
+    "Train on this machine's device for some rounds; say what goes through, and what it waits for."
+    small = pick_device(Settings()).type == 'cpu'
+    rows = []
+    for case in cases or (_SMALL if small else _LARGE):
+        with tempfile.TemporaryDirectory() as place:
+            lab = open_lab(case.settings(place))
+            for what, (loop, done, steps) in _loops(case, lab).items():
+                rows.append(device_row(what, case, loop, done, steps, rounds))
+    return rows
+
+# %% ../nbs/75_bench.ipynb #1c798ddb
+def _walk(case: DeviceCase, lab: Lab, rounds: int) -> float:
+    "Seconds of a round of Siamese training in this process, which may be one of several."
+    loop, _, _ = _loops(case, lab)['images']
+    return _round_seconds(loop, rounds)
+
+def processes_row(case: DeviceCase, count: int, rounds: int) -> dict:
+    "Measure several processes that train one network, next to as many runs side by side."
+    with tempfile.TemporaryDirectory() as place:
+        lab = open_lab(case.settings(place))
+        wide = case._replace(batch=case.batch * count)
+        shared = replace(lab, settings=wide.settings(place))
+        ours, plain = [], []
+        for _ in range(3):
+            ours.append(max(in_processes(partial(_walk, wide, shared, rounds), count)))
+            alone = in_processes(partial(_walk, case, lab, rounds), count, joined=False)
+            plain.append(max(alone))
+    ratios = np.divide(plain, ours)
+    timed = Timed(*(float(np.median(values)) for values in (ours, plain, ratios)))
+    name = f'{case.backbone} {case.size} px, {case.batch} X-rays each'
+    return row(name, f'{count} processes', f'{count} runs side by side', timed)
+
+# %% ../nbs/75_bench.ipynb #aeac3c16
+def bench_processes(
+    cases: tuple = (DeviceCase('conv4', 64, 32), DeviceCase('resnet18', 64, 16, steps=2)),
+    count: int = 2,   # processes
+    rounds: int = 4,  # of the timing
+) -> list[dict]:      # rows
+    "Measure the share of two independent runs that two processes of one training reach, on a CPU."
+    return [processes_row(case, count, rounds) for case in cases]
 
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:

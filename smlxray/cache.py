@@ -1010,7 +1010,7 @@ def to_float(
         raise DataError(f'to_float takes uint8 pixels, not {batch.dtype}; '
                         'is the batch normalised already?')
     out = batch.to(dtype)
-    start = torch.tensor(-mean / std, dtype=dtype, device=out.device)
+    start = torch.full((), -mean / std, dtype=dtype, device=out.device)
     return torch.add(start, out, alpha=1 / (255 * std), out=out)
 
 # %% ../nbs/20_cache.ipynb #91469647
@@ -1035,6 +1035,15 @@ def _warp(
     theta = rows.T.reshape(-1, 2, 3)
     grid = F.affine_grid(theta, list(batch.shape), align_corners=False)
     return F.grid_sample(batch, grid, mode='bilinear', padding_mode='border', align_corners=False)
+
+# %% ../nbs/20_cache.ipynb #5e4d7002
+def sent(
+    values: torch.Tensor,   # where they are
+    device: torch.device,   # where they shall be
+) -> torch.Tensor:          # there, or on their way
+    "Send numbers to a device; from pinned memory, so that the processor need not wait for it."
+    if device.type == 'cuda' and values.device.type == 'cpu': values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 # %% ../nbs/20_cache.ipynb #e75e0e95
 def _expose(
@@ -1064,8 +1073,8 @@ def augment(
     if not len(batch): return batch.clone()
     device = generator.device if generator is not None else batch.device
     first, size = among or (0, len(batch))
-    draws = torch.rand(7, size, generator=generator, device=device).to(batch.device)
-    draws = draws[:, first : first + len(batch)]
+    draws = torch.rand(7, size, generator=generator, device=device)
+    draws = sent(draws[:, first : first + len(batch)], batch.device)
     signed = 2 * draws[:6] - 1
     images = _warp(
         batch.float(),

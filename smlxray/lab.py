@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .base import ConfigError, DataError, SmlxrayError, logger
 from .audit import counted_once
-from .cache import DirectPixels, ImageCache, augment, open_pixels, to_float
+from .cache import DirectPixels, ImageCache, augment, open_pixels, sent, to_float
 from .config import DataSettings, Settings, make_run_folder
 from smlxray.data import (
     FindingSplit, PatientSplit, XrayTable, apply_policy, balanced_seed, check_finding_disjoint,
@@ -175,7 +175,7 @@ class Lab:
 
     def batch(self, rows, generator=None, device=None, **augment_options) -> Tensor:
         "Gather rows as one float batch (B, 1, H, W); with a generator they are augmented."
-        images = self.pixels.gather(rows).to(device or self.device, non_blocking=True)
+        images = sent(self.pixels.gather(rows), torch.device(device or self.device))
         return float_batch(images, generator, **augment_options)
 
     def embed(self, net: nn.Module, rows, batch_size: int = 128) -> Tensor:

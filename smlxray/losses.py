@@ -25,7 +25,7 @@ def label_similarity(
     "Compare the findings of all pairs of X-rays, over what is known in both; raises `DataError`."
     choose('similarity_rule', rule, SIMILARITY_RULES)
     unknown, present = labels.isnan(), labels == 1
-    if not (unknown | present | (labels == 0)).all():
+    if _at_hand(labels) and not (unknown | present | (labels == 0)).all():
         raise DataError(
             'Labels must be 1, 0 or NaN here: '
             'turn uncertain -1 into one of them first (data.apply_policy).'
@@ -41,6 +41,10 @@ def label_similarity(
         similar = (shared > 0) | (union == 0)
     return similar.float().masked_fill(known @ known.T == 0, float('nan'))
 
+def _at_hand(t: Tensor) -> bool:
+    "Whether numbers can be looked at without waiting for a device, or for `vmap` to end."
+    return t.device.type == 'cpu' and not torch._C._functorch.is_functorch_wrapped_tensor(t)
+
 # %% ../nbs/40_losses.ipynb #d535e030
 def contrastive_loss(
     embeddings: Tensor,   # (B, D) embeddings of a batch
@@ -55,10 +59,9 @@ def contrastive_loss(
             f'margin is {margin:g}, but distances on the unit sphere lie between 0 and 2: '
             'choose one there.'
         )
-    i, j = torch.triu_indices(*similar.shape, 1, device=similar.device)
-    d, y = pairwise_distance(embeddings, eps=eps)[i, j], similar[i, j]
-    known = ~y.isnan()
-    y = y.nan_to_num().to(d)
+    d = pairwise_distance(embeddings, eps=eps)
+    known = (~similar.isnan()).triu(1)
+    y = similar.nan_to_num().to(d)
     loss = y * d.square() + (1 - y) * (margin - d).clamp(min=0).square()
     return (loss * known).sum() / known.sum().clamp(min=1)
 
@@ -85,22 +88,30 @@ def supcon_loss(
     losses = -(alike * log_shares).sum(1) / total.where(total > 0, 1)
     return losses.sum() / (total > 0).sum().clamp(min=1)
 
+# %% ../nbs/40_losses.ipynb #c4ec5a01
+def check_support(
+    labels: Tensor,                     # (S,) of a support
+    negatives_alike: bool = False,      # as for `support_pairs`
+) -> None:
+    "Raise `DataError` unless labels are 0 or 1 and hold a pair to learn from; waits for a device."
+    if not ((labels == 0) | (labels == 1)).all():
+        raise DataError(
+            'Support labels must be 0 or 1: a blank or uncertain X-ray cannot be support.'
+        )
+    if len(labels) > 1 and (negatives_alike or (labels == 1).any()): return
+    raise DataError(
+        'The support holds no pair to learn from: it needs a positive X-ray and a second one.'
+    )
+
 # %% ../nbs/40_losses.ipynb #4d707584
 def support_pairs(
     labels: Tensor,                     # (S,) 1 with the finding, 0 without
     negatives_alike: bool = False,      # True if the negatives are normal X-rays, hence alike
 ) -> tuple[Tensor, Tensor, Tensor]:     # (P,) first, (P,) second image, (P,) 1. alike or 0. not
     "List the pairs i < j of a support that say something; raises `DataError` if there is none."
-    if not ((labels == 0) | (labels == 1)).all():
-        raise DataError(
-            'Support labels must be 0 or 1: a blank or uncertain X-ray cannot be support.'
-        )
+    check_support(labels, negatives_alike)
     i, j = torch.triu_indices(len(labels), len(labels), 1, device=labels.device)
     useful = (labels[i] == 1) | (labels[j] == 1) | negatives_alike
-    if not useful.any():
-        raise DataError(
-            'The support holds no pair to learn from: it needs a positive X-ray and a second one.'
-        )
     i, j = i[useful], j[useful]
     return i, j, (labels[i] == labels[j]).float()
 
@@ -114,11 +125,20 @@ def pair_loss(
 ) -> Tensor:                        # scalar
     "Average the cross-entropy of pair logits per kind of pair, then over kinds: the inner loss."
     _check_labels('support', embeddings, labels)
-    i, j, y = support_pairs(labels.to(embeddings.device), negatives_alike)
-    logits = scale * cosine_similarity(embeddings)[i, j] + bias
-    losses = F.binary_cross_entropy_with_logits(logits, y.to(logits), reduction='none')
-    kinds = [losses[y == kind] for kind in (1, 0)]
-    return torch.stack([kind.mean() for kind in kinds if len(kind)]).mean()
+    if _at_hand(labels): check_support(labels, negatives_alike)
+    logits = scale * cosine_similarity(embeddings) + bias
+    y = labels.to(logits)
+    positive, negative = torch.outer(y, y), torch.outer(1 - y, 1 - y)
+    alike = positive + negative if negatives_alike else positive
+    different = 1 - positive - negative
+    losses = F.softplus(logits) - positive * logits - negative * logits
+    means, there = zip(*(_mean_where(losses, pairs.triu(1)) for pairs in (alike, different)))
+    return sum(means) / sum(there)
+
+def _mean_where(losses: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    "The mean of the losses that have weight 1, or 0 if none has; and whether one has, as 1 or 0."
+    count = weights.sum()
+    return (losses * weights).sum() / count.clamp(min=1), count.clamp(max=1)
 
 def _check_labels(whose: str, embeddings: Tensor, labels: Tensor) -> None:
     "Raise `DataError` unless there is one label for each embedding."
@@ -135,12 +155,16 @@ def query_scores(
 ) -> Tensor:                      # (Q,) logits of having the finding
     "Score queries by mean similarity to positives minus that to negatives; raises `DataError`."
     _check_labels('support', support, labels)
+    if _at_hand(labels): _check_both(labels)
     similarity = cosine_similarity(query, support)
     positive = labels.to(similarity)
-    if not ((positive == 0) | (positive == 1)).all() or not 0 < positive.sum() < len(positive):
-        raise DataError('Query scores need support labels of 0 and 1, with at least one of each.')
     weights = positive / positive.sum() - (1 - positive) / (1 - positive).sum()
     return scale * (similarity * weights).sum(1) + bias
+
+def _check_both(labels: Tensor) -> None:
+    "Raise `DataError` unless all labels are 0 or 1, and both are there."
+    if ((labels == 0) | (labels == 1)).all() and 0 < labels.sum() < len(labels): return
+    raise DataError('Query scores need support labels of 0 and 1, with at least one of each.')
 
 # %% ../nbs/40_losses.ipynb #d5102690
 def left_out_logits(
@@ -153,7 +177,8 @@ def left_out_logits(
     similarity = cosine_similarity(support)
     signs = 2 * labels.to(similarity) - 1
     alike = (torch.outer(signs, signs) + 1) / 2
-    same, other = alike - torch.eye(len(signs)).to(alike), 1 - alike
+    itself = torch.eye(len(signs), dtype=alike.dtype, device=alike.device)
+    same, other = alike - itself, 1 - alike
     near = (similarity * same).sum(1) / same.sum(1).clamp(min=1)
     far = (similarity * other).sum(1) / other.sum(1).clamp(min=1)
     return scale * signs * (near - far)

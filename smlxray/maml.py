@@ -569,15 +569,23 @@ def record(
     engine: str,       # its name
 ) -> MetaGradient:
     "Check an outcome, and complete it with zeros and with what the given tensors carry further."
-    losses, steps = _finite_losses(out.fast.losses), len(out.fast.losses)
-    own = _trainable(model)
+    own, steps = _trainable(model), len(out.fast.losses)
     grads = {n: _or_zeros(out.grads[n], p) for n, p in own.items()}
     for n, g in _carried(own, given, out.inputs[len(learned) :]).items(): grads[n] = grads[n] + g
     rates = [(t, _or_zeros(g, t)) for t, g in zip(learned, out.inputs)]
-    meta_gradients = {f'meta-gradient of {n!r}': g for n, g in grads.items()}
-    _finite({'query loss': out.loss, **meta_gradients}, steps)
+    loss, *losses, largest = _in_one_look([out.loss, *out.fast.losses], grads)
+    if not all(abs(x) < float('inf') for x in (loss, *losses, largest)):
+        _finite_losses(out.fast.losses)
+        meta_gradients = {f'meta-gradient of {n!r}': g for n, g in grads.items()}
+        _finite({'query loss': out.loss, **meta_gradients}, steps)
     fast = FastWeights(_detached(out.fast), out.fast.buffers, losses)
-    return MetaGradient(out.loss.item(), grads, fast, losses, rates, engine)
+    return MetaGradient(loss, grads, fast, losses, rates, engine)
+
+def _in_one_look(losses: list[Tensor], grads: dict) -> list[float]:
+    "Losses as numbers, and last the largest entry of all gradients, in one transfer from a device."
+    largest = nn.utils.get_total_norm(grads.values(), float('inf'))
+    numbers = [x.detach().reshape(()) for x in losses]
+    return torch.stack([*numbers, largest.to(numbers[0])]).tolist()
 
 def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad.detach()

@@ -42,12 +42,13 @@ def in_processes(
     work: Callable,   # called without arguments; its answer is saved
     count: int = 2,
     port: int = 0,    # of the store where they meet; 0: a free one
+    joined: bool = True,  # they know each other; else each believes that it is alone
 ) -> list:            # the answers, in the order of the processes
-    "Run a function in forked processes that know each other, on the CPU."
+    "Run a function in forked processes, on the CPU."
     from tempfile import TemporaryDirectory
     port = port or _free_port()
     with TemporaryDirectory() as place:
-        told = partial(_forked, work, count, port, place)
+        told = partial(_forked if joined else _forked_alone, work, count, port, place)
         torch.multiprocessing.start_processes(told, nprocs=count, start_method='fork')
         return [torch.load(f'{place}/{k}', weights_only=False) for k in range(count)]
 
@@ -65,6 +66,10 @@ def _forked(work: Callable, count: int, port: int, place: str, rank: int) -> Non
     torch.save(work(), f'{place}/{rank}')
     dist.barrier()
     dist.destroy_process_group()
+
+def _forked_alone(work: Callable, count: int, port: int, place: str, rank: int) -> None:
+    torch.set_num_threads(1)
+    torch.save(work(), f'{place}/{rank}')
 
 def _free_port() -> int:
     "Find a port that nobody listens at."

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from .base import ALGORITHMS
+from .cache import sent
 from .config import Settings
 from .episodes import Episode
 from .lab import Lab, float_batch
-from .losses import left_out_logits, pair_loss, query_scores
+from .losses import check_support, left_out_logits, pair_loss, query_scores
 from .maml import FastWeights, adapt, use
 from .siamese import SiameseNet, norm_mode
 
@@ -58,8 +59,9 @@ def task_of_images(
     "Make a task of bytes; with one positive, each image of the support gets a second view."
     x = float_batch(support, generator)
     asked = None if query is None else float_batch(query, generator)
-    y = labels.to(x)
-    if int(y.sum()) != 1: return Task(x, y, asked, query_labels, name)
+    one_shot = int(labels.sum()) == 1  # asked of labels that are not on a device yet
+    y = sent(labels, x.device).to(x)
+    if not one_shot: return Task(x, y, asked, query_labels, name)
     view = float_batch(support, generator or torch.Generator().manual_seed(seed % 2**31))
     return Task(torch.cat([x, view]), torch.cat([y, y]), asked, query_labels, name, views=2)
 
@@ -68,21 +70,21 @@ def make_task(
     lab: Lab,
     episode: Episode,
     generator: torch.Generator | None = None,  # given: augment, as in training; None: plain pixels
+    pixels: Callable | None = None,  # gives the bytes of rows on the device; None: gather them now
 ) -> Task:
     "Gather the pixels and labels of an episode on the lab's device."
     device = lab.device
-    support, query = (
-        lab.pixels.gather(rows).to(device, non_blocking=True)
-        for rows in (episode.support, episode.query)
-    )
-    labels, query_labels = _labels_of(episode, device)
+    def gather(rows): return sent(lab.pixels.gather(rows), device)
+    support, query = map(pixels or gather, (episode.support, episode.query))
+    labels, query_labels = _labels_of(episode)
+    wanted = sent(query_labels, device)
     seed, name = int(episode.seed), episode.finding
-    return task_of_images(support, labels, query, query_labels, generator, seed, name)
+    return task_of_images(support, labels, query, wanted, generator, seed, name)
 
-def _labels_of(episode: Episode, device: torch.device) -> Iterator[Tensor]:
-    "The labels of support and query on a device."
+def _labels_of(episode: Episode) -> Iterator[Tensor]:
+    "The labels of support and query."
     both = episode.support_labels, episode.query_labels
-    return (torch.as_tensor(y, dtype=torch.float32, device=device) for y in both)
+    return (torch.as_tensor(y, dtype=torch.float32) for y in both)
 
 # %% ../nbs/64_tasks.ipynb #6cb69cbb
 class TaskModel(nn.Module):
@@ -191,6 +193,11 @@ class Adapted:
     fast: FastWeights = field(default_factory=partial(FastWeights, {}))  # those that moved
 
     @property
+    def from_features(self) -> bool:
+        "Whether support and query are features, which a task may come with in any case."
+        return self.support.ndim == 2
+
+    @property
     def losses(self) -> list[float]:
         "The support loss before each step."
         return [float(loss) for loss in self.fast.losses]
@@ -226,7 +233,7 @@ class Adapted:
 
     def _loss(self, call: Callable) -> Tensor:
         "What the steps descend."
-        return call(self.support, self.labels, None, self.inner.shares_features)
+        return call(self.support, self.labels, None, self.from_features)
 
     def support_loss(self) -> float:
         "The support loss after the last step."
@@ -235,15 +242,16 @@ class Adapted:
     def query_logits(self, query: Tensor | None = None) -> Tensor:
         "Answer images (Q, 1, H, W), or the query that the task came with: logits (Q,)."
         asked = self.query if query is None else self._inputs(query)
-        return self.call(self.support, self.labels, asked, self.inner.shares_features)
+        return self.call(self.support, self.labels, asked, self.from_features)
 
     def embed(self, images: Tensor | None = None) -> Tensor:
         "Embed images (B, 1, H, W), or the support itself, as unit vectors (B, D)."
         x = self.support if images is None else self._inputs(images)
-        return self.call.embed(x, self.inner.shares_features)
+        return self.call.embed(x, self.from_features)
 
     def _inputs(self, images: Tensor) -> Tensor:
-        return self.inner.inputs(self.model, images)[0]
+        if images.ndim == 2 or not self.from_features: return images
+        return self.model.net.features(images)
 
 # %% ../nbs/64_tasks.ipynb #85e85f57
 @contextmanager
@@ -257,6 +265,7 @@ def adapt_to_support(
 ) -> Iterator[Adapted]:           # works inside the `with` block
     "Adapt a network to a support, in eval mode, and lend it."
     model, training = TaskModel(net), net.training
+    if net.probe is None: check_support(labels)
     try:
         with torch.no_grad(), norm_mode(net.eval(), inner.batch_norm, support):
             x, asked, _ = inner.inputs(model, support, query)
@@ -297,7 +306,7 @@ class Trunk:
     def task(self, episode: Episode) -> Task:
         "Make a task of features; at one shot of images, since a second view is no row."
         if episode.support_labels.sum() == 1: return make_task(self.lab, episode)
-        labels, query_labels = _labels_of(episode, self.lab.device)
+        labels, query_labels = (y.to(self.lab.device) for y in _labels_of(episode))
         n, rows = len(episode.support), np.concatenate([episode.support, episode.query])
         features = self[rows]
         return Task(features[:n], labels, features[n:], query_labels, episode.finding)

@@ -15,12 +15,13 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,11 +40,12 @@ from smlxray.base import (
     ALGORITHMS, LOSSES, DataError, SmlxrayError, atomic_path, check_format, json_digest, logger,
     moved, only_one, own_file, parse_json, set_seed, write_atomic,
 )
+from .cache import sent
 from .config import Settings
 from .data import apply_policy
-from .engines import checkpointed
+from .engines import checkpointed, meta_gradients
 from .episodes import Episode, EpisodeSampler, balanced_batches
-from .lab import Lab, open_lab, pick_device, table_digest
+from .lab import Lab, float_batch, open_lab, pick_device, table_digest
 from .losses import label_similarity, query_scores
 from .maml import AdaptationError, MetaGradient, accumulate, meta_gradient
 from .metrics import auc, choose_threshold, similarity_accuracy
@@ -88,6 +90,7 @@ class Objective:
     memory_format = torch.preserve_format
     scaled = True                       # the loss may be scaled, as float16 needs it
     one_norm = False                    # batch norm sees the parts of all processes
+    fetcher: 'Fetcher | None' = None    # what has pixels ready; None: they are gathered when needed
     process = (0, 1)                    # index of this process, and how many train together
 
     def __init__(self, lab: Lab, rounds: int):
@@ -107,6 +110,10 @@ class Objective:
     def loss(self, model: nn.Module, batch, generator: torch.Generator | None) -> Tensor:
         "Give the loss of a batch, a scalar."
         raise NotImplementedError
+
+    def rows(self, batch) -> list[np.ndarray]:
+        "Give the rows whose pixels a batch will ask for, so that they can be fetched ahead."
+        return []
 
     def backward(self, acc: Accelerator, model: nn.Module, batch, generator) -> Tensor:
         "Add the gradient of a batch to `.grad` and return its loss, which is still under way."
@@ -150,8 +157,14 @@ class ImageObjective(Objective):
         "Gather what this process does of a batch, (b, 1, H, W), augmented where that is wanted."
         part, vary = self.part(rows), {}
         if self.vary is not None: vary = dict(among=(part.start, len(rows)), **self.vary)
-        batch = self.lab.batch(rows[part], generator, **vary)
+        if self.fetcher is None:
+            batch = self.lab.batch(rows[part], generator, **vary)
+        else:
+            batch = float_batch(self.fetcher.take(rows[part]), generator, **vary)
         return batch.to(memory_format=self.memory_format)
+
+    def rows(self, batch):
+        return [batch[self.part(batch)]]
 
     def part(self, rows: np.ndarray) -> slice:
         "The part of a batch that this process does."
@@ -208,8 +221,8 @@ class NamingObjective(ImageObjective):
         features = model.net.features(self.images(rows, generator))
         logits = self.whole(model.namer(features), rows)
         if self.odds is not None:
-            logits = logits + self.odds[rows].to(logits.device)
-        return naming_loss(logits, self.targets[rows].to(logits.device))
+            logits = logits + sent(self.odds[rows], logits.device)
+        return naming_loss(logits, sent(self.targets[rows], logits.device))
 
 # %% ../nbs/65_train.ipynb #6ba3ec59
 @dataclass(frozen=True)
@@ -266,10 +279,13 @@ class Loop:
         self.acc, self.model, self.objective = acc, model, objective
         self.clip, self.given = course.clip, generator
         self.watch, self.used = Watch(), []
+        self.fetcher = objective.fetcher = None
+        if acc.device.type != 'cpu':
+            self.fetcher = objective.fetcher = Fetcher(objective.lab, acc.device)
         self.process = objective.process = team()
         model.train().to(acc.device, memory_format=objective.memory_format)
-        decay = course.weight_decay
-        self.opt = torch.optim.AdamW(model.parameters(), lr=course.lr, weight_decay=decay)
+        quick, decay = _quick(acc.device), course.weight_decay
+        self.opt = torch.optim.AdamW(model.parameters(), course.lr, weight_decay=decay, **quick)
         steps = max(objective.total(), 1)
         self.schedule = SCHEDULES[course.schedule](self.opt, course.lr, steps)
         if objective.scaled:
@@ -319,6 +335,11 @@ class Watch:
 
 _LOWER = 'nothing was saved of it: begin again with a lower learning rate'
 
+def _quick(device: torch.device) -> dict:
+    "Let the optimiser treat all weights at once; on a CPU as PyTorch likes it."
+    if device.type == 'cpu': return {}
+    return dict(fused=True) if device.type == 'cuda' else dict(foreach=True)
+
 class Later:
     "Losses that are looked at one step later, so that nobody waits for a step under way."
 
@@ -351,6 +372,49 @@ def _on_its_way(loss: Tensor) -> tuple[Tensor, Callable]:
     return copy, event.synchronize
 
 # %% ../nbs/65_train.ipynb #17c8d996
+class Fetcher:
+    "Gather pixels ahead of time, and send them to a device beside its computation."
+
+    def __init__(self, lab: Lab, device: torch.device):
+        self.lab, self.device = lab, device
+        self.pool, self.coming = ThreadPoolExecutor(1), {}
+        self.stream = torch.cuda.Stream(device) if device.type == 'cuda' else None
+
+    def ask(self, rows: np.ndarray) -> None:
+        "Begin to fetch some rows."
+        self.coming[rows.tobytes()] = self.pool.submit(self._send, rows)
+
+    def take(self, rows: np.ndarray) -> Tensor:
+        "The bytes of some rows on the device, (R, 1, H, W); what was not asked for is fetched now."
+        coming = self.coming.pop(rows.tobytes(), None)
+        images, arrived = coming.result() if coming else self._send(rows)
+        if arrived is None: return images
+        now = torch.cuda.current_stream(self.device)
+        now.wait_event(arrived)
+        images.record_stream(now)
+        return images
+
+    def _send(self, rows: np.ndarray) -> tuple:
+        "Gather and send; return also what tells that all is there."
+        images = self.lab.pixels.gather(rows)
+        if self.stream is None: return sent(images, self.device), None
+        with torch.cuda.stream(self.stream):
+            there = sent(images, self.device)
+            return there, self.stream.record_event()
+
+def _with_next(loop: Loop, number: int) -> Iterator:
+    "Give the batches of a round, while the pixels of the next one are fetched."
+    objective = loop.objective
+    batches = objective.batches(number)
+    following = list(batches[1:])
+    more = loop.fetcher and number + 1 < objective.rounds
+    if more: following += objective.batches(number + 1)[:1]
+    for batch, after in zip_longest(batches, following[: len(batches)]):
+        if loop.fetcher and after is not None:
+            for rows in objective.rows(after): loop.fetcher.ask(rows)
+        yield batch
+
+# %% ../nbs/65_train.ipynb #f37c4ed3
 def one_batch(loop: Loop, batch, generator: torch.Generator | None) -> Tensor:
     "Take one step; return the loss, which is still under way."
     loop.opt.zero_grad()
@@ -366,7 +430,7 @@ def one_round(loop: Loop, number: int) -> float:
     "Walk over the batches of a round; return the mean loss."
     loop.model.train()
     losses = Later(loop.watch)
-    for k, batch in enumerate(loop.objective.batches(number)):
+    for k, batch in enumerate(_with_next(loop, number)):
         generator = loop.given or loop.objective.generator(number, k)
         where, rate = f'in {loop.objective.unit} {number + 1}', loop.schedule.get_last_lr()[0]
         if loop.objective.unit != 'step': where += f', step {k + 1},'
@@ -788,10 +852,10 @@ class SiameseObjective(ImageObjective):
         y, s = self.targets[rows], self.lab.settings.siamese
         unsure = (y > 0) & (y < 1)  # a smoothed label can be named, but makes no pair alike
         similar = label_similarity(y.masked_fill(unsure, float('nan')), s.similarity_rule)
-        similar = similar.to(z.device, non_blocking=True)
+        similar = sent(similar, z.device)
         loss = self.contrast(self.whole(z, rows), similar, s.margin)
         if not self.label_weight: return loss
-        y = y.to(z.device, non_blocking=True)
+        y = sent(y, z.device)
         return loss + self.label_weight * naming_loss(self.whole(logits, rows), y)
 
     def row(self, model, number, loss):
@@ -984,16 +1048,34 @@ class MetaObjective(Objective):
 
     def backward(self, acc, model: TaskModel, episodes, generator):
         losses = []
-        for episode in episodes:
-            with acc.autocast():
-                told = self.task_gradient(model, episode, generator)
-            accumulate(model, told.grads, self.weight)
-            losses.append(told.query_loss)
+        with acc.autocast():
+            for told in self.task_gradients(model, episodes, generator):
+                accumulate(model, told.grads, self.weight)
+                losses.append(told.query_loss)
         return torch.tensor(losses, dtype=torch.float64).sum() * self.weight
+
+    def task_gradients(self, model: TaskModel, episodes: list[Episode], generator=None) -> Iterator:
+        "Give what each task says; with the engine 'vmap' they are computed at once."
+        m = self.lab.settings.meta
+        if m.engine != 'vmap' or len(episodes) < 2:
+            for episode in episodes: yield self.task_gradient(model, episode, generator)
+            return
+        if m.batch_norm == 'support' and batch_norms(model.net):
+            raise SmlxrayError(
+                "The engine 'vmap' computes all tasks at once, and meta.batch_norm 'support' gives "
+                "each its own statistics: choose another engine, or 'frozen' or 'transductive'."
+            )
+        tasks = [self.task(episode, generator) for episode in episodes]
+        with norm_mode(model.net, m.batch_norm):
+            yield from _gradients_of(tasks, model, self.inner)
 
     def task(self, episode: Episode, generator: torch.Generator | None) -> Task:
         "Turn an episode into tensors."
-        return make_task(self.lab, episode, generator or self.chance(episode))
+        pixels = self.fetcher and self.fetcher.take
+        return make_task(self.lab, episode, generator or self.chance(episode), pixels)
+
+    def rows(self, batch):
+        return [rows for episode in batch for rows in (episode.support, episode.query)]
 
     def task_gradient(self, model: TaskModel, episode: Episode, generator=None) -> MetaGradient:
         "Give the gradient of one task's query loss after adaptation."
@@ -1025,26 +1107,35 @@ def _refuse_half(net: SiameseNet) -> None:
 
 def _gradient_of(task, model: TaskModel, inner: InnerLoop, engine='auto', memory_gb=4.0):
     "Hand the two losses of a task to an engine: what the inner loop descends, and the outer."
-    support, query, features = inner.inputs(model, task.support, task.query)
+    given, how = _given(task, model, inner), _how(model, inner)
+    return meta_gradient(model, **how, engine=engine, given=given, budget=memory_gb * 1e9)
 
-    def support_loss(call, support, query):
-        return call(support, task.labels, None, features)
+def _gradients_of(tasks: list, model: TaskModel, inner: InnerLoop) -> list[MetaGradient]:
+    "The same for several tasks at once."
+    givens, how = [_given(task, model, inner) for task in tasks], _how(model, inner)
+    return meta_gradients(model, givens=givens, engine='vmap', **how)
 
-    def query_loss(call, support, query):
-        logits = call(support, task.labels, query, features)
-        return binary_cross_entropy_with_logits(logits, task.query_labels)
+def _given(task: Task, model: TaskModel, inner: InnerLoop) -> tuple:
+    "What a task hands to its losses."
+    support, query, _ = inner.inputs(model, task.support, task.query)
+    return support, query, task.labels, task.query_labels
 
-    return meta_gradient(
-        model,
-        support_loss,
-        query_loss,
-        inner.steps,
-        inner.rates(model),
-        model.adaptable(inner.algorithm),
-        inner.algorithm,
-        engine,
-        given=(support, query),
-        budget=memory_gb * 1e9,
+def _how(model: TaskModel, inner: InnerLoop) -> dict:
+    "What an engine is told, whatever the task: losses, steps, rates, and what adapts."
+    def support_loss(call, support, query, labels, query_labels):
+        return call(support, labels, None, support.ndim == 2)
+
+    def query_loss(call, support, query, labels, query_labels):
+        logits = call(support, labels, query, support.ndim == 2)
+        return binary_cross_entropy_with_logits(logits, query_labels)
+
+    return dict(
+        support_loss=support_loss,
+        query_loss=query_loss,
+        steps=inner.steps,
+        lr=inner.rates(model),
+        params=model.adaptable(inner.algorithm),
+        algorithm=inner.algorithm,
     )
 
 # %% ../nbs/65_train.ipynb #b8b05809
@@ -1152,6 +1243,9 @@ class ProbeObjective(MetaObjective):
 
     def task(self, episode, generator):
         return self.trunk.task(episode)
+
+    def rows(self, batch):
+        return []  # features, not pixels
 
     def task_gradient(self, model, episode, generator=None):
         told = super().task_gradient(model, episode, generator)
