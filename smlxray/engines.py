@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 from .base import choose
 from smlxray.maml import (
     AdaptationError, FastWeights, MetaGradient, Outcome, Plan, _check_algorithm, _cloned, _detached,
-    _in_a_sentence, _of_task, _reached, _start, _trainable, _walk_back, _wants_gradient,
+    _in_a_sentence, _length, _of_task, _reached, _start, _trainable, _walk_back, _wants_gradient,
     adapted_names, inner_step, loop_engine, make_plan, meta_gradient, record, use,
 )
 
@@ -136,6 +136,7 @@ class _WayBack:
         self.others = [n for n in own if n not in plan.names]  # the losses reach them directly
         self.ends = [*(own[n] for n in self.others), *plan.inputs]
         self.total, self.end_grads = 0.0, [None] * len(self.ends)
+        self.last: Tensor | None = None       # length of the gradient at the last moment
         self.said = {}                        # moment -> gradients of the query loss there
         self.weights, self.velocity = {}, {}  # what came back so far
 
@@ -145,6 +146,7 @@ class _WayBack:
         loss = weight * self.plan.query(use(self.model, leaf))
         grads = torch.autograd.grad(loss, [*leaf.values(), *self.ends], allow_unused=True)
         _reached(grads[: len(leaf)])
+        self.last = _length(grads[: len(leaf)])
         self.said[k], self.total = dict(zip(leaf, grads)), self.total + loss.detach()
         self.end_grads = [*map(_plus, self.end_grads, grads[len(leaf) :])]
 
@@ -191,7 +193,7 @@ def reverse_engine(model: nn.Module, plan: Plan) -> Outcome:
     for k in range(len(plan.rates), 0, -1): back.step(k, moments.pop())
     _put_back(state)
     grads = {**dict(zip(back.others, back.end_grads)), **back.at(0)}
-    return Outcome(back.total, grads, back.end_grads[len(back.others) :], fast)
+    return Outcome(back.total, grads, back.end_grads[len(back.others) :], fast, last=back.last)
 
 # %% ../nbs/62_engines.ipynb #410988b0
 def checkpoint_engine(model: nn.Module, plan: Plan) -> Outcome:

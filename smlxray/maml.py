@@ -10,13 +10,14 @@ __all__ = ['AdaptationError', 'FastWeights', 'use', 'inner_step', 'adapt', 'Meta
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .base import ALGORITHMS, ENGINES, SmlxrayError, did_you_mean
+from .base import ALGORITHMS, ENGINES, SmlxrayError, did_you_mean, logger
 
 # %% ../nbs/60_maml.ipynb #608e4e89
 class AdaptationError(SmlxrayError):
@@ -335,6 +336,7 @@ class Outcome(NamedTuple):
     inputs: list       # gradients of `plan.inputs`, None where unused
     fast: FastWeights  # after the last step
     engine: str = ''   # which engine it was, if this one left the work to another
+    last: Tensor | None = None  # length of the gradient at the last fast weights, if it is known
 
 # %% ../nbs/60_maml.ipynb #ff75a1c1
 def loop_engine(
@@ -366,7 +368,12 @@ def _walk_back(
     grads = torch.autograd.grad(total, [*own.values(), *plan.inputs, *asked], allow_unused=True)
     _reached(grads[-len(asked) :])
     inputs = list(grads[len(own) : -len(asked)])
-    return Outcome(total.detach(), dict(zip(own, grads)), inputs, fast)
+    last = _length(grads[-len(fast) :])
+    return Outcome(total.detach(), dict(zip(own, grads)), inputs, fast, last=last)
+
+def _length(grads: Sequence) -> Tensor:
+    "The length of a gradient in parts, of which some may be absent."
+    return nn.utils.get_total_norm([g.detach() for g in grads if g is not None])
 
 def _reached(grads: Sequence) -> None:
     "Refuse a query loss that the fast weights cannot reach."
@@ -573,13 +580,28 @@ def record(
     grads = {n: _or_zeros(out.grads[n], p) for n, p in own.items()}
     for n, g in _carried(own, given, out.inputs[len(learned) :]).items(): grads[n] = grads[n] + g
     rates = [(t, _or_zeros(g, t)) for t, g in zip(learned, out.inputs)]
-    loss, *losses, largest = _in_one_look([out.loss, *out.fast.losses], grads)
+    first = _length([grads[n] for n in out.fast])
+    growth = first / first if out.last is None else first / out.last
+    told = [out.loss, *out.fast.losses, growth]
+    loss, *losses, growth, largest = _in_one_look(told, grads)
+    if growth * torch.finfo(first.dtype).eps > 1e-3: _say_growth(steps, first.dtype)
     if not all(abs(x) < float('inf') for x in (loss, *losses, largest)):
         _finite_losses(out.fast.losses)
         meta_gradients = {f'meta-gradient of {n!r}': g for n, g in grads.items()}
         _finite({'query loss': out.loss, **meta_gradients}, steps)
     fast = FastWeights(_detached(out.fast), out.fast.buffers, losses)
     return MetaGradient(loss, grads, fast, losses, rates, engine)
+
+@lru_cache
+def _say_growth(steps: int, dtype: torch.dtype) -> None:
+    "Warn, once, of a meta-gradient in which rounding has grown to the size of the gradient."
+    kind = str(dtype).removeprefix('torch.')
+    logger.warning(
+        f'The meta-gradient through {steps} inner steps has few right digits in {kind}, or none: on '
+        'the way back it grew ten thousandfold or more, and so did its rounding, and engines that '
+        "round differently ('loop' and 'reverse') part ways. Take fewer inner steps, a lower inner "
+        'learning rate, or float64. This is said once.'
+    )
 
 def _in_one_look(losses: list[Tensor], grads: dict) -> list[float]:
     "Losses as numbers, and last the largest entry of all gradients, in one transfer from a device."
