@@ -598,9 +598,9 @@ def _say_growth(steps: int, dtype: torch.dtype) -> None:
     kind = str(dtype).removeprefix('torch.')
     logger.warning(
         f'The meta-gradient through {steps} inner steps has few right digits in {kind}, or none: '
-        'on the way back it grew ten thousandfold or more, and so did its rounding, and engines that '
-        "round differently ('loop' and 'reverse') part ways. Take fewer inner steps, a lower inner "
-        'learning rate, or float64. This is said once.'
+        'on the way back it grew ten thousandfold or more, and so did its rounding, and engines '
+        "that round differently ('loop' and 'reverse') part ways. Take fewer inner steps, a lower "
+        'inner learning rate, or float64. This is said once.'
     )
 
 def _in_one_look(losses: list[Tensor], grads: dict) -> list[float]:
