@@ -744,12 +744,12 @@ class DeviceCase(NamedTuple):
     def settings(self, place: str) -> Settings:
         "The settings of the trial, all files of which go to a place."
         engine = 'vmap' if self.tasks > 1 else 'auto'
-        meta = dict(algorithm='maml', adapt_steps=5, meta_batch=self.tasks, meta_episodes=400)
+        meta: dict = dict(algorithm='maml', adapt_steps=5, meta_batch=self.tasks, meta_episodes=400)
         meta |= dict(engine=engine, shots=5, queries=8, batch_norm='frozen')
         paths = dict(dataset_path=f'{place}/x', cache_path=f'{place}/c', runs_path=f'{place}/r')
-        size, sections = [self.size, self.size], dict(precision=self.precision, **meta, **paths)
-        options = dict(backbone=self.backbone, image_size=size, batch_size=self.batch)
-        return load_settings('tiny', patients=260, **options, **sections)
+        size = [self.size, self.size]
+        meta |= dict(backbone=self.backbone, image_size=size, batch_size=self.batch)
+        return load_settings('tiny', patients=260, precision=self.precision, **meta, **paths)
 
 class _Steady(SiameseObjective):
     "Siamese training whose rounds all have the same number of full batches."

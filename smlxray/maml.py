@@ -582,10 +582,11 @@ def record(
     rates = [(t, _or_zeros(g, t)) for t, g in zip(learned, out.inputs)]
     first = _length([grads[n] for n in out.fast])
     growth = first / first if out.last is None else first / out.last
-    told = [out.loss, *out.fast.losses, growth]
-    loss, *losses, growth, largest = _in_one_look(told, grads)
+    largest = nn.utils.get_total_norm(grads.values(), float('inf'))
+    told = [out.loss, *out.fast.losses, growth + 0 * largest]
+    loss, *losses, growth = _in_one_look(told)
     if growth * torch.finfo(first.dtype).eps > 1e-3: _say_growth(steps, first.dtype)
-    if not all(abs(x) < float('inf') for x in (loss, *losses, largest)):
+    if not all(abs(x) < float('inf') for x in (loss, growth, *losses)):
         _finite_losses(out.fast.losses)
         meta_gradients = {f'meta-gradient of {n!r}': g for n, g in grads.items()}
         _finite({'query loss': out.loss, **meta_gradients}, steps)
@@ -603,11 +604,10 @@ def _say_growth(steps: int, dtype: torch.dtype) -> None:
         'inner learning rate, or float64. This is said once.'
     )
 
-def _in_one_look(losses: list[Tensor], grads: dict) -> list[float]:
-    "Losses as numbers, and last the largest entry of all gradients, in one transfer from a device."
-    largest = nn.utils.get_total_norm(grads.values(), float('inf'))
-    numbers = [x.detach().reshape(()) for x in losses]
-    return torch.stack([*numbers, largest.to(numbers[0])]).tolist()
+def _in_one_look(tensors: list[Tensor]) -> list[float]:
+    "Tensors of one number each as numbers, in one transfer from a device."
+    numbers = [t.detach().reshape(()) for t in tensors]
+    return torch.stack([n.to(numbers[0]) for n in numbers]).tolist()
 
 def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad.detach()

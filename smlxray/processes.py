@@ -183,7 +183,7 @@ def solo(
     "Let the first process work while the others wait."
     rank, count = team()
     if count == 1: return work()
-    said = [_tried(work) if rank == 0 else None]
+    said: list = [_tried(work) if rank == 0 else None]
     with meeting(patient=True): dist.broadcast_object_list(said, 0)
     answer, error = said[0]
     if error: raise SmlxrayError(error)
@@ -246,7 +246,8 @@ class Guard:
         self.kept = _NOTHING_KEPT               # what is left of the training
         self.arrived, self.longest = 0, 0.0     # meetings so far, and the time between two
         self.left = time.monotonic()            # when the last meeting ended
-        self.since, self.patient = None, False  # when we began to wait, and how
+        self.since: float | None = None         # when we began to wait
+        self.patient = False                    # whether for as long as it takes
         self.seen: dict = {}                    # process -> (what it said, when that was new)
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)

@@ -1071,7 +1071,7 @@ class MetaObjective(Objective):
 
     def task(self, episode: Episode, generator: torch.Generator | None) -> Task:
         "Turn an episode into tensors."
-        pixels = self.fetcher and self.fetcher.take
+        pixels = self.fetcher.take if self.fetcher else None
         return make_task(self.lab, episode, generator or self.chance(episode), pixels)
 
     def rows(self, batch):
