@@ -233,6 +233,7 @@ _Negatives = Literal['normals', 'others']
 _Split = Literal['hash', 'own', 'metachest', 'metachest_apart']
 _Sampling = Literal['shuffle', 'balanced']
 _Rule = Literal['jaccard', 'any', 'exact']
+_Adapts = Literal['all', 'head', 'last_block', 'norms']
 _BatchNorm = Literal['frozen', 'support', 'transductive']
 _Engine = Literal['auto', 'loop', 'higher', 'reverse', 'checkpoint', 'vmap']
 _Precision = Literal['no', 'bf16', 'fp16']
@@ -291,6 +292,7 @@ class MetaSettings(Section):
     inner_lr: _Positive = 0.01         # learning rate of the inner loop
     body_rate: Annotated[float, Field(ge=0, le=1)] = 1.0  # the backbone's share of inner_lr
     meta_lr: _Positive = 0.001         # learning rate of the outer loop
+    adapts: _Adapts = 'all'            # weights that maml, fomaml and reptile move
     adapt_steps: _Count = 5            # gradient steps on the support
     shots: _Count = 7                  # support patients per class
     queries: _Count = 15               # query patients per class

@@ -257,6 +257,9 @@ def make_backbone(
     return backbone.net, backbone.channels
 
 # %% ../nbs/30_siamese.ipynb #95af223a
+PARTS = ('all', 'head', 'last_block', 'norms')  # of a network, for an inner loop
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
 class Probe(nn.Module):
     "A linear layer on whitened features that says nothing until a support has taught it."
 
@@ -314,12 +317,27 @@ class SiameseNet(nn.Module):
         return self.embed_features(self.features(x))
 
     def adaptable(self, what: str = 'all') -> list[str]:
-        "Name the parameters an inner loop changes: 'all', 'head', or what an algorithm adapts."
-        if what not in ('all', 'head', 'probe'): what = ALGORITHMS[what].adapts
+        "Name the parameters an inner loop changes: one of `PARTS`, or what an algorithm adapts."
+        if what not in (*PARTS, 'probe'): what = ALGORITHMS[what].adapts
         if what == 'probe': return self._probe_names()
+        named = [(n, p) for n, p in self.named_parameters() if not n.startswith('probe.')]
+        if what == 'all': return [name for name, _ in named]
         head = ('head.2.weight', 'head.2.bias', 'scale', 'bias')
-        names = [n for n, _ in self.named_parameters() if not n.startswith('probe.')]
-        return [name for name in names if what == 'all' or name in head]
+        moving = set(map(id, self._part(what)))
+        return [name for name, p in named if name in head or id(p) in moving]
+
+    def _part(self, what: str) -> list[nn.Parameter]:
+        "The parameters of the last block, or of all normalisation layers; else none."
+        modules: list[nn.Module] = []
+        if what == 'last_block': modules = self.blocks()[-1:] or self._no_blocks()
+        if what == 'norms': modules = [m for m in self.modules() if isinstance(m, _NORMS)]
+        return [p for module in modules for p in module.parameters()]
+
+    def _no_blocks(self):
+        raise ConfigError(
+            "meta.adapts is 'last_block', but this backbone is not made of blocks: "
+            "choose 'norms', 'head' or 'all'."
+        )
 
     def _probe_names(self) -> list[str]:
         if self.probe is not None: return ['probe.weight']

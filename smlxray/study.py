@@ -893,12 +893,18 @@ ELSEWHERE = {  # settings that change no number, or that are said elsewhere
     'training': {'save_dir', 'device', 'progress', 'resume'},
 }
 
+SINCE = {  # settings that came after the first committed cells; so they change no digest
+    'meta': {'adapts': 'all'},
+}
+
 def told_settings(settings: Settings) -> dict[str, dict]:
     "The settings that change a number."
     out = {}
     for name in ('data', 'siamese', 'meta', 'training'):
         without = ELSEWHERE.get(name, set())
         out[name] = getattr(settings, name).model_dump(mode='json', exclude=without)
+        for key, usual in SINCE.get(name, {}).items():
+            if out[name][key] == usual: del out[name][key]
     return out
 
 def made_by(cell: Cell) -> dict:

@@ -140,6 +140,7 @@ class InnerLoop:
     lr: float = 0.01             # of the head
     backbone_rate: float = 1.0   # share of `lr` that the backbone gets
     batch_norm: str = 'frozen'   # as in `siamese.norm_mode`
+    part: str = 'all'            # of `siamese.PARTS`, for an algorithm that could adapt all
 
     @classmethod
     def of(
@@ -151,7 +152,7 @@ class InnerLoop:
     ) -> 'InnerLoop':
         "Take from the settings what is not given."
         m = settings.meta
-        usual = cls(m.algorithm, m.adapt_steps, m.inner_lr, m.body_rate, m.batch_norm)
+        usual = cls(m.algorithm, m.adapt_steps, m.inner_lr, m.body_rate, m.batch_norm, m.adapts)
         given = dict(algorithm=algorithm, steps=steps, lr=lr)
         return replace(usual, **{k: v for k, v in given.items() if v is not None})
 
@@ -165,7 +166,8 @@ class InnerLoop:
         "Give each parameter that adapts its learning rate."
         def rate(name):
             return self.lr * (self.backbone_rate if name.startswith('net.backbone.') else 1.0)
-        return {name: rate(name) for name in model.adaptable(self.algorithm)}
+        free = ALGORITHMS[self.algorithm].adapts == 'all'
+        return {name: rate(name) for name in model.adaptable(self.part if free else self.algorithm)}
 
     def inputs(
         self,
