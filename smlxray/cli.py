@@ -561,6 +561,14 @@ def _entry(name: str) -> str:
     "An encoder's name, or its path from the folder that one is in."
     return str(_here(name)) if _here(name).exists() else name
 
+def _scale(card: dict) -> str:
+    "Say which pixels an encoder was given, for nothing fails if they are of another scale."
+    size = ' x '.join(map(str, card['image_size']))
+    mean, std = (', '.join(f'{v:g}' for v in card[key]) for key in ('mean', 'std'))
+    channels = 'three channels' if card['channels'] == 3 else 'one channel'
+    scale = f'minus {mean}, divided by {std}'
+    return f'Its pixels: {size}, {channels}, from 0 to 1, {scale}; a card (.yaml) changes that.'
+
 def _tell_vectors(output: Path, made, as_json: bool) -> None:
     "Say what was written, and what comes next."
     count, length = made.values.shape
@@ -570,6 +578,7 @@ def _tell_vectors(output: Path, made, as_json: bool) -> None:
     seen = ', '.join(card['findings_seen']) or 'none'
     text = f'{output}: {count:,} vectors of {length} numbers. Trained on {card["trained_on"]}; '
     text += f'findings seen: {seen}; patients seen: {card["patients_seen"]}.'
+    if 'encoder' in made.made_of: text += f'\n{_scale(card)}'
     if made.left_out: text += f'\n{len(made.left_out):,} X-rays cannot be read and have no vector.'
     _tell(facts, f'{text}\nNext: smlxray leaderboard {output} --data ... --novel ...', as_json)
 

@@ -6,8 +6,8 @@
 __all__ = []
 
 # %% ../nbs/69_encoders.ipynb #48cece98
-import hashlib, logging, re, warnings, zipfile
-from collections.abc import Callable, Iterable
+import contextlib, hashlib, logging, os, re, socket, warnings, zipfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -194,15 +194,19 @@ _PICKLES = (
     '.joblib',
 )
 
+def _names_inside(path: Path) -> list[str]:
+    "The names of what is in a zip archive; none for another file, or a damaged one."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:
+        return []
+
 def refuse_pickle(path: Path) -> None:
     "Raise `DataError` if a file is a pickle, or is called like one."
     with open(path, 'rb') as file:
         start = file.read(8)
-    inside = (
-        zipfile.ZipFile(path).namelist()
-        if zipfile.is_zipfile(path)
-        else []
-    )
+    inside = _names_inside(path)
     is_one = start[:1] == b'\x80' and start[1:2] in (
         b'\2',
         b'\3',
@@ -269,8 +273,17 @@ def _providers(device: str) -> list[str]:
     )
 
 def _digest(path: Path) -> str:  # 16 hex digits
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()[:16]
+    "Fingerprint a file, and the files beside it into which ONNX puts large weights."
+    data = path.read_bytes()
+    digests = [hashlib.sha256(data).hexdigest()]
+    for mark in re.finditer(rb'\n\x08location\x12(.)', data, re.DOTALL):
+        name = data[mark.end() : mark.end() + mark[1][0]].decode('utf-8', 'replace')
+        beside = path.parent / name
+        if not beside.is_file() or name in digests: continue
+        with open(beside, 'rb') as file:
+            found = hashlib.file_digest(file, 'sha256')
+        digests += [name, found.hexdigest()]
+    return json_digest(digests)
 
 def _own_shape(
     name: str,
@@ -457,7 +470,8 @@ def _of_timm(name: str) -> tuple[nn.Module, dict]:
             f"timm has no network '{name}': {did_you_mean(name, known)}"
         )
     try:
-        net = timm.create_model(name, pretrained=True, num_classes=0)
+        with _if_reachable('huggingface.co'):
+            net = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as problem:
         why = (
             str(problem).strip().partition('\n')[0][:120]
@@ -477,6 +491,21 @@ def _of_timm(name: str) -> tuple[nn.Module, dict]:
         std=list(cfg['std']),
         tag=str(cfg.get('tag')),
     )
+
+@contextlib.contextmanager
+def _if_reachable(host: str) -> Iterator[None]:
+    "Where there is no network, let weights come from the disk alone, and fail at once."
+    from huggingface_hub import constants
+    offline = constants.HF_HUB_OFFLINE
+    proxy = any(name.lower().endswith('_proxy') for name in os.environ)
+    try:
+        if not proxy: socket.getaddrinfo(host, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
 
 def bundle_encoder(
     folder: Path, card: EncoderCard, device: str
@@ -727,7 +756,7 @@ def _read_npy(path: Path) -> dict:
     try:
         array = np.load(path, allow_pickle=False)
         return dict(values=_numbers(array))
-    except (ValueError, TypeError, EOFError, OSError):
+    except Exception:  # numpy reads the header with Python's own parser, which has many
         raise DataError(
             f'{path.name} is no array of numbers, or is damaged.'
         ) from None
@@ -829,8 +858,13 @@ def join_vectors(
     raise DataError(
         f'{v.name} has vectors of {len(rows) - lost:,} of the {len(rows):,} X-rays of {table.name} '
         f'that are asked; {lost:,} have none, {wanted.iloc[int((at < 0).argmax())]} for one, and '
-        f'its paths are like {v.paths[0]}: both must be the same X-rays under the same names.'
+        f'{_stranger(v, wanted)} is none of them: both need the same X-rays under the same names.'
     )
+
+def _stranger(v: Vectors, wanted: pd.Series) -> str:
+    "A path of the vectors that is none of those that are wanted."
+    known = set(wanted)
+    return next((path for path in v.paths if path not in known), v.paths[0])
 
 def _by_file_name(
     paths: list[str], wanted: pd.Series
