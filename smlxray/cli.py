@@ -564,9 +564,9 @@ def _entry(name: str) -> str:
 def _scale(card: dict) -> str:
     "Say which pixels an encoder was given, for nothing fails if they are of another scale."
     size = ' x '.join(map(str, card['image_size']))
-    mean, std = (', '.join(f'{v:g}' for v in card[key]) for key in ('mean', 'std'))
+    def listed(key): return ', '.join(f'{v:g}' for v in card[key])
     channels = 'three channels' if card['channels'] == 3 else 'one channel'
-    scale = f'minus {mean}, divided by {std}'
+    scale = f'minus {listed("mean")}, divided by {listed("std")}'
     return f'Its pixels: {size}, {channels}, from 0 to 1, {scale}; a card (.yaml) changes that.'
 
 def _tell_vectors(output: Path, made, as_json: bool) -> None:
