@@ -519,7 +519,7 @@ def _score_table(
 ) -> pd.DataFrame:
     "The columns of a table of scores, as numbers; findings as their numbers in the file."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except FileNotFoundError:
         raise DataError(f'There is no file {path.name} of scores.') from None
     except ValueError:
@@ -533,7 +533,7 @@ def _score_table(
     for column, kind in dict(episode=int, image=int, score=float).items():
         table[column] = _numbers(table[column], kind, path.name)
     if (strange := ~table['image'].between(0, len(file.images) - 1)).any():
-        image, line = table['image'][strange.argmax()], strange.argmax() + 2
+        image, line = table['image'].iloc[strange.argmax()], strange.argmax() + 2
         raise DataError(f'{path.name} line {line}: there is no image {image} in {file.name}.')
     return table.assign(column=_finding_numbers(table, file, path.name))
 
@@ -549,7 +549,7 @@ def _finding_numbers(
     if (numbers >= 0).all():
         return numbers
     line = int(np.argmin(numbers)) + 2
-    hint = did_you_mean(table['finding'][line - 2], file.findings)
+    hint = did_you_mean(table['finding'].iloc[line - 2], file.findings)
     raise DataError(f'{name} line {line}: the finding is unknown; {hint}')
 
 def _numbers(written: pd.Series, kind: type, name: str) -> list:

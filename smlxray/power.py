@@ -157,7 +157,7 @@ def read_curve(path: Path, method: str = '', protocol: str = '') -> Pilot:
 
 def _csv_pilot(path: Path) -> Pilot:
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(path, index_col=False)
     except (OSError, ValueError):
         raise DataError(
             f'{path.name} is not there, empty, or no CSV file.'
@@ -171,7 +171,7 @@ def _csv_pilot(path: Path) -> Pilot:
         top = np.inf if column == 'shots' else 1
         bad = ~((values > 0) & (values < top))
         if bad.any():
-            line, value = int(bad.argmax()) + 2, table[column][bad.argmax()]
+            line, value = int(bad.argmax()) + 2, table[column].iloc[bad.argmax()]
             raise DataError(
                 f'{path.name} line {line}: {column} is {value}; that cannot be.'
             )
