@@ -99,10 +99,11 @@ def test_compare_by_clicks(visitor):
         v.field('A click in the gallery becomes').select_option(label='X-ray A')
         v.changes('.sx-figure', old)
         v.field('A click in the gallery becomes').select_option(label='X-ray A')
-    v.field('Show where they agree').fill('0')
-    p.wait_for_timeout(500)
     shown = p.locator('.sx-figure img').first.get_attribute('src')
-    v.field('Show where they agree').fill('3')
+    v.field('Show where they agree').select_option(label='contours')
+    p.locator('.sx-contours path').first.wait_for(state='attached')
+    assert p.locator('.sx-figure img').first.get_attribute('src') == shown
+    v.field('Show where they agree').select_option(label='colours')
     p.wait_for_function('old => document.querySelector(".sx-figure img").src !== old', arg=shown)
 
 

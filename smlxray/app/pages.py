@@ -7,6 +7,7 @@ __all__ = ['App']
 
 # %% ../../nbs/83_pages.ipynb #c1447977
 import hashlib, threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+from contourpy import contour_generator
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.pyplot import close
@@ -30,7 +32,7 @@ from smlxray.app.teach import (
 from .session import NETWORK
 from smlxray.app.widgets import (
     Field, Gallery, Link, Notice, Scatter, Shelf, Tabs, Upload, box, button, card, guarded,
-    fault, in_background, in_turn, item_of, piece, small, styled,
+    Viewer, fault, in_background, in_turn, item_of, piece, small, styled,
 )
 from ..base import PAGES, DataError, SmlxrayError, logger, same_name
 from ..bundle import BundleError, Comparison, TaughtFinding, finding_slug
@@ -63,26 +65,43 @@ def overlay(
     share = strength * np.clip(1.5 * unit - 0.5, 0, 1)[..., None]
     return (grey[..., None] * (1 - share) + colour * share).astype(np.uint8)
 
+def contours(
+    places: np.ndarray,             # (a, b) what each place contributes
+    low: float,                     # contribution of nothing
+    high: float,                    # the most
+    shares: Sequence[float] = (0.5, 0.75),
+    fine: int = 96,                 # points per side of the map that is drawn
+) -> list[str]:                     # an SVG path per share, in a unit square
+    "Draw lines around the places that contribute most."
+    unit = np.clip((places - low) / max(high - low, 1e-9), 0, 1)
+    image = Image.fromarray(unit.astype(np.float32))
+    grid = np.asarray(image.resize((fine, fine), Image.Resampling.BICUBIC))
+    lines = contour_generator(z=grid)
+    paths = []
+    for share in shares:
+        found = [(line + 0.5) / fine for line in lines.lines(share)]
+        paths.append(' '.join(map(_path, found)))
+    return [path for path in paths if path]
+
+def _path(line: np.ndarray) -> str:
+    "Write the points of a line (N, 2) as an SVG path."
+    points = [f'{x:.3f},{y:.3f}' for x, y in line]
+    return 'M' + 'L'.join(points)
+
 def common_range(pair: Comparison) -> tuple[float, float]:
     "Find the range of both maps of a comparison, zero included."
     values = np.concatenate([places.ravel() for places in pair.maps])
     return min(0.0, float(values.min())), float(values.max())
 
-# %% ../../nbs/83_pages.ipynb #deb5c9fb
-def xray_figure(url: str, alt: str, *lines) -> Html:
-    "Write a picture with lines below it; without an address, an empty place."
-    image = f'<img src="{url}" alt="{escape(alt)}">' if url else ''
-    caption = '<br>'.join(map(escape, lines))
-    kind = 'sx-figure' if url else 'sx-figure sx-none'
-    return Html(f'<figure class="{kind}">{image}<figcaption>{caption}</figcaption></figure>')
-
 # %% ../../nbs/83_pages.ipynb #9c7920e7
+READ_AT = 1024  # pixels of the longest side of an X-ray that is read
+
 class Side:
     "One side of the page Compare."
 
     def __init__(self, session: Session, letter: str):
         self.session, self.letter, self.key = session, letter, ''
-        self.picture = piece()
+        self.picture = Viewer()
         self.upload = Upload(label=f'Upload X-ray {letter}')
         self.near = Gallery(label=f'Cases nearest to X-ray {letter}')
         self.widget = box(self.picture, self.upload, classes='sx-side')
@@ -100,47 +119,98 @@ class Side:
             item_of(case, said=f'{s:.2f}: {case.said}') for s, case in near
         ]
 
-    def draw(self, paint: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
-        "Show the X-ray, painted over if there is something to paint."
+    def draw(
+        self,
+        paint: Callable[[np.ndarray], np.ndarray] | None = None,  # lays colours over a picture
+        lines: Sequence[str] = (),  # contours
+    ) -> None:
+        "Show the X-ray, with what there is to say about its places."
         x = self.xray
         if x is None:
-            self.picture.value = xray_figure('', '', f'{self.letter}: nothing yet')
+            self.picture.show(lines=[f'{self.letter}: nothing yet'])
             return
-        image = paint(x.picture()) if paint else x.picture()
-        title = Html(f'<b>{self.letter}</b> {escape(x.name)}')
-        alt = f'X-ray {self.letter}: {x}'
-        self.picture.value = xray_figure(image_url(image), alt, title, x.said)
+        image = paint(x.picture(READ_AT)) if paint else x.picture(READ_AT)
+        told = [f'{self.letter}  {x.name}', x.said]
+        self.picture.show(image_url(image), f'X-ray {self.letter}: {x}', told, lines)
 
 # %% ../../nbs/83_pages.ipynb #58af542b
-def meter_html(percent: float, words: str) -> Html:
-    "Draw a share of pairs as a bar below words; nothing if it is not known."
-    if percent != percent: return Html('')
-    bar = f'<div style="width:{percent:.0f}%"></div>'
-    bar = f'<div class="sx-meter" role="img" aria-label="{percent:.0f} percent">{bar}</div>'
-    return Html(
-        f'<p>More alike than <b>{percent:.0f} %</b> of pairs that {escape(words)}</p>{bar}'
-    )
+def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    "How dense values lie around some places, smoothed; 1 where they are densest."
+    values = values[:: max(1, len(values) // 2000)]
+    wide = max(1.06 * values.std() * len(values) ** -0.2, 0.005)
+    height = np.exp(-(((at[:, None] - values) / wide) ** 2) / 2).sum(1)
+    return height / max(height.max(), 1e-9)
 
-def likeness_html(pair: Comparison | None) -> Html:
-    "Lay out a comparison."
+_SCALE = """
+<svg class="sx-scale" viewBox="0 0 320 134" role="img" aria-label="{said}">
+<path d="{other}" fill="#8ea0ae" fill-opacity=".45" stroke="#52616f"/>
+<path d="{same}" fill="#2563a8" fill-opacity=".3" stroke="#2563a8"/>
+<path d="M10,84H310" stroke="#52616f"/>
+<path d="M{x:.1f},8V90" stroke="#a8432e" stroke-width="2.5"/>
+<text x="{x:.1f}" y="104" text-anchor="{anchor}" font-weight="700">these two: {s:.2f}</text>
+<text x="10" y="96">{low:.2f}</text><text x="310" y="96" text-anchor="end">{high:.2f}</text>
+<text x="10" y="118">blue: known pairs that share a finding</text>
+<text x="10" y="131">grey: known pairs that share none</text>
+</svg>
+"""
+
+def scale_svg(
+    similarity: float,   # of the pair
+    same: np.ndarray,    # of known pairs that share a finding
+    other: np.ndarray,   # of known pairs that share none
+) -> Html:
+    "Draw a pair on one scale with the pairs that are known."
+    both = np.concatenate([same, other, [similarity]])
+    low, high = float(both.min()), float(both.max())
+    at = np.linspace(low, high, 80)
+    across = 10 + 300 * (at - low) / max(high - low, 1e-9)
+    paths = {}
+    for name, values in dict(same=same, other=other).items():
+        down = 84 - 66 * _density(values, at)
+        points = 'L'.join(f'{x:.1f},{y:.1f}' for x, y in zip(across, down))
+        paths[name] = f'M10,84L{points}L310,84Z'
+    share = (similarity - low) / max(high - low, 1e-9)
+    anchor = 'start' if share < 0.3 else 'end' if share > 0.7 else 'middle'
+    said = f'Similarity {similarity:.2f} among those of known pairs, {low:.2f} to {high:.2f}'
+    place = dict(x=10 + 300 * share, s=similarity, low=low, high=high, anchor=anchor, said=said)
+    return Html(_SCALE.format(**place, **paths).strip())
+
+# %% ../../nbs/83_pages.ipynb #58af542c
+def likeness_words(pair: Comparison) -> str:
+    "Say how alike two X-rays are, by the pairs that are known."
+    strangers, kin = pair.percentile_different, pair.percentile_same
+    if strangers != strangers: return 'How alike pairs usually are is not known to this bundle.'
+    if strangers >= 95: lead = 'Far more alike than pairs that share no finding'
+    elif strangers >= 75: lead = 'More alike than most pairs that share no finding'
+    elif strangers > 25: lead = 'As alike as any two chest X-rays'
+    else: lead = 'Less alike than most pairs, even of those that share no finding'
+    return (f'{lead}: {strangers:.0f} % of such pairs are less alike than these two, and '
+            f'{kin:.0f} % of the pairs that share a finding.')
+
+def likeness_html(
+    pair: Comparison | None,
+    tensors: dict[str, Tensor],  # of the bundle: what known pairs reach
+) -> Html:
+    "Lay out a comparison: the sentence first, then the scale, then the number."
     if pair is None:
         return Html('<p>Lay an X-ray on each side: click in the gallery, or upload.</p>')
-    meters = (meter_html(pair.percentile_same, 'share a finding'),
-              meter_html(pair.percentile_different, 'share none'))
-    known = ''.join(meters)
+    known = [tensors.get(f'pairs.{kind}') for kind in ('same', 'different')]
+    scale = ''
+    if all(values is not None and len(values) for values in known):
+        scale = scale_svg(pair.similarity, *(values.float().numpy() for values in known))
     return Html(
+        f'<p class="sx-lead">{escape(likeness_words(pair))}</p>{scale}'
         f'<p class="sx-big">{pair.similarity:.3f}</p>'
-        f'<p>cosine similarity, from -1 to 1 (distance {pair.distance:.3f})</p>'
-        f"{known or '<p>This bundle does not know how alike pairs usually are.</p>'}"
-        '<p class="sx-small">Pairs of validation X-rays of different patients. The colours divide '
-        'the similarity of the pooled features among places: bright places make the two alike.</p>'
+        f'<p class="sx-small">cosine similarity, from -1 to 1 (distance {pair.distance:.3f})</p>'
+        '<p class="sx-small">Known pairs are of validation X-rays of different patients. Contours '
+        'stand around the places that contribute most to the similarity of the pooled features.</p>'
     )
 
 # %% ../../nbs/83_pages.ipynb #b5a6b5c2
 class ComparePage:
     "Two X-rays, how alike they are and where."
 
-    STRENGTHS = {'off': 0.0, 'weak': 0.35, 'medium': 0.6, 'strong': 0.85}  # of the colours
+    PLACES = ('nothing', 'contours', 'colours')  # that show where the two agree
 
     def __init__(self, session: Session):
         self.session = session
@@ -148,8 +218,8 @@ class ComparePage:
         self.sides = {letter: Side(session, letter) for letter in 'AB'}
         self.slot = Field(kind='select', label='A click in the gallery becomes')
         self.slot.options = ['X-ray A', 'X-ray B']
-        self.show = Field(kind='range', label='Show where they agree', index=2)
-        self.show.options = [*self.STRENGTHS]
+        self.show = Field(kind='select', label='Show where they agree')
+        self.show.options = [*self.PLACES]
         self.notice, self.numbers = Notice(), piece()
         self.shelf = Shelf(session, self.pick, self.marks, controls=[self.slot])
         self.show.on_input(self.draw)
@@ -215,27 +285,24 @@ class ComparePage:
                 if a and b
                 else None
             )
-        self.numbers.value = likeness_html(self.pair)
+        self.numbers.value = likeness_html(self.pair, self.session.bundle.tensors)
         for side in self.sides.values(): side.list_cases()
         self.shelf.refresh()
         self.draw()
 
     def draw(self) -> None:
         "Draw both sides, with or without the maps."
-        strength = self.STRENGTHS[self.show.value]
         for k, side in enumerate(self.sides.values()):
-            side.draw(
-                self._paint(self.pair, k, strength)
-                if self.pair and strength
-                else None
-            )
+            how = self._places(self.pair, k) if self.pair else {}
+            side.draw(**how)
 
-    def _paint(self, pair: Comparison, k: int, strength: float) -> Callable:
-        "Lay the map of one side over its picture."
+    def _places(self, pair: Comparison, k: int) -> dict:
+        "Say how the map of one side is shown."
         low, high = common_range(pair)
-        return partial(
-            overlay, places=pair.maps[k], low=low, high=high, strength=strength
-        )
+        places = dict(places=pair.maps[k], low=low, high=high)
+        if self.show.value == 'colours': return dict(paint=partial(overlay, **places))
+        if self.show.value == 'contours': return dict(lines=contours(**places))
+        return {}
 
 def other_side(letter: str) -> str:
     return 'BA'['AB'.index(letter)]
@@ -258,7 +325,8 @@ class Setup:
         self.steps = Field(kind='range', label='Inner steps')
         self.steps.options = [str(n) for n in range(1, MOST_STEPS + 1)]
         self.steps.index = min(meta.adapt_steps, MOST_STEPS) - 1
-        self.widget = card('1. Name it', self.name, self.method, self.steps)
+        fields = box(self.name, self.method, self.steps, classes='sx-three')
+        self.widget = card('1. Name it', fields)
 
     def chosen(self) -> tuple[str, int]:  # algorithm, or 'none', and steps
         algorithm = self.menu[self.method.value]
@@ -600,6 +668,17 @@ class SavedFindings:
             self.use(finding, f'Imported: {finding.name}.')
 
 # %% ../../nbs/83_pages.ipynb #832bbff5
+def library_example(
+    library: Sequence[Xray],
+) -> tuple[str, list[Xray], list[Xray]]:  # a finding, X-rays with it, X-rays with no finding
+    "Choose the finding of a library that has most X-rays; raise `BundleError` if none has two."
+    counts = Counter(finding for x in library for finding in x.findings)
+    finding, most = max(counts.items(), key=lambda item: item[1], default=('', 0))
+    without = [x for x in library if not x.findings]
+    if most < 2 or len(without) < 2:
+        raise BundleError('This library has too few X-rays for an example; upload some.')
+    return finding, [x for x in library if finding in x.findings], without
+
 class TeachPage:
     "Teach a finding from a few X-rays, and query it."
 
@@ -626,10 +705,23 @@ class TeachPage:
 
     def _lay_out(self) -> widgets.Widget:
         gallery = card('Gallery', self.shelf.widget, classes='sx-o2')
-        left = box(self.setup.widget, self.teaching.widget, classes='sx-stack')
-        right = box(self.examples.widget, gallery, classes='sx-stack')
-        columns = box(left, right, classes='sx-left')
-        return box(columns, self.queries.widget, self.saved.widget)
+        example = button('Try an example', partial(guarded, self.notice, self.example), 'sx-quiet')
+        example.disabled = not self.session.library
+        hint = small('It marks X-rays of the library and gives a name; press Teach, below.')
+        start = box(example, hint, classes='sx-row')
+        steps = self.setup.widget, start, self.examples.widget, gallery, self.teaching.widget
+        return box(*steps, self.queries.widget, self.saved.widget)
+
+    def example(self) -> None:
+        "Fill the page with an example of the library: seven with, seven without, and queries."
+        finding, with_it, without = library_example(self.session.library)
+        marks = self.session.marks
+        marks.by_key = {}
+        marks.add([x.key for x in with_it[:7]], 'with')
+        marks.add([x.key for x in without[:7]], 'without')
+        marks.add([x.key for x in (*with_it[7:10], *without[7:10])], 'query')
+        self.setup.name.text = f'{finding} (example)'
+        self.notice.say(f'An example: {finding}. Press Teach to learn it from the library.')
 
     def click(self, key: str) -> None:
         "Mark an X-ray as the brush says, or take the same mark back."
@@ -859,9 +951,13 @@ TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 class FindingTable:
     "The probabilities of all findings for one X-ray, and their controls."
 
-    HEAD = ('Finding', '0 to 1', 'Probability', '95 % interval', 'Held-out AUC')
-    NOTE = 'Interval: supports drawn again. Held-out AUC: how well the finding is told apart on ' \
-           'X-rays that it was not learned from.'
+    HEAD = ('Finding', 'Against the assumed prevalence', 'Probability', '95 % interval',
+            'Held-out AUC')
+    NOTE = (
+        'The bar begins at the prevalence and doubles with each line: to the right the X-ray makes '
+        'the finding likelier, to the left less likely. Interval: supports drawn again. Held-out '
+        'AUC: how well the finding is told apart on X-rays that it was not learned from.'
+    )
 
     def __init__(self, session: Session, notice: Notice):
         self.session, self.notice = session, notice
@@ -932,9 +1028,31 @@ class FindingTable:
             return
         answers = sorted(self.answers(), key=lambda row: -row[2].probability)
         novel = self.session.bundle.facts.get('novel', ())
-        rows = [finding_cells(*row, row[0] in novel) for row in answers]
-        table = table_html(self.HEAD, rows) + f'<p class="sx-small">{self.NOTE}</p>'
-        self.table.value = table if rows else '<p>Being adapted ...</p>'
+        if not self.adapted.get(self.steps.index):
+            self.table.value = self.waiting()
+            return
+        share = share_of(self.prevalence)
+        useful = [row for row in answers if row[1].trust['better_than_guessing'] is not False]
+        rest = [row for row in answers if row[1].trust['better_than_guessing'] is False]
+        tables = []
+        for part in (useful, rest):
+            cells = [finding_cells(*row, row[0] in novel, share) for row in part]
+            tables.append(table_html(self.HEAD, cells) if cells else '')
+        self.table.value = _folded(*tables) + f'<p class="sx-small">{self.NOTE}</p>'
+
+    def waiting(self) -> str:
+        "Keep the old rows, greyed, while the findings are adapted."
+        before = self.table.value
+        if 'sx-stale' in before: return before
+        rows = before or '<p>Being adapted ...</p>'
+        return f'<div class="sx-stale" aria-busy="true">{rows}</div>'
+
+def _folded(useful: str, rest: str) -> Html:
+    "Write what is useful, and below it, folded away, what is no better than guessing."
+    if not rest: return Html(useful)
+    words = 'Findings that this model tells no better than guessing'
+    fold = f'<details{"" if useful else " open"}><summary>{words}</summary>{rest}</details>'
+    return Html(useful + fold)
 
 # %% ../../nbs/83_pages.ipynb #78518a43
 def steps_field(session: Session) -> Field:
@@ -951,7 +1069,43 @@ def steps_field(session: Session) -> Field:
     )
     return field
 
-def finding_cells(name: str, finding: TaughtFinding, answer: Answer, novel: bool) -> list:
+_RATIO = """
+<svg class="sx-bar" viewBox="0 0 200 26" role="img" aria-label="{said}">
+<path d="M10,20H190M10,16V20M40,16V20M70,16V20M130,16V20M160,16V20M190,16V20" stroke="#8ea0ae"/>
+<path d="M100,2V24" stroke="#52616f"/>
+<path d="M{low:.1f},11H{high:.1f}" stroke="#8ea0ae" stroke-width="3"/>
+<rect x="{left:.1f}" y="6" width="{width:.1f}" height="10" fill="{colour}"/>
+</svg>
+"""
+
+def ratio_svg(
+    share: float,    # the prevalence
+    p: float,        # the probability
+    low: float,      # of its interval
+    high: float,
+    name: str = '',  # of the finding
+) -> Html:
+    "Draw a probability as multiples of the prevalence, from an eighth to eight times."
+    def place(value): return 100 + 30 * float(np.clip(np.log2(max(value, 1e-9) / share), -3, 3))
+    end = place(p)
+    words = f'{name}: {ratio_words(p, share)}'
+    colour = '#a8432e' if end > 100 else '#2563a8'
+    where = dict(low=place(low), high=place(high), left=min(100, end), width=abs(end - 100))
+    return Html(_RATIO.format(**where, colour=colour, said=escape(words)).strip())
+
+def ratio_words(p: float, share: float) -> str:
+    "Say how many times the prevalence a probability is."
+    times = p / share
+    if 0.95 < times < 1.05: return 'as likely as the prevalence'
+    return f'{times:.1f} times the prevalence' if times > 1 else f'1/{1 / times:.1f} of it'
+
+def finding_cells(
+    name: str,
+    finding: TaughtFinding,
+    answer: Answer,
+    novel: bool,   # it was never trained on
+    share: float,  # the assumed prevalence
+) -> list:
     "Lay out what a finding says as a row of the table."
     trust = finding.trust
     held_out = '' if trust['auc'] is None else f'{trust["auc"]:.2f}'
@@ -959,10 +1113,11 @@ def finding_cells(name: str, finding: TaughtFinding, answer: Answer, novel: bool
         held_out = Html(f'{held_out} <small>(no better than guessing)</small>')
     remark = ' <small>(never trained on)</small>' if novel else ''
     if answer.remark: remark += f'<br><small>{escape(answer.remark)}</small>'
+    times = ratio_words(answer.probability, share)
     return [
         Html(f'<b>{escape(name)}</b>{remark}'),
-        probability_svg(answer.probability, answer.low, answer.high, name),
-        Html(f'<b>{answer.probability:.3f}</b>'),
+        ratio_svg(share, answer.probability, answer.low, answer.high, name),
+        Html(f'<b>{answer.probability:.3f}</b><br><small>{times}</small>'),
         f'{answer.low:.3f} to {answer.high:.3f}',
         held_out,
     ]
@@ -975,7 +1130,7 @@ class FindingsPage:
         self.session, self.key, self.notice = session, '', Notice()
         self.table = FindingTable(session, self.notice)
         self.picture, self.upload = (
-            piece(),
+            Viewer(),
             Upload(label='Upload an X-ray', multiple=False),
         )
         self.upload.on_files(in_turn(self.notice, self.receive))
@@ -1007,14 +1162,11 @@ class FindingsPage:
     def draw(self) -> None:
         "Show the X-ray."
         x = self.session[self.key]
-        far = f'{x.unusual:.2f} of the distance from training that 99 % of validation patients keep'
-        if x.unusual != x.unusual: far = 'distance from training: not known'
-        name = Html(f'<b>{escape(x.name)}</b>')
-        far = Html(f'<small>{far}</small>')
-        url = image_url(x.picture())
-        alt = f'X-ray: {x}'
+        above = 'above 1: farther from training than 99 in 100 patients'
+        far = f'how unusual: {x.unusual:.2f} ({above})'
+        if x.unusual != x.unusual: far = 'how unusual: not known'
         said = f'labelled: {x.said}' if x.findings else x.said
-        self.picture.value = xray_figure(url, alt, name, said, far)
+        self.picture.show(image_url(x.picture(READ_AT)), f'X-ray: {x}', [x.name, said, far])
 
 # %% ../../nbs/83_pages.ipynb #3a763690
 def run_names(runs: str | Path) -> list[str]:  # the one that was evaluated last comes first
@@ -1187,8 +1339,10 @@ class ResultsPage:
         guarded(self.notice, self.refresh)
 
     def refresh(self) -> None:
-        "Look which runs there are."
+        "Look which runs there are; the one that is served comes first."
         names = run_names(self.session.runs)
+        served = self.session.lab and self.session.lab.folder.name
+        names.sort(key=lambda name: name != served)
         self.runs[0].options = names or [self.NONE]
         self.runs[1].options = [self.NO_OTHER, *names]
         self.draw()

@@ -144,7 +144,30 @@ def item_of(
 ) -> dict[str, str]:
     "Describe an X-ray for a gallery."
     said = x.said if said is None else said
-    return dict(id=x.key, src=x.thumb, name=x.name, said=said, mark=mark)
+    warn = ' '.join(x.notes)
+    return dict(id=x.key, src=x.thumb, name=x.name, said=said, mark=mark, warn=warn)
+
+# %% ../../nbs/82_widgets.ipynb #222ef843
+class Viewer(anywidget.AnyWidget):
+    "An X-ray to be read: zoom, window and level, inverted, with contours, in a dark room."
+
+    src = Unicode().tag(sync=True)       # address of the picture; '' for an empty place
+    alt = Unicode().tag(sync=True)
+    lines = List().tag(sync=True)        # words below it, the first in bold
+    contours = List().tag(sync=True)     # SVG paths in a unit square, the lowest level first
+    _esm = STATIC / 'viewer.js'
+
+    def show(
+        self,
+        src: str = '',
+        alt: str = '',
+        lines: Sequence[str] = (),
+        contours: Sequence[str] = (),
+    ) -> None:
+        "Show an X-ray, or an empty place."
+        with self.hold_sync():
+            self.src, self.alt = src, alt
+            self.lines, self.contours = list(lines), list(contours)
 
 # %% ../../nbs/82_widgets.ipynb #03768c49
 class Scatter(anywidget.AnyWidget):

@@ -22,14 +22,15 @@ function makeThumb(item, onclick) {
   const thumb = make('button', item.mark ? `sx-thumb sx-mark-${item.mark}` : 'sx-thumb');
   thumb.type = 'button';
   thumb.dataset.id = item.id;
-  thumb.title = `${item.name}: ${item.said}`;
+  thumb.title = [`${item.name}: ${item.said}`, item.warn].filter(Boolean).join('\n');
   thumb.setAttribute('aria-pressed', !!item.mark);
-  thumb.setAttribute('aria-label', [item.name, item.said, sign].filter(Boolean).join(', '));
+  thumb.setAttribute('aria-label', [item.name, item.said, sign, item.warn].filter(Boolean).join(', '));
   const picture = make('img', '');
   picture.src = item.src;
   picture.alt = '';
   thumb.append(picture, make('span', 'sx-name', item.name), make('span', 'sx-said', item.said));
   if (sign) thumb.append(make('span', 'sx-sign', sign));
+  if (item.warn) thumb.append(make('span', 'sx-warn', '! doubtful'));
   thumb.onclick = onclick;
   return thumb;
 }
