@@ -525,12 +525,15 @@ def embed(
     _no_input(output, data, vectors, paths)
     _keep_foreign(output, overwrite, 'left_out')
     from smlxray.encoders import EncoderCard, write_vectors
-    told = dict(trained_on=trained_on, findings_seen=findings_seen, patients_seen=patients_seen)
+    told: dict = dict(
+        trained_on=trained_on, findings_seen=findings_seen, patients_seen=patients_seen
+    )
     told |= dict(image_size=list(_pixels(size)) if size else None, channels=channels)
     card = EncoderCard(**{key: value for key, value in told.items() if value is not None})
-    how = dict(cache_path=_here(cache_path), workers=workers, batch_size=batch_size)
+    how: dict = dict(cache_path=_here(cache_path), workers=workers, batch_size=batch_size)
     table = _table(data, dataset, views)
-    made = _seal(vectors, paths, card, table) if vectors else _embed(encoder, card, table, **how)
+    if vectors: made = _seal(vectors, paths, card, table)
+    else: made = _embed(str(encoder), card, table, **how)
     write_vectors(_here(output), made)
     _tell_vectors(output, made, as_json)
 
@@ -542,7 +545,7 @@ def _embed(encoder: str, card, table, cache_path: Path, workers: int, batch_size
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     opened = open_encoder(_entry(encoder), card, device)
     progress = sys.stderr.isatty()
-    where = dict(cache_path=cache_path, workers=workers, progress=progress)
+    where: dict = dict(cache_path=cache_path, workers=workers, progress=progress)
     pixels = open_pixels(table, opened.size, **where)
     return embed_table(opened, table, pixels, batch_size, progress)
 
@@ -626,8 +629,8 @@ def leaderboard(
     if not data or not novel:
         raise typer.BadParameter('Name the data set with --data, and findings with --novel.')
     reader = str(_here(dataset)) if dataset.endswith('.yaml') else dataset
-    task = dict(shots=shots, queries=queries, match_on=_names(match_on))
-    more = dict(heads=head) if head else {}
+    task: dict = dict(shots=shots, queries=queries, match_on=_names(match_on))
+    more: dict = dict(heads=head) if head else {}
     more |= dict(settings=task | dict(views=views, dataset=reader))
     more |= dict(splits=splits, episodes=episodes, run=run, curve=_shots_of(curve))
     where = list(map(_entry, entries)), str(_here(data)), list(map(_names, novel))

@@ -161,9 +161,8 @@ def complete(
     "Fill in what a card leaves open; raise `DataError` if it asks for a size that cannot be."
     fixed = own.pop('fixed', None)
     told = card.model_dump(exclude_defaults=True)
-    out = EncoderCard(
-        **(_USUAL | {key: v for key, v in own.items() if v} | told)
-    )
+    values: dict = _USUAL | {key: v for key, v in own.items() if v} | told
+    out = EncoderCard(**values)
     if len(out.image_size) == 1:
         out.image_size = out.image_size * 2
     if fixed and list(fixed) != out.image_size:
@@ -280,8 +279,9 @@ def _digest(path: Path) -> str:  # 16 hex digits
         name = data[mark.end() : mark.end() + mark[1][0]].decode('utf-8', 'replace')
         beside = path.parent / name
         if not beside.is_file() or name in digests: continue
+        found = hashlib.sha256()
         with open(beside, 'rb') as file:
-            found = hashlib.file_digest(file, 'sha256')
+            while part := file.read(2**20): found.update(part)
         digests += [name, found.hexdigest()]
     return json_digest(digests)
 

@@ -36,9 +36,9 @@ def entry_backbones(
         is_file = path.suffix in VECTOR_FILES
         name = path.stem if is_file or path.exists() else entry
         name = name.replace(', ', ' ')
-        kind = 'vectors' if is_file else 'encoder'
+        told: dict = {'vectors' if is_file else 'encoder': entry}
         if name in out: raise ConfigError(f'Two entries are called {name}: rename one of them.')
-        out[name] = BackboneSettings(**{kind: entry})
+        out[name] = BackboneSettings(**told)
     if not out: raise ConfigError('A leaderboard needs an entry: a file of vectors, or an encoder.')
     return out
 
@@ -244,7 +244,7 @@ def board_page(study: dict) -> Html:
     text = escape(yaml.safe_dump(plan, sort_keys=False))
     sections['The plan'] = Html(f'<details><summary>All keys</summary><pre>{text}</pre></details>')
     best = board_rows(study, PROTOCOLS['normals'])[0]
-    shown = [(f"{best['auc']:.3f}", 'best mean AUC', best['method'])]
+    shown: list[tuple] = [(f"{best['auc']:.3f}", 'best mean AUC', best['method'])]
     shown.append((len(plan['methods']), 'methods', f"{len(plan['backbones'])} entries"))
     held = [row['holds'] for row in study['controls'] if row.get('holds') is not None]
     shown.append((f'{sum(held)} of {len(held)}', 'controls at chance', 'as they must be'))

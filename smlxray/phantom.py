@@ -150,13 +150,7 @@ class Film:
         self.x = a * self.u + b * self.v + pose.dx
         self.y = c * self.u + d * self.v + pose.dy
 
-    def curve(
-        self,
-        points,
-        width,
-        tau,
-        blur=None,
-    ):
+    def curve(self, points, width, tau, blur=None):
         "Return the stroke of a smooth tube with attenuation `tau` in its middle."
         path = np.array(points, float).T
         along = np.r_[0, np.hypot(*np.diff(path)).cumsum()]
@@ -184,12 +178,7 @@ class Film:
             out += gaussian_filter(drops, pixels, truncate=2.5)
         return out
 
-    def splat(
-        self,
-        x,
-        y,
-        mass,
-    ):
+    def splat(self, x, y, mass):
         "Drop the mass of each point on its four nearest pixels."
         n = self.size
         (a, b), (c, d) = self.to_film * (n / 2)
@@ -258,12 +247,7 @@ def chord(r, power=2):
     return np.sqrt(np.maximum(0, 1 - r**power))
 
 # %% ../nbs/05_phantom.ipynb #138e5746
-def around(
-    f,
-    at,
-    radii,
-    angle,
-):
+def around(f, at, radii, angle):
     "Return coordinates about the point `at`, turned by `angle`, in units of the two radii."
     dx, dy = f.x - at[0], f.y - at[1]
     cos = float(np.cos(angle))
@@ -272,13 +256,7 @@ def around(
         cos * dy - sin * dx
     ) / radii[1]
 
-def ellipse(
-    f,
-    at,
-    radii,
-    angle=0.0,
-    power=0.5,
-):
+def ellipse(f, at, radii, angle=0.0, power=0.5):
     "Return the thickness, 1 in the middle, of an ellipsoid seen along the ray."
     a, b = around(f, at, radii, angle)
     return np.maximum(0, 1 - a**2 - b**2) ** power
@@ -294,15 +272,7 @@ def lumps(f, rng, scale):
     fine = sample([(f.y * k + 31).ravel(), (f.x * k + 31).ravel()])
     return 1.3 * (coarse + 0.5 * fine).reshape(f.x.shape)
 
-def haze(
-    f,
-    rng,
-    at,
-    radii,
-    angle=0.0,
-    rough=0.35,
-    power=1.4,
-):
+def haze(f, rng, at, radii, angle=0.0, rough=0.35, power=1.4):
     "Return a soft patch, 1 in its middle, with a frayed rim."
     a, b = around(f, at, radii, angle)
     r = np.sqrt(a**2 + b**2) + 0.02
@@ -710,12 +680,7 @@ def grow(rng, side, b: Branches) -> tuple:  # x and y (n, 6), and the angles (n,
         angle,
     )
 
-def fork(
-    rng,
-    b: Branches,
-    grown,
-    survive: float,
-) -> Branches:
+def fork(rng, b: Branches, grown, survive: float) -> Branches:
     "Let each branch fork at three places; a fork lives with the probability `survive`."
     x, y, angle = grown
     at = rng.integers(2, 6, (len(b.x), 3))
@@ -1003,12 +968,7 @@ RESHAPE = {
 }
 
 # %% ../nbs/05_phantom.ipynb #4e713d67
-def chest_of(
-    patient,
-    findings,
-    pose,
-    seed=0,
-):
+def chest_of(patient, findings, pose, seed=0):
     "Return the anatomy of a patient as disease, breath and projection have changed it."
     c = anatomy(patient, seed)
     c.raised = [-pose.breath, -pose.breath]
@@ -1104,14 +1064,7 @@ def _checked(findings, projection):
     ]
 
 # %% ../nbs/05_phantom.ipynb #b740fb42
-def draw_film(
-    patient,
-    findings=(),
-    projection='PA',
-    study=0,
-    size=224,
-    seed=0,
-) -> tuple:
+def draw_film(patient, findings=(), projection='PA', study=0, size=224, seed=0) -> tuple:
     "Return the film with its layers, and the masks; `draw_phantom` is this and the exposure."
     todo = _checked(findings, projection)
     pose = pose_of(patient, study, projection, seed)
@@ -1145,12 +1098,7 @@ def draw_phantom(
     return Phantom(image, masks, projection, view_of(projection))
 
 # %% ../nbs/05_phantom.ipynb #819d4be5
-def lung_point(
-    f,
-    side,
-    u,
-    v,
-):
+def lung_point(f, side, u, v):
     "Return a point of a lung: `u` from the middle (0) to the wall (1), `v` from apex to base."
     c = f.chest
     y = c.top + v * (dome_top(c, side) - c.top)
@@ -1158,13 +1106,7 @@ def lung_point(
     lat, med = outer_wall(c, w), inner_limit(c, w)
     return float(side * (med + u * (lat - med))), float(y)
 
-def somewhere(
-    f,
-    rng,
-    across,
-    down,
-    side=None,
-):
+def somewhere(f, rng, across, down, side=None):
     "Return a random point of a lung, `u` and `v` within these bounds."
     side = side or a_side(rng)
     return lung_point(
@@ -1172,12 +1114,7 @@ def somewhere(
     )
 
 @paints('Lung Opacity')
-def lung_opacity(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def lung_opacity(f, rng, size, contrast):
     "One hazy patch."
     at = somewhere(f, rng, (0.3, 0.7), (0.25, 0.8))
     radii = (size * 0.85, size * 1.1)
@@ -1186,12 +1123,7 @@ def lung_opacity(
 
 # %% ../nbs/05_phantom.ipynb #be2117f7
 @paints('Lung Lesion')
-def lung_lesion(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def lung_lesion(f, rng, size, contrast):
     "One to three round nodules, or a mass."
     out = np.zeros_like(f.x)
     for i in range(int(rng.choice([1, 1, 2, 3]))):
@@ -1208,12 +1140,7 @@ def lung_lesion(
     return out * f.cavity * np.minimum(1, f.air * 3)
 
 @paints('Pneumonia')
-def pneumonia(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def pneumonia(f, rng, size, contrast):
     "One to three ill-defined patches."
     out = np.zeros_like(f.x)
     for _ in range(int(rng.integers(1, 4))):
@@ -1231,12 +1158,7 @@ def pneumonia(
 
 # %% ../nbs/05_phantom.ipynb #29cb1af4
 @paints('Edema')
-def edema(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def edema(f, rng, size, contrast):
     "Bat-wing haze around both hila and Kerley lines."
     across = np.abs(f.x)
     height = rng.uniform(0.0, 0.16)
@@ -1285,13 +1207,7 @@ LOBES = {
     'lower': Lobe(0.6, 1.1, 20, 20),
 }
 
-def filled(
-    f,
-    rng,
-    side,
-    lobe,
-    size,
-):
+def filled(f, rng, side, lobe, size):
     "Return where a lobe is full of fluid, 0..1."
     (x, top), (_, low) = (
         lung_point(f, side, 0.5, lobe.top),
@@ -1302,12 +1218,7 @@ def filled(
     between = step(y - top, lobe.top_sharpness) * step(low - y, lobe.low_sharpness)
     return between * step(side * f.x, 60) * bell(f.x - x, size, 4)
 
-def air_bronchograms(
-    f,
-    rng,
-    side,
-    lobe,
-):
+def air_bronchograms(f, rng, side, lobe):
     "Return four open bronchi that lead from the hilum into a lobe and bend there."
     (x, y), ink = lung_point(f, side, 0.08, 0.42), []
     for _ in range(4):
@@ -1327,12 +1238,7 @@ def air_bronchograms(
     return ink
 
 @paints('Consolidation')
-def consolidation(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def consolidation(f, rng, size, contrast):
     "A dense lobe with air bronchograms."
     side = a_side(rng)
     lobe = LOBES[str(rng.choice(list(LOBES)))]
@@ -1344,12 +1250,7 @@ def consolidation(
     )
 
 # %% ../nbs/05_phantom.ipynb #4c7a15e8
-def band(
-    f,
-    rng,
-    side,
-    contrast,
-):
+def band(f, rng, side, contrast):
     "Return one band of collapsed lung, slightly bent."
     x, y = somewhere(f, rng, (0.15, 0.4), (0.68, 0.93), side)
     length = rng.uniform(0.2, 0.4)
@@ -1367,12 +1268,7 @@ def band(
     )
 
 @paints('Atelectasis')
-def atelectasis(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def atelectasis(f, rng, size, contrast):
     "Bands over a base that has lost air."
     side = 1 if f.chest.collapsed else -1
     bands = [
@@ -1385,12 +1281,7 @@ def atelectasis(
     return f.lines(*bands) * f.cavity + f.air * (0.4 * contrast) * base
 
 # %% ../nbs/05_phantom.ipynb #ec9763bd
-def collapsed_edge(
-    f,
-    rng,
-    side,
-    size,
-):
+def collapsed_edge(f, rng, side, size):
     "Return the side border (H, W) of a shrunken lung, and how far a pixel lies under its top."
     c = f.chest
     top = f.chest.top + rng.uniform(0.9, 1.9) * size
@@ -1406,12 +1297,7 @@ def collapsed_edge(
     return edge, under
 
 @paints('Pneumothorax')
-def pneumothorax(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def pneumothorax(f, rng, size, contrast):
     "Return what a gap of width `size` between lung and chest wall changes."
     side = a_side(rng)
     edge, under = collapsed_edge(f, rng, side, size)
@@ -1438,12 +1324,7 @@ def pneumothorax(
 
 # %% ../nbs/05_phantom.ipynb #6b29eb49
 @paints('Pleural Effusion')
-def pleural_effusion(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def pleural_effusion(f, rng, size, contrast):
     "Fluid of height `size` on one side or, less often, on both."
     out = np.zeros_like(f.x)
     for side in (-1, 1) if rng.random() < 0.3 else (a_side(rng),):
@@ -1461,12 +1342,7 @@ def pleural_effusion(
     return f.air * out * contrast
 
 @paints('Pleural Other')
-def pleural_other(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def pleural_other(f, rng, size, contrast):
     "Thickened pleura along the wall, sometimes over the apex, sometimes calcified."
     c, a = f.chest, a_side(rng) * f.x
     v = (f.y - c.top) / (c.dome - c.top)
@@ -1487,12 +1363,7 @@ def pleural_other(
     return rim * contrast + lime * (0.35 * (rng.random() < 0.5))
 
 @paints('Fracture')
-def fracture(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def fracture(f, rng, size, contrast):
     "Callus at the breaks, which the ribs show already; the mask rings each of them."
     r = rib_points(f)
     ink = []
@@ -1596,12 +1467,7 @@ def drain(f, rng, tau):
 
 # %% ../nbs/05_phantom.ipynb #e6545384
 @paints('Support Devices')
-def support_devices(
-    f,
-    rng,
-    size,
-    contrast,
-):
+def support_devices(f, rng, size, contrast):
     "One to three devices."
     plates, ink = 0, []
     for k in rng.permutation(5)[: int(rng.integers(1, 4))]:
@@ -1737,12 +1603,7 @@ def side_layers(f):
 
 # %% ../nbs/05_phantom.ipynb #974c74eb
 @paints('Lung Lesion', 'lateral')
-def side_lesion(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_lesion(f, rng, at, contrast):
     radius = rng.uniform(0.055, 0.12)
     return (
         contrast
@@ -1751,12 +1612,7 @@ def side_lesion(
     )
 
 @paints('Edema', 'lateral')
-def side_edema(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_edema(f, rng, at, contrast):
     return (
         contrast
         * f.air
@@ -1764,35 +1620,20 @@ def side_edema(
     )
 
 @paints('Consolidation', 'lateral')
-def side_consolidation(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_consolidation(f, rng, at, contrast):
     radii = (rng.uniform(0.18, 0.26), rng.uniform(0.2, 0.3))
     angle = rng.uniform(-0.5, 0.5)
     return contrast * f.air * haze(f, rng, at, radii, angle, 0.12, 2.0)
 
 @paints('Pneumonia', 'lateral')
 @paints('Lung Opacity', 'lateral')
-def side_patch(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_patch(f, rng, at, contrast):
     radii = (rng.uniform(0.14, 0.24), rng.uniform(0.14, 0.24))
     angle = rng.uniform(-1, 1)
     return contrast * f.air * haze(f, rng, at, radii, angle, 0.25)
 
 @paints('Atelectasis', 'lateral')
-def side_bands(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_bands(f, rng, at, contrast):
     bands = []
     for y in (0.22, 0.30):
         path = [
@@ -1805,12 +1646,7 @@ def side_bands(
     return f.cavity * f.lines(*bands)
 
 @paints('Pneumothorax', 'lateral')
-def side_gap(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_gap(f, rng, at, contrast):
     return (
         -contrast
         * f.cavity
@@ -1818,12 +1654,7 @@ def side_gap(
     )
 
 @paints('Pleural Effusion', 'lateral')
-def side_fluid(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_fluid(f, rng, at, contrast):
     level = f.chest.dome + rng.uniform(-0.18, 0.08)
     meniscus = 0.25 * np.maximum(0, f.rel) ** 3
     return (
@@ -1834,22 +1665,12 @@ def side_fluid(
     )
 
 @paints('Pleural Other', 'lateral')
-def side_rim(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_rim(f, rng, at, contrast):
     rim = step(f.rel - rng.uniform(0.78, 0.88), 40)
     return contrast * f.cavity * rim * bell(f.y - at[1], 0.3, 4)
 
 @paints('Support Devices', 'lateral')
-def side_devices(
-    f,
-    rng,
-    at,
-    contrast,
-):
+def side_devices(f, rng, at, contrast):
     line = f.curve(
         [(-0.3, -0.6), (0.0, -0.45), (-0.1, 0.0), (-0.2, 0.2)],
         0.014,
@@ -1890,12 +1711,7 @@ def _truth(ill, rng) -> dict:
     truth['Support Devices'] = float(rng.random() < 0.35)
     return truth
 
-def _reported(
-    name,
-    present,
-    ill,
-    luck,
-) -> float:
+def _reported(name, present, ill, luck) -> float:
     "Return what a labeller makes of one finding: 1, 0, -1 or NaN."
     if name == 'No Finding': return 1.0 if present else np.nan
     doubtful = name != 'Support Devices'
@@ -1992,12 +1808,7 @@ def _draw_row(row, size, seed) -> Phantom:
         place.patient, findings, projection, place.study, size, seed
     )
 
-def _save_rows(
-    rows,
-    folder,
-    size,
-    seed,
-):
+def _save_rows(rows, folder, size, seed):
     "Draw and save some rows under a folder."
     for row in rows:
         path = folder / row['Path'].split('/', 1)[1]
@@ -2062,12 +1873,7 @@ def _move(whole: Path, folder: Path):
     if folder.exists(): folder.rmdir()
     os.replace(whole, folder)
 
-def _in_processes(
-    save: Callable,
-    rows: list,
-    workers: int,
-    progress: bool,
-):
+def _in_processes(save: Callable, rows: list, workers: int, progress: bool):
     "Save rows, forty at a time; the pool is closed, or a forked parent could never end."
     chunks = [rows[i : i + 40] for i in range(0, len(rows), 40)]
     us = dict(initializer=follow, initargs=(os.getpid(),))

@@ -457,7 +457,7 @@ def _embedded(plan: StudySettings, name: str, table: XrayTable) -> Path:
     card, device = EncoderCard(**how.card), str(pick_device(settings))
     encoder = open_encoder(how.encoder, card, device)
     progress = settings.training.progress
-    where = dict(cache_path=settings.cache_folder, progress=progress)
+    where: dict = dict(cache_path=settings.cache_folder, progress=progress)
     pixels = open_pixels(table, encoder.size, **where)
     key = json_digest(made_by_encoder(encoder, table, pixels))
     folder = make_run_folder(settings) / 'vectors'
@@ -508,7 +508,7 @@ def with_leaks(plan: StudySettings, rows: list[dict]) -> list[dict]:
     if not usual: return rows
     out = []
     for row in rows:
-        told = known.get(row.get('fold'), usual)
+        told = known.get(row.get('fold', ''), usual)
         row = row | dict(leak=told[row['method']])
         if 'over' in row: row['leak_over'] = told[row['over']]
         out.append(row)
@@ -877,7 +877,7 @@ def save_cell(cell: Cell) -> None:
             if not score_path(cell, method, negatives).exists(): continue
             scores = read_scores(cell, method, negatives)
             ranks = {finding: packed(given) for finding, given in scores.items()}
-            told = dict(made_of=score_origin(cell, method, negatives), ranks=ranks)
+            told: dict = dict(made_of=score_origin(cell, method, negatives), ranks=ranks)
             if has_curve(cell.plan, method):
                 told |= dict(curve_of=curve_digest(cell.plan))
                 told |= dict(curve=read_curve(cell, method, negatives) or {})

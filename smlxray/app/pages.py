@@ -79,7 +79,7 @@ def contours(
     lines = contour_generator(z=grid)
     paths = []
     for share in shares:
-        found = [(line + 0.5) / fine for line in lines.lines(share)]
+        found = [(np.asarray(line) + 0.5) / fine for line in lines.lines(share)]
         paths.append(' '.join(map(_path, found)))
     return [path for path in paths if path]
 
