@@ -524,18 +524,21 @@ def embed(
     _writable(output)
     _no_input(output, data, vectors, paths)
     _keep_foreign(output, overwrite, 'left_out')
-    from smlxray.encoders import EncoderCard, write_vectors
-    told: dict = dict(
-        trained_on=trained_on, findings_seen=findings_seen, patients_seen=patients_seen
-    )
-    told |= dict(image_size=list(_pixels(size)) if size else None, channels=channels)
-    card = EncoderCard(**{key: value for key, value in told.items() if value is not None})
+    from smlxray.encoders import write_vectors
+    seen = dict(findings_seen=findings_seen, patients_seen=patients_seen)
+    card = _card(size, trained_on=trained_on, channels=channels, **seen)
     how: dict = dict(cache_path=_here(cache_path), workers=workers, batch_size=batch_size)
     table = _table(data, dataset, views)
     if vectors: made = _seal(vectors, paths, card, table)
     else: made = _embed(str(encoder), card, table, **how)
     write_vectors(_here(output), made)
     _tell_vectors(output, made, as_json)
+
+def _card(size: str | None, **told):
+    "What the options of `embed` say of an encoder."
+    from smlxray.encoders import EncoderCard
+    if size: told['image_size'] = list(_pixels(size))
+    return EncoderCard(**{key: value for key, value in told.items() if value is not None})
 
 def _embed(encoder: str, card, table, cache_path: Path, workers: int, batch_size: int):
     "Open an encoder and embed a table."
