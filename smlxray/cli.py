@@ -178,7 +178,7 @@ _ORDER = {  # the headings of the help, with the commands below each in the orde
     'Data and settings': ('data', 'cache', 'config'),
     'Learn and measure': ('run', 'train', 'evaluate', 'runs', 'report'),
     'Use a model': ('compare', 'predict', 'teach', 'model', 'app'),
-    'Encoders and frameworks of others': ('embed', 'leaderboard', 'episodes', 'score'),
+    'Encoders and frameworks of others': ('embed', 'leaderboard', 'episodes', 'score', 'cite'),
     'Studies, and what the machine does': ('power', 'study', 'bench', 'convert'),
 }
 
@@ -410,7 +410,7 @@ def convert(
 ):
     "Turn a per-image cache of SML-X-ray into one file, grey values kept bit for bit."
     pixels, progress = _pixels(size), sys.stderr.isatty()
-    if not _here(source).is_dir(): raise SmlxrayError(f'There is no folder {source}.')
+    _exists(source)
     table = _table(data, dataset, views)
     from smlxray.cache import convert_cache
     cache = convert_cache(_here(source), table, pixels, _here(cache_path), progress=progress)

@@ -309,7 +309,7 @@ def readme_commands(command='smlxray'):
     ]
 
 
-TRAINS = ('run', 'demo', 'train', 'evaluate')
+TRAINS = ('run ', 'demo', 'train', 'evaluate')
 MORE_DATA = ('study', 'data layout', 'embed data/nih', 'leaderboard mine', 'leaderboard runs')
 # a server until it is stopped; X-rays of your own
 NEEDS_MORE = ('app', 'start my-xrays', *MORE_DATA)
@@ -581,7 +581,7 @@ def test_a_closed_pipe_is_no_mistake(tmp_path):
     assert (done.returncode, done.stderr) == (0, b'')
 
 
-def test_ctrl_c_is_one_word(small, monkeypatch, capsys):
+def test_ctrl_c_is_one_line(small, monkeypatch, capsys):
     def interrupted(*words, **options):
         raise KeyboardInterrupt
 
@@ -590,7 +590,8 @@ def test_ctrl_c_is_one_word(small, monkeypatch, capsys):
     line = 'predict 0.png --model model --output stopped.csv'
     assert call(line.split()) == 130
     said = capsys.readouterr()
-    assert said.err == 'smlxray: stopped.\n' and not said.out
+    how = 'the same command goes on after the rows that are written'
+    assert said.err == f'smlxray: stopped; {how}.\n' and not said.out
     for left in small.glob('*stopped.csv*'):
         left.unlink()
 
