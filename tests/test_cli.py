@@ -314,7 +314,7 @@ MORE_DATA = ('study', 'data layout', 'embed data/nih', 'leaderboard mine', 'lead
 # a server until it is stopped; X-rays of your own
 NEEDS_MORE = ('app', 'start my-xrays', *MORE_DATA)
 # a notebook or three each, or measuring
-LONG = (*TRAINS, 'start', 'report', 'bench', 'model export embedding.onnx')
+LONG = (*TRAINS, 'start', 'report', 'score', 'bench', 'model export embedding.onnx')
 
 
 def all_examples():
