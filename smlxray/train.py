@@ -796,6 +796,7 @@ class Record:
         self.log.add(**loop.objective.row(loop.model, number, loss))
         if time.monotonic() - self.saved < self.every: return False
         save_state(self.state, loop, number + 1, self.made_by)
+        self._keep(number + 1)  # known here at once; the others may be dying
         self.saved = time.monotonic()
         return True
 
