@@ -1035,7 +1035,8 @@ def _about_run(run: Path) -> dict[str, str]:
     "One line about a run."
     when = time.strftime('%Y-%m-%d %H:%M', time.localtime(_written_at(run)))
     done = [name for name in ('bundle', 'report.html') if (run / name).exists()]
-    weights = sorted(file.stem for file in run.glob('*/*.safetensors'))
+    files = [file for file in run.glob('*/*.safetensors') if file.parent.name != 'bundle']
+    weights = sorted(file.stem for file in files)
     try:
         data = load_settings('paper', config=run / 'config.yaml').data
         what = Path(data.dataset_path).name, ', '.join(data.novel_findings)
