@@ -85,6 +85,10 @@ def make_row(lab: Lab, method: Method, finding: str, answers: list[EpisodeScores
     row = dict(method=method.name) | asked | measured(answers)
     return row | dict(adapted_steps=method.steps) | how | dict(seed=s.training.seed)
 
+def interval_columns(name: str, interval: Interval) -> dict[str, float]:
+    "Write a value and its interval as entries of a row."
+    return {name: interval.value, f'{name}_low': interval.low, f'{name}_high': interval.high}
+
 def measured(answers: list[EpisodeScores]) -> dict:
     "Give the columns of a row that follow from the answers alone."
     patients = np.unique(np.concatenate([a.patients for a in answers]))
@@ -106,10 +110,6 @@ def add_gain(
 ) -> dict:
     "Extend an adapted method's row by its paired gain in AUC over the same weights before."
     return row | dict(gain_over=over) | interval_columns('gain', patient_interval(answers, before))
-
-def interval_columns(name: str, interval: Interval) -> dict[str, float]:
-    "Write a value and its interval as entries of a row."
-    return {name: interval.value, f'{name}_low': interval.low, f'{name}_high': interval.high}
 
 # %% ../nbs/70_evaluate.ipynb #8af438a1
 def start_of(method: Method) -> tuple:

@@ -264,7 +264,7 @@ def open_lab(
     check_finding_disjoint(findings.base, findings.novel)
     pixels = _open_pixels(settings, table) if with_pixels else NoPixels(table)
     usable = pixels.usable
-    if not isinstance(pixels, NoPixels):
+    if isinstance(pixels, (ImageCache, DirectPixels)):
         usable = readable(table, pixels) & counted_once(table, pixels)
     patients = PatientSplit(*(rows[usable[rows]] for rows in patients))
     train = training_rows(table, patients.train, findings.novel)
