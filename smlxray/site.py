@@ -674,18 +674,24 @@ def render(
 
 # %% ../nbs/95_site.ipynb #7c86021d
 class _Page(HTMLParser):
-    "The ids and the links of a page."
+    "The ids and the links of a page, and what a browser fetches by itself to show it."
 
     def __init__(self, text: str):
         super().__init__()
         self.ids: set[str] = set()
         self.links: list[str] = []
+        self.fetched: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.ids |= {v for k in ('id', 'name') if (v := attrs.get(k))}
         self.links += [v for k in ('href', 'src') if (v := attrs.get(k))]
+        keys = ['src', 'srcset', 'poster', 'data']
+        if tag == 'link' and attrs.get('rel') not in _ONLY_NAMED: keys.append('href')
+        self.fetched += [v for k in keys if (v := attrs.get(k))]
+
+_ONLY_NAMED = ('canonical', 'alternate', 'next', 'prev')  # links that no browser follows unasked
 
 # %% ../nbs/95_site.ipynb #c09c8b1a
 def link_problems(
@@ -718,16 +724,55 @@ def _leads_nowhere(link: str, path: Path, folder: Path, pages: dict[Path, _Page]
         return 'a place that is not on that page'
     return ''
 
+# %% ../nbs/95_site.ipynb #bf3f8d99
+_KATEX = re.compile(r'https://[^"\s]*/katex(?:@[^/"\s]+)?/dist/?')
+_FONTS = re.compile(r'@import\s+(?:url\([^)]*//[^)]*\)|"[^"]*//[^"]*")[^;]*;')
+
+def keep_local(
+    folder: str | Path,  # a finished site
+    katex: str | Path,   # the folder that holds KaTeX; without it, formulas stay as they are
+) -> None:
+    "Let the pages of a site load formulas from the site itself, and fonts from nowhere."
+    folder, katex = Path(folder), Path(katex)
+    for path in folder.rglob('*.css'):
+        style = path.read_text(encoding='utf-8')
+        path.write_text(_FONTS.sub('', style), encoding='utf-8')
+    if not katex.is_dir(): return
+    shutil.copytree(katex, folder / 'site_libs' / 'katex')
+    for path in folder.rglob('*.html'):
+        up = '../' * (len(path.relative_to(folder).parts) - 1)
+        page = path.read_text(encoding='utf-8')
+        path.write_text(_KATEX.sub(f'{up}site_libs/katex/', page), encoding='utf-8')
+
+# %% ../nbs/95_site.ipynb #c2f5c338
+_OUTSIDE = re.compile(r'\s*(?:https?:)?//')
+_IN_STYLE = re.compile(r'(?:url\(|@import)\s*["\']?((?:https?:)?//[^"\')\s]+)')
+
+def outside_problems(
+    folder: str | Path,  # a finished site
+) -> list[str]:          # one sentence for each thing that a browser would fetch from elsewhere
+    "Find what the pages and styles of a site load from other machines."
+    found = []
+    for path in sorted(Path(folder).rglob('*.html')):
+        fetched = _Page(path.read_text(encoding='utf-8')).fetched
+        found += [(path, link) for link in fetched if _OUTSIDE.match(link)]
+    for path in sorted(Path(folder).rglob('*.css')):
+        style = path.read_text(encoding='utf-8')
+        found += [(path, link) for link in _IN_STYLE.findall(style)]
+    return [f'{path.name} loads {link} from another machine.' for path, link in found]
+
 # %% ../nbs/95_site.ipynb #bd20b4b6
 def build_site(
     root: str | Path,                 # root of a checkout
     dest: str | Path | None = None,   # where the site goes, replacing what is there; None: a check
 ) -> int:                             # number of pages
-    "Build the site from the notebooks; raise `SiteError` if a link leads nowhere."
+    "Build the site from the notebooks; raise `SiteError` if a link is dead or a page needs the web."
     with tempfile.TemporaryDirectory(prefix='site-') as tmp:
         pages = stage_site(root, tmp)
         built = render(tmp)
-        if wrong := link_problems(built): raise SiteError('\n'.join(wrong))
+        keep_local(built, Path(root) / 'nbs' / 'katex')
+        wrong = link_problems(built) + outside_problems(built)
+        if wrong: raise SiteError('\n'.join(wrong))
         if dest is not None:
             shutil.rmtree(dest, ignore_errors=True)
             shutil.move(built, dest)
