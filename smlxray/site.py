@@ -766,7 +766,7 @@ def build_site(
     root: str | Path,                 # root of a checkout
     dest: str | Path | None = None,   # where the site goes, replacing what is there; None: a check
 ) -> int:                             # number of pages
-    "Build the site from the notebooks; raise `SiteError` if a link is dead or a page needs the web."
+    "Build the site; raise `SiteError` if a link is dead, or a page needs another machine."
     with tempfile.TemporaryDirectory(prefix='site-') as tmp:
         pages = stage_site(root, tmp)
         built = render(tmp)
