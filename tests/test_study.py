@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from real import REAL, needs_real
+from real import NIH, REAL, needs_nih, needs_real
 
 from smlxray import study as study_module
 from smlxray.base import ConfigError, SmlxrayError, resolve_path, show_remarks
@@ -22,18 +22,11 @@ from smlxray.study import (
     run_study,
 )
 
-FILE = resolve_path('nbs/real_xrays.json')
+FILE = resolve_path('nbs/nih_confirm.json')
 PLAN = load_plan()
+CONFIRM = load_plan(resolve_path('config/nih_confirm.yaml'))
+CELLS = [Cell(CONFIRM, fold, split) for split in CONFIRM.splits for fold in CONFIRM.folds]
 NORMALS, OTHERS = PROTOCOLS['normals'], PROTOCOLS['others']
-needs_file = pytest.mark.skipif(
-    not FILE.is_file(), reason='no nbs/real_xrays.json: `smlxray study` writes it'
-)
-
-# AUC by fold, measured on the same images by other code, on other random splits
-MEASURED = {
-    'imagenet, prototypes': {'1': 0.625, '2': 0.581, '3': 0.604},
-    'supervised, prototypes': {'1': 0.772, '2': 0.744, '3': 0.778},
-}
 
 
 @pytest.fixture
@@ -52,38 +45,42 @@ def cell(home, fold, split, **changes):
     return Cell(load_plan(folder=str(REAL), settings=PLAN.settings | there, **changes), fold, split)
 
 
-def wanted_rows(study) -> set:
+def confirmed_cell(home, fold, split):
+    "A cell of the confirmation, to be computed again instead of read."
+    there = dict(cache_path=str(home / 'cache'), runs_path=str(home / 'runs'))
+    settings = CONFIRM.settings | there
+    changes = dict(folder=str(NIH), asked=str(NIH), settings=settings, cells='', ledger='')
+    return Cell(CONFIRM.model_copy(update=changes), fold, split)
+
+
+def wanted_rows() -> set:
     "Every row that a complete file has: (method, protocol, fold, split, seed, finding)."
     rows = set()
-    for protocol, methods in ((NORMALS, PLAN.methods), (OTHERS, PLAN.others)):
-        for fold, findings in PLAN.folds.items():
-            for split in study['splits']:
+    for protocol, methods in ((NORMALS, CONFIRM.methods), (OTHERS, CONFIRM.others)):
+        for fold, findings in CONFIRM.folds.items():
+            for split in CONFIRM.splits:
                 rows |= {(m, protocol, fold, split, 0, f) for m in methods for f in findings}
     return rows
 
 
-@needs_file
 def test_the_file_of_the_study_is_small_and_holds_what_it_names(study):
-    assert FILE.stat().st_size <= 200_000
+    assert FILE.stat().st_size <= 400_000
     assert study['commit'] and not study['changed'] and len(study['data']['digest']) == 16
     keys = ('method', 'protocol', 'fold', 'split', 'seed', 'finding')
     there = {tuple(row[key] for key in keys) for row in study['rows']}
     assert len(there) == len(study['rows']), 'a row is there twice'
-    assert there == wanted_rows(study) and study['complete'] and len(study['splits']) >= 3
-    assert len(study['slow']) == len(PLAN.methods | PLAN.slow)
+    assert there == wanted_rows() and study['complete'] and not study['missing']
     assert all(0 <= r['auc_low'] <= r['auc'] <= r['auc_high'] <= 1 for r in study['rows'])
 
 
-@needs_file
 def test_the_plan_of_the_file_is_the_plan_that_is_shipped(study):
-    shipped = PLAN.model_dump(mode='json')
-    told = PLAN.model_copy(update=study['plan'])
-    told = type(PLAN)(**told.model_dump(mode='json', warnings=False)).model_dump(mode='json')
+    shipped = CONFIRM.model_dump(mode='json')
+    told = CONFIRM.model_copy(update=study['plan'])
+    told = type(CONFIRM)(**told.model_dump(mode='json', warnings=False)).model_dump(mode='json')
     for key in ('folds', 'backbones', 'methods', 'slow', 'controls', 'default', 'reference'):
         assert told[key] == shipped[key], f'{key} changed: run the study again'
 
 
-@needs_file
 def test_the_means_of_the_file_are_means_of_its_rows(study):
     rows = pd.DataFrame(study['rows'])
     for s in study['summary']:
@@ -93,27 +90,20 @@ def test_the_means_of_the_file_are_means_of_its_rows(study):
         assert abs(expected - s['auc']) < 2e-4
 
 
-@needs_file
-def test_the_baselines_are_those_that_were_measured_before_and_the_default_beats_them(study):
-    "A weaker baseline would flatter the default."
-    summary = {(r['method'], r['fold']): r for r in study['summary'] if r['protocol'] == NORMALS}
-    for method, means in MEASURED.items():
-        assert set(means) == set(PLAN.folds)
-        for fold, mean in means.items():
-            assert abs(summary[method, fold]['auc'] - mean) < 0.03, (method, fold)
-    assert summary[PLAN.default, 'all']['gain_low'] > 0
-    for row in study['compared']:
-        pair = row['method'], row['over'], row['protocol']
-        if pair != (PLAN.default, PLAN.reference, NORMALS): continue
-        if row['fold'].startswith('all'):
-            low = row.get('wide_low', row['gain_low'])  # over patients in all roles
-            assert low > 0, 'the default is no longer better'
+def test_the_default_beats_its_baseline_in_both_protocols(study):
+    "In all folds together, over patients in all roles."
+    wanted = CONFIRM.default, CONFIRM.reference, 'all'
+    lows = [
+        row['gain_low']
+        for row in study['compared']
+        if (row['method'], row['over'], row['fold']) == wanted
+    ]
+    assert len(lows) == len(PROTOCOLS) and min(lows) > 0, 'the default is no longer better'
 
 
-@needs_file
 def test_the_controls_of_the_file_hold_one_half(study):
-    held = [r['holds'] for r in study['controls'] if r['method'] in PLAN.at_chance]
-    assert len(held) == len(PLAN.at_chance) * len(PROTOCOLS) and all(held)
+    held = [r['holds'] for r in study['controls'] if r['method'] in CONFIRM.at_chance]
+    assert len(held) == len(CONFIRM.at_chance) * len(PROTOCOLS) and all(held)
 
 
 def test_the_readme_says_what_the_confirmation_found():
@@ -121,7 +111,7 @@ def test_the_readme_says_what_the_confirmation_found():
     overall = {(r['method'], r['protocol']): r for r in found['summary'] if r['fold'] == 'all'}
     readme = ' '.join(resolve_path('README.md').read_text().split())
     for protocol in PROTOCOLS.values():
-        mine, base = overall['default', protocol], overall[PLAN.reference, protocol]
+        mine, base = overall['default', protocol], overall[CONFIRM.reference, protocol]
         for words in (
             f"**{mine['auc']:.3f} [{mine['auc_low']:.3f}, {mine['auc_high']:.3f}]**",
             f"{base['auc']:.3f} [{base['auc_low']:.3f}, {base['auc_high']:.3f}]",
@@ -131,32 +121,32 @@ def test_the_readme_says_what_the_confirmation_found():
             assert words in readme, words
 
 
-@needs_real
-@needs_file
+@needs_nih
 @pytest.mark.slow
-def test_twenty_episodes_of_the_file_come_out_again(home, study):
+def test_what_was_not_trained_comes_out_again(home, study):
+    """Twenty episodes agree to the last digit, and the means of all nearly.
+
+    The vectors of the file were computed on another machine, whose rounding turns a few close pairs
+    round.
+    """
     check = study['check']
-    again = checked_episodes(cell(home, check['fold'], check['split']), 20)
-    assert again['finding'] == check['finding'] and set(check['auc']) == set(PLAN.check)
+    c = confirmed_cell(home, check['fold'], check['split'])
+    again = checked_episodes(c, 20)
+    assert again['finding'] == check['finding'] and set(check['auc']) == set(CONFIRM.check)
     for method, aucs in check['auc'].items():
         assert len(aucs) == 20 and np.abs(np.array(aucs) - again['auc'][method]).max() < 1e-6
-
-
-@needs_real
-@needs_file
-@pytest.mark.slow
-def test_rows_without_training_come_out_again(home, study):
-    "All thousand episodes of each finding, to the digits of the file."
-    c = cell(home, '1', 40)
-    told = {(r['method'], r['protocol'], r['finding']): r['auc'] for r in study['rows']
-            if (r['fold'], r['split']) == ('1', 40)}  # fmt: skip
-    for name in PLAN.check:
-        method = study_module.build_method(c, name)
-        for negatives, protocol in PROTOCOLS.items():
-            for finding in c.askable(negatives):
-                scores = method.logits(c.block(finding, negatives))
-                auc = float(study_module.block_auc(scores).mean())
-                assert abs(auc - told[name, protocol, finding]) < 6e-5, (name, protocol, finding)
+    told = {
+        (row['method'], row['protocol'], row['finding']): row['auc']
+        for row in study['rows']
+        if (row['fold'], row['split']) == (check['fold'], check['split'])
+    }
+    method = study_module.build_method(c, 'imagenet, prototypes')
+    for negatives, protocol in PROTOCOLS.items():
+        for finding in c.askable(negatives):
+            scores = method.logits(c.block(finding, negatives))
+            auc = float(study_module.block_auc(scores).mean())
+            there = told['imagenet, prototypes', protocol, finding]
+            assert abs(auc - there) < 1e-3, (protocol, finding)
 
 
 @needs_real
@@ -280,11 +270,6 @@ def test_other_xrays_go_through_the_same_function(tmp_path, monkeypatch, capsys)
     assert same == one
     lines = [line for line in said.splitlines() if PLAN.reference in line]
     assert [line for line in again.splitlines() if PLAN.reference in line] == lines
-
-
-
-CONFIRM = load_plan(resolve_path('config/nih_confirm.yaml'))
-CELLS = [Cell(CONFIRM, fold, split) for split in CONFIRM.splits for fold in CONFIRM.folds]
 
 
 def test_the_default_that_was_announced_is_that_of_the_plan():
