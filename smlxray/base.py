@@ -702,6 +702,12 @@ class Registry:
         return found
 
 # %% ../nbs/00_base.ipynb #cacee28c
+OWN_CODE = r'[A-Za-z_][\w.]*:[A-Za-z_]\w*'  # package.module:name
+
+def is_own_code(name: str) -> bool:
+    "Tell whether a name is the place of code of the user."
+    return re.fullmatch(OWN_CODE, name) is not None
+
 def own_object(
     place: str,  # package.module:name
 ) -> Any:
@@ -716,6 +722,22 @@ def own_object(
     if hasattr(found, name): return getattr(found, name)
     names = [known for known in vars(found) if known[0] != '_']
     raise ConfigError(f'{module} has no {name}: {did_you_mean(name, names)}')
+
+# %% ../nbs/00_base.ipynb #9bd25081
+_trusted: set[str] = set()
+
+def trust_code(place: str) -> None:
+    "Note that the user, and not just a file, named an object of their own."
+    _trusted.add(place)
+
+def check_trusted(place: str) -> None:
+    "Raise `ConfigError` for own code that nothing but a file names."
+    told = os.environ.get('SMLXRAY_TRUST', '').split(',')
+    if not is_own_code(place) or place in _trusted or place in map(str.strip, told): return
+    raise ConfigError(
+        f"The model is built by '{place}', which loading it would run: have that code here, and "
+        f'set SMLXRAY_TRUST={place} if you trust it.'
+    )
 
 # %% ../nbs/00_base.ipynb #1bee0f8e
 BACKBONES = Registry('backbone', {

@@ -29,8 +29,8 @@ from torch import Tensor
 from . import __version__
 from smlxray.base import (
     ALGORITHMS, Fields, ImageError, SmlxrayError, atomic_path, check_fields, check_seal,
-    draft_folder, for_cell, for_folder, logger, moved, own_file, parse_json, recover_folder,
-    replace_folder, same_name,
+    draft_folder, for_cell, for_folder, is_own_code, logger, moved, own_file, parse_json,
+    recover_folder, replace_folder, same_name,
 )
 from .cache import to_float
 from .config import Settings
@@ -1324,6 +1324,14 @@ def _method_lines(facts: dict) -> list[str]:
     return lines
 
 # %% ../nbs/68_bundle.ipynb #732a3c6a
+def _code_lines(backbone: str) -> list[str]:
+    "Say which code a reader needs; nothing if it comes with smlxray."
+    if not is_own_code(backbone): return []
+    return [
+        f'Its backbone is built by `{backbone}`, code that is not in this folder. Install it, and '
+        f'set `SMLXRAY_TRUST={backbone}` if you trust it.'
+    ]
+
 def model_card(
     bundle: Bundle,
 ) -> str:  # Markdown
@@ -1335,6 +1343,7 @@ def model_card(
         f'# {bundle.version}',
         f'A {s.siamese.backbone} that embeds chest X-rays ({h} x {w} pixels, grey) in '
         f'{s.siamese.embedding_dim} dimensions; {trained}.',
+        *_code_lines(s.siamese.backbone),
         *_method_lines(facts),
         'Research software: not a medical device, and nothing it says is a diagnosis.',
         '## Data',
@@ -1365,6 +1374,7 @@ def _bundle_files(b: Bundle) -> dict[str, bytes]:
         )
     settings = b.settings.without_folders().model_dump(mode='json')
     told = dict(net=b.net.to_config(), network=b.network, settings=settings)
+    if is_own_code(b.settings.siamese.backbone): told['tried'] = _tried(b)
     check_finite(b.net.state_dict() | b.tensors, 'The network of this bundle')
     files = {
         'bundle.json': _json(dict(told, facts=counts_only(b.facts), findings=slugs)),
@@ -1404,9 +1414,26 @@ def _bundle_from(
             id,
             folder,
         )
-    if bundle.network == told['network']: return bundle
-    told = 'are not those that its findings were made with'
-    raise BundleError(f'The weights in {folder.name} {told}.')
+    if bundle.network != told['network']:
+        why = 'are not those that its findings were made with'
+        raise BundleError(f'The weights in {folder.name} {why}.')
+    if told.get('tried'): _check_code(bundle, told['tried'])
+    return bundle
+
+def _check_code(bundle: Bundle, tried: list[float]) -> None:
+    "Raise `BundleError` if own code embeds an image otherwise than where the bundle was made."
+    found = _tried(bundle)
+    if len(tried) == len(found) and np.dot(tried, found) > 0.999: return
+    raise BundleError(
+        f'{bundle.settings.siamese.backbone} has changed since this bundle was made: it embeds an '
+        'image differently; fetch the code that it was made with.'
+    )
+
+def _tried(bundle: Bundle) -> list[float]:
+    "The embedding of an image of noise, always the same: code may change while weights do not."
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (1, 1, *bundle.size), dtype=torch.uint8, generator=generator)
+    return bundle.embed(image)[0].tolist()
 
 class _DataFields(Fields):
     name: str
@@ -1434,6 +1461,7 @@ class _FactFields(Fields):
     made_of: dict[str, str] = {}
 
 class _BundleFields(Fields):
+    tried: list[float] = []
     net: dict
     network: str
     settings: dict

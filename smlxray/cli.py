@@ -1167,11 +1167,17 @@ def _make_bundle(folder: Path) -> None:
     _note(f'{name}: making its bundle.')
     made.save(folder / 'bundle')
 
+def _trust_run(folder: Path) -> None:
+    "Allow the own code that the settings of a run of this machine name."
+    config = folder / 'config.yaml'
+    if config.exists(): load_settings('paper', config=config)
+
 def _load_model(model: str | None, config: Path | None, given: list[str] | None):
     "Load the bundle that is meant, making a run's bundle if need be."
     folder, named = _run_of(model, config, given)
     import torch
     from smlxray.bundle import Bundle, is_fresh
+    if not named: _trust_run(folder)
     if not named and not is_fresh(folder): _make_bundle(folder)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     return Bundle.load(named or folder / 'bundle', device)
@@ -1670,6 +1676,7 @@ def _model_verify(
         advice = f'`smlxray model info {folder.name}` makes it'
         raise SmlxrayError(f'The run {folder.name!r} has no bundle yet; {advice}.')
     from smlxray.bundle import Bundle, TaughtFinding, _kind_of
+    if not named: _trust_run(folder)
     kind = TaughtFinding if _kind_of(place) == 'taught finding' else Bundle
     found = kind.load(place)
     files = sum(path.is_file() for path in place.rglob('*'))

@@ -18,8 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic import field_validator, model_validator
 from pydantic_core.core_schema import no_info_after_validator_function
 
-from .base import ALGORITHMS, BACKBONES, LOSSES, READERS, Registry
-from .base import ConfigError, moved, nearest
+from .base import ALGORITHMS, BACKBONES, LOSSES, OWN_CODE, READERS, Registry
+from .base import ConfigError, moved, nearest, trust_code
 from .base import repo_root, resolve_path, shipped_file, write_atomic
 
 # %% ../nbs/00_config.ipynb #2eaa85ab
@@ -223,7 +223,7 @@ _Device = Annotated[
 
 # %% ../nbs/00_config.ipynb #9027c4c2
 _Dataset = Annotated[str, _OneOf(READERS, 'a column mapping in a .yaml file', r'.+\.ya?ml')]
-_Backbone = Annotated[str, _OneOf(BACKBONES)]
+_Backbone = Annotated[str, _OneOf(BACKBONES, 'package.module:factory of your own', OWN_CODE)]
 _Loss = Annotated[str, _OneOf(LOSSES)]
 _Algorithm = Annotated[str, _OneOf(ALGORITHMS)]
 _Uncertain = Literal['ignore', 'ones', 'zeros', 'smooth', 'chexpert']
@@ -276,7 +276,7 @@ class DataSettings(Section):
 class SiameseSettings(Section):
     "The network that turns an X-ray into an embedding, and when two X-rays count as alike."
 
-    backbone: _Backbone = 'resnet50'   # gn: group norm; conv4 is for tests
+    backbone: _Backbone = 'resnet50'   # gn: group norm; conv4 is for tests; module:factory is yours
     pretrained: bool = False           # ImageNet weights; efficientnet_lite0 and timm/ have them
     embedding_dim: _Pair = 256         # length of an embedding
     loss: _Loss = 'contrastive'        # pulls alike X-rays together, pushes unlike ones apart
@@ -531,7 +531,9 @@ def load_settings(
     layers.lay_file(_preset_file(preset), f'preset {preset}')
     if config is not None: layers.lay_file(resolve_path(config), str(config))
     for leaf, value in overrides.items(): layers.lay_value(leaf, value)
-    return layers.settings()
+    settings = layers.settings()
+    trust_code(settings.siamese.backbone)
+    return settings
 
 # %% ../nbs/00_config.ipynb #ff2d9848
 def stated_preset(config: str | os.PathLike | None) -> str:

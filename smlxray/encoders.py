@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from smlxray.base import (
-    BACKBONES, ConfigError, DataError, did_you_mean, json_digest, own_object, parse_json,
-    resolve_path,
+    BACKBONES, ConfigError, DataError, did_you_mean, is_own_code, json_digest, own_object,
+    parse_json, resolve_path,
 )
 from .bundle import MANIFEST, Bundle
 from .cache import to_float
@@ -608,7 +608,7 @@ def _opener(name: str, path: Path) -> Callable:  # (card, device) -> the encoder
     if path.is_file() and path.suffix == '.pt2': return by(program_encoder, path)
     if path.is_file():
         refuse_pickle(path)
-    if re.fullmatch(r'[\w.]+:\w+', name): return by(python_encoder, name)
+    if is_own_code(name): return by(python_encoder, name)
     if name in BACKBONES: return by(timm_encoder, name)
     what = f"'{name}' is no encoder that is known"
     if path.suffix: what = f'There is no file {path.name} of an encoder'

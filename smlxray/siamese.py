@@ -8,14 +8,17 @@ __all__ = ['unit_vectors', 'cosine_similarity', 'pairwise_distance', 'Backbone',
 
 # %% ../nbs/30_siamese.ipynb #f2cf3ccb
 import importlib, math, re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .base import ALGORITHMS, BACKBONES, ConfigError, choose, did_you_mean, moved
+from smlxray.base import (
+    ALGORITHMS, BACKBONES, ConfigError, check_trusted, choose, did_you_mean, is_own_code, moved,
+    own_object, trust_code,
+)
 
 # %% ../nbs/30_siamese.ipynb #870dfb66
 def unit_vectors(
@@ -246,15 +249,66 @@ def timm_backbone(
     channels = getattr(net, 'head_hidden_size', net.num_features)
     return Backbone(net, channels, _timm_blocks(net))
 
+# %% ../nbs/30_siamese.ipynb #8e55079b
+def own_backbone(
+    name: str,                 # package.module:factory
+    pretrained: bool = False,  # call it with `pretrained=True`
+    **options,                 # for the factory
+) -> Backbone:
+    "Build a backbone by a factory of the user; raise `ConfigError` if it gives no backbone."
+    factory = own_object(name)
+    if pretrained: options['pretrained'] = True
+    try:
+        net = factory(**options)
+    except Exception as problem:
+        raise ConfigError(f"backbone '{name}' cannot be built ({_in_short(problem)}).") from None
+    return describe_backbone(net, name)
+
+def describe_backbone(net: nn.Module, name: str) -> Backbone:
+    "Find out what must be known of a network; raise `ConfigError` if it is no backbone."
+    if not isinstance(net, nn.Module):
+        kind = type(net).__name__
+        raise ConfigError(f"backbone '{name}' is a {kind}; its factory must return an nn.Module.")
+    channels = getattr(net, 'channels', None)
+    if not isinstance(channels, int): channels = _tried_channels(net, name)
+    return Backbone(net, channels, _timm_blocks(net))
+
+def _tried_channels(net: nn.Module, name: str, side: int = 224) -> int:
+    "Show a network two empty images, and count the features."
+    modes = [(module, module.training) for module in net.modules()]
+    try:
+        with torch.no_grad(): out = net.eval()(torch.zeros(2, 1, side, side))
+    except Exception as problem:
+        raise ConfigError(
+            f"backbone '{name}' cannot take images (B, 1, {side}, {side}) ({_in_short(problem)}): "
+            'let it take one channel, as `fold_channels` does, or give it a number `channels`.'
+        ) from None
+    finally:
+        for module, mode in modes: module.training = mode
+    if isinstance(out, Tensor) and out.ndim == 2 and len(out) == 2: return out.shape[1]
+    shape = tuple(getattr(out, 'shape', ())) or type(out).__name__
+    raise ConfigError(
+        f"backbone '{name}' gives {shape} for two images, not two vectors (2, C): "
+        'let it return pooled features.'
+    )
+
+def _in_short(problem: Exception) -> str:
+    "The first line of an error."
+    first, *_ = str(problem).strip().splitlines() or [type(problem).__name__]
+    return first[:160]
+
 # %% ../nbs/30_siamese.ipynb #e7302818
 def make_backbone(
-    name: str,                 # a name in `BACKBONES`, such as 'resnet18' or 'timm/resnet10t'
+    name: str,                 # a name in `BACKBONES`, 'timm/resnet10t', or package.module:factory
     pretrained: bool = False,  # with ImageNet weights, where there are any
     **options,                 # 'conv4' takes those of `ConvNet4`, torchvision's networks `norm`
 ) -> tuple[nn.Module, int]:    # the network (B, 1, H, W) -> (B, C), and C
     "Build a backbone for one-channel images; unknown names and options raise `ConfigError`."
-    backbone = BACKBONES[name](name, pretrained, **options)
+    backbone = _builder(name)(name, pretrained, **options)
     return backbone.net, backbone.channels
+
+def _builder(name: str) -> Callable[..., Backbone]:
+    return own_backbone if is_own_code(name) else BACKBONES[name]
 
 # %% ../nbs/30_siamese.ipynb #95af223a
 PARTS = ('all', 'head', 'last_block', 'norms')  # of a network, for an inner loop
@@ -286,17 +340,22 @@ class SiameseNet(nn.Module):
 
     def __init__(
         self,
-        backbone: str = 'resnet18',  # as in `make_backbone`
+        backbone: str | nn.Module = 'resnet18',  # as in `make_backbone`, or what `factory` makes
         embedding_dim: int = 256,    # length of an embedding
         hidden: int = 512,           # units between the two linear layers of the head
         pretrained: bool = False,    # begin with ImageNet weights; `to_config` does not tell
         probe: bool = False,         # with a `Probe`, which Proto-MAML adapts
+        factory: str = '',           # of a given network: package.module:factory
         **options,                   # of `make_backbone`
     ):
         super().__init__()
-        made = BACKBONES[backbone](backbone, pretrained, **options)
+        if isinstance(backbone, str):
+            made = _builder(backbone)(backbone, pretrained, **options)
+        else:
+            made, backbone = _given(backbone, factory, options), factory
+        trust_code(backbone)
         self.backbone, self._blocks = made.net, made.blocks
-        between = ACTIVATIONS[options.get('activation', 'relu')]()
+        between = ACTIVATIONS.get(options.get('activation', 'relu'), nn.ReLU)()
         first, last = nn.Linear(made.channels, hidden), nn.Linear(hidden, embedding_dim)
         self.head = nn.Sequential(first, between, last)
         self.scale, self.bias = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(0.0))
@@ -356,7 +415,8 @@ class SiameseNet(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict) -> 'SiameseNet':
-        "Build an untrained network from `to_config()`."
+        "Build an untrained network from `to_config()`; own code only if the user named it too."
+        check_trusted(str(config.get('backbone')))
         return cls(**config)
 
     def train(self, mode: bool = True) -> 'SiameseNet':
@@ -364,6 +424,20 @@ class SiameseNet(nn.Module):
         super().train(mode)
         for layer in batch_norms(self): layer.track_running_stats = True
         return self
+
+def _shapes(net: nn.Module) -> dict[str, tuple]:
+    return {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+
+def _given(net: nn.Module, factory: str, options: dict) -> Backbone:
+    "Describe a network that was given; raise `ConfigError` unless its factory makes such a one."
+    if not is_own_code(factory):
+        raise ConfigError(
+            f"factory is '{factory}': say which function makes such a network, as "
+            'package.module:factory, for a saved one is built again by it.'
+        )
+    given, made = describe_backbone(net, factory), own_backbone(factory, **options)
+    if _shapes(given.net) == _shapes(made.net): return given
+    raise ConfigError(f"'{factory}' makes a network of other weights than the one that was given.")
 
 # %% ../nbs/30_siamese.ipynb #daca3670
 def batch_norms(

@@ -37,8 +37,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
 
 from smlxray.base import (
-    ALGORITHMS, LOSSES, DataError, SmlxrayError, atomic_path, check_format, json_digest, logger,
-    moved, only_one, own_file, parse_json, set_seed, write_atomic,
+    ALGORITHMS, LOSSES, DataError, SmlxrayError, atomic_path, check_format, is_own_code,
+    json_digest, logger, moved, only_one, own_file, parse_json, set_seed, write_atomic,
 )
 from .cache import sent
 from .config import Settings
@@ -629,7 +629,8 @@ def save_checkpoint(
 
 def network_of(config: dict, tensors: dict[str, Tensor]) -> SiameseNet:
     "Build a network around its weights; raise `ValueError` before one of another shape is made."
-    with torch.device('meta'):
+    own = is_own_code(str(config.get('backbone')))  # which may not build without values
+    with torch.device('cpu' if own else 'meta'):
         shapes = {k: v.shape for k, v in SiameseNet.from_config(config).state_dict().items()}
     found = {k: v.shape for k, v in tensors.items()}
     differ = [k for k in {*shapes, *found} if found.get(k) != shapes.get(k)]
