@@ -622,11 +622,18 @@ def stage_site(
     config = (root / '_quarto.yml').read_text(encoding='utf-8')
     config = re.sub(r'[\w.-]+\.ipynb', lambda m: page_name(m[0]), config)
     (dest / '_quarto.yml').write_text(config, encoding='utf-8')
+    if 'names.qmd' in config: pages += _write_reference(root, dest, settings)
     for path in (root / 'nbs').iterdir():
         if path.suffix in ('.css', '.svg', '.png', '.ico'): shutil.copy(path, dest)
     pictures = root / 'nbs' / 'images'
     if pictures.is_dir(): shutil.copytree(pictures, dest / 'images')
     return pages
+
+def _write_reference(root: Path, dest: Path, settings: dict) -> list[str]:
+    "Add the reference, where the sidebar has a place for it."
+    from smlxray.reference import write_reference
+    repository = f"{settings['git_url']}/blob/{settings['branch']}"
+    return write_reference(root, dest, _library(root), repository)
 
 def _prepare_file(path: Path, package: str) -> None:
     "Prepare the cells of a notebook in its place."

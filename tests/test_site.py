@@ -1,13 +1,21 @@
 "The built site in a real browser: nothing is fetched from elsewhere, and every page is readable."
 
 import functools
+import html
 import http.server
+import importlib
+import pkgutil
+import re
 import threading
 from pathlib import Path
 
 import pytest
+import typer.main
 from browser import browsing, need_browser
 
+import smlxray
+from smlxray.cli import app
+from smlxray.config import Settings
 from smlxray.site import build_site
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,8 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-    "The site, built once."
-    need_browser()
+    "The site, built once; with it, every link was followed."
     folder = tmp_path_factory.mktemp('site') / '_docs'
     build_site(ROOT, folder)
     return folder
@@ -25,6 +32,7 @@ def built(tmp_path_factory):
 @pytest.fixture(scope='module')
 def address(built):
     "The site, served on this machine."
+    need_browser()
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *words):
@@ -60,6 +68,52 @@ class Reader:
     def outside(self):
         inside = (self.address, 'data:', 'blob:')
         return [url for url in self.asked if not url.startswith(inside)]
+
+
+def commands(group, path='smlxray'):
+    "All commands that are not hidden."
+    for name, command in group.commands.items():
+        if command.hidden:
+            continue
+        if hasattr(command, 'commands'):
+            yield from commands(command, f'{path} {name}')
+        else:
+            yield f'{path} {name}', command
+
+
+def test_the_reference_holds_every_name_setting_and_command(built):
+    index = (built / 'names.html').read_text(encoding='utf-8')
+    for module in pkgutil.walk_packages(smlxray.__path__, 'smlxray.'):
+        if module.ispkg or '._' in module.name:
+            continue
+        page = f'api_{module.name.removeprefix("smlxray.").replace(".", "_")}.html'
+        text = (built / page).read_text(encoding='utf-8')
+        for name in importlib.import_module(module.name).__all__:
+            assert f'id="{name.lower()}"' in text, (module.name, name)
+            assert f'{page}#{name.lower()}' in index, (module.name, name)
+    settings = (built / 'settings.html').read_text(encoding='utf-8')
+    for section in Settings.model_fields.values():
+        for key in section.annotation.model_fields:
+            assert f'id="{key}"' in settings, key
+    text = ''.join(p.read_text(encoding='utf-8') for p in built.glob('commands_*.html'))
+    for path, command in commands(typer.main.get_command(app)):
+        assert f'id="{path.replace(" ", "-")}"' in text, path
+        for option in command.params:
+            said = getattr(option, 'help', None) or ''
+            first = html.escape(' '.join(said.split()), quote=False).partition('`')[0]
+            assert first in ' '.join(text.split()), (path, option.name)
+
+
+def test_the_reference_says_what_the_source_says(built):
+    "One function by hand: types, defaults, comments, result, and the line of the source."
+    page = (built / 'api_metrics.html').read_text(encoding='utf-8')
+    part = page[page.index('id="auc"') : page.index('id="roc_curve"')]
+    source = (ROOT / 'smlxray/metrics.py').read_text(encoding='utf-8').splitlines()
+    row = next(k for k, line in enumerate(source, 1) if line.startswith('def auc('))
+    assert f'smlxray/metrics.py#L{row}"' in part
+    said = re.search(r'scores,\s*# (.*)', '\n'.join(source[row:]))[1]
+    assert f'<td>{html.escape(said, quote=False)}</td>' in part
+    assert '<code>None</code>' in part and '<code>float</code>' in part
 
 
 def test_formulas_and_search_work_and_nothing_leaves_the_machine(address):
