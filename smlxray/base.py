@@ -67,7 +67,6 @@ def for_folder(name: str) -> str:
 
 # %% ../nbs/00_base.ipynb #16b6b23f
 logger = logging.getLogger('smlxray')
-logger.addHandler(logging.NullHandler())
 
 class _Remarks(logging.Handler):
     "Write each remark as a plain line to the output, or the error stream, of that moment."
@@ -77,16 +76,17 @@ class _Remarks(logging.Handler):
     def emit(self, record):
         getattr(sys, self.stream).write(f'{for_terminal(self.format(record))}\n')
 
-_remarks = _Remarks()
+_remarks = _Remarks(logging.WARNING)
+logger.addHandler(_remarks)
 
 def show_remarks(
     level: int = logging.INFO,
     stream: str = 'stdout',     # or 'stderr', where the output belongs to results
 ) -> None:
-    "Print the remarks of all chapters; calling it twice changes nothing."
+    "Print more, or fewer, remarks than warnings alone; calling it twice changes nothing."
     logger.setLevel(level)
+    _remarks.setLevel(level)
     _remarks.stream = stream
-    logger.addHandler(_remarks)  # a handler that is there already is not added again
 
 # %% ../nbs/00_base.ipynb #d5db5926
 _BETWEEN = {'Zs', 'Zl', 'Zp', 'Pd', 'Pc', 'Cc', 'Cf'}  # blanks, dashes, _, and what is not seen
