@@ -846,6 +846,22 @@ def to_eight(values: np.ndarray, bits: int, remarks: list[str]) -> np.ndarray:
         )
     return scale_of(depth)[values]
 
+NOISY, SMOOTH = 0.5, 0.25  # mean step between neighbours, in standard deviations
+
+def roughness(
+    values: np.ndarray,  # (H, W), any numbers
+) -> float:              # about 1.13 for noise, below 0.2 for an X-ray
+    "The mean step between neighbours in a row, in standard deviations; 0 for one grey level."
+    spread = float(values.std())
+    if values.shape[1] < 2 or not spread: return 0.0
+    return float(np.abs(np.diff(values.astype(float), axis=1)).mean()) / spread
+
+def say_swapped(values: np.ndarray, remarks: list[str]):
+    "Remark that a picture (H, W) uint16 is noise, but would be smooth with its bytes swapped."
+    few = values[:: max(len(values) // 64, 1)]
+    if roughness(few) < NOISY or roughness(few.byteswap()) > SMOOTH: return
+    _say(remarks, 'bytes: noise as it is, but a picture with the two bytes of each value swapped')
+
 COLOURFUL = 8.0  # mean spread of red, green and blue, in grey levels, of a coloured picture
 
 def colour_spread(
@@ -967,6 +983,7 @@ def decode_dicom(
         raw = pixels.astype(
             pixels.dtype.newbyteorder('='), copy=False
         ).view(f'u{size}')
+        if raw.dtype == np.uint16 and raw.ndim == 2: say_swapped(raw, remarks)
         values = stored_values(raw, layout, remarks)
         if layout.samples == 3: return luminance(values, layout, remarks)
         padding = padding_of(ds, raw, values, layout, remarks)

@@ -15,7 +15,7 @@ import simplejpeg
 from PIL import Image
 from .base import ImageError, OverLimit, in_worker, logger
 from .dicom import Claims, check_cap, claims_of, decode_dicom, depth_of, dicom_size, flat
-from .dicom import say_colours, scale_of, short, to_eight, whole_dicom
+from .dicom import say_colours, say_swapped, scale_of, short, to_eight, whole_dicom
 
 # %% ../nbs/15_images.ipynb #c9a2063f
 _MAGIC = (
@@ -94,6 +94,7 @@ def _grey(image: Image.Image, remarks: list[str]) -> np.ndarray:
 
 def _sixteen(values: np.ndarray, remarks: list[str], declared: int = 0) -> np.ndarray:
     "Scale values of sixteen bits, or of the depth that they have, to uint8."
+    if values.ndim == 2: say_swapped(values, remarks)
     top = int(values.max())
     if depth_of(top, 16) < declared < 16 and top < 2**declared:
         remarks.append(f'depth: no value of 16 bits is above {top}; read as {declared} bits')
