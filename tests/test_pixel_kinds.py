@@ -36,14 +36,14 @@ def lut(entries=ROOT, first=0, bits=12, words='<u2'):
     return [item]
 
 
-def png(values) -> bytes:
+def as_png(values) -> bytes:
     out = io.BytesIO()
     Image.fromarray(values).save(out, 'PNG')
     return out.getvalue()
 
 
 @pytest.mark.parametrize('bits', [12, 16])
-@pytest.mark.parametrize('write', [png, dicom])
+@pytest.mark.parametrize('write', [as_png, dicom])
 def test_bytes_in_the_wrong_order_are_said(write, bits):
     film = FILM.astype(np.uint16) << (bits - 12)
     fields = dict(BitsStored=16, HighBit=15) if write is dicom else {}
