@@ -46,7 +46,7 @@ from smlxray.encoders import (
     write_vectors,
 )
 from .episodes import EpisodeBlock, age_band, strata
-from .evaluate import GridMean, grid_means, interval_columns, repeat_facts, span
+from .evaluate import GridMean, _git, grid_means, interval_columns, repeat_facts, span
 from .intervals import Interval
 from smlxray.jackknife import (
     Seating, Won, block_auc, block_seating, influence, mean_interval, runs_interval,
@@ -1540,17 +1540,30 @@ def announce(plan: StudySettings) -> str:  # what was announced
     return choice_of(plan)
 
 def open_set_aside(cells: list[Cell]) -> None:
-    "Write into the ledger that cells are asked; raise `ConfigError` if nothing was announced."
+    "Write into the ledger that cells are asked; raise `ConfigError` if no choice was committed."
     cells = [cell for cell in cells if is_set_aside(cell)]
     if not cells: return
     plan = cells[0].plan
     said = [line for line in read_ledger(plan.ledger) if line['what'] == 'announced']
-    if choice_of(plan) not in [line['choice'] for line in said]:
+    mine = [line['digest'] for line in said if line['choice'] == choice_of(plan)]
+    aside = f'{cells[0].name} is set aside for confirmation, and this default was not'
+    if not mine:
         raise ConfigError(
-            f'{cells[0].name} is set aside for confirmation, and this default was not announced: '
-            'run `smlxray study --announce` with the same plan, commit the ledger, and ask then.'
+            f'{aside} announced: run `smlxray study --announce` with the same plan, commit the '
+            'ledger, and ask then.'
         )
+    if not _any_committed(mine, resolve_path(plan.ledger)):
+        raise ConfigError(f'{aside} committed: commit {plan.ledger} first, and ask then.')
     for cell in cells: add_to_ledger(plan, 'asked', cell=cell.name)
+
+def _any_committed(
+    digests: list[str],  # of lines
+    ledger: Path,
+) -> bool:               # True outside a repository, which can bear no witness
+    "Whether the ledger's last commit has one of these lines."
+    if _git(ledger.parent, 'rev-parse', '--is-inside-work-tree') != 'true': return True
+    committed = _git(ledger.parent, 'show', f'HEAD:./{ledger.name}') or ''
+    return any(digest in committed for digest in digests)
 
 # %% ../nbs/73_study.ipynb #70446695
 def study_cells(plan: StudySettings) -> list[Cell]:
