@@ -196,12 +196,16 @@ def _filled_texts(
 
 def _one_person(patients: pd.Series, table: str) -> pd.Series:
     "Patients under one spelling each; refuse ids that have lost their digits."
-    rounded = by_value(patients, lambda text: bool(_ROUNDED_ID.fullmatch(text))).to_numpy(bool)
-    if rounded.any():
-        row = int(rounded.argmax())
-        cure = 'a number that a spreadsheet has rounded; take the ids from the original file'
-        _refuse(table, row, f"has the patient {patients.iloc[row]!r}, {cure}")
+    row = first_rounded(patients)
+    if row is not None: _refuse(table, row, f'has the patient {patients.iloc[row]!r}, {ROUNDED}')
     return one_spelling(patients)
+
+ROUNDED = 'a number that a spreadsheet has rounded; take the ids from the original file'
+
+def first_rounded(ids: pd.Series) -> int | None:
+    "The first row whose id has lost digits, such as 1.2E+09; None if all are whole."
+    rounded = by_value(ids, lambda text: bool(_ROUNDED_ID.fullmatch(tidy_id(text)))).to_numpy(bool)
+    return int(rounded.argmax()) if rounded.any() else None
 
 # %% ../nbs/10_data.ipynb #668598ee
 def _refuse_repeats(paths: pd.Series, table: str):

@@ -34,8 +34,8 @@ from smlxray.base import (
 )
 from .config import _PlainLoader, CHEXPERT_FINDINGS
 from smlxray.data import (
-    Reading, XrayTable, as_labels, by_value, canonical_finding, derive_no_finding, id_key,
-    one_spelling, respelled, tidy_id, tidy_path, tidy_text, view_of, years,
+    ROUNDED, Reading, XrayTable, as_labels, by_value, canonical_finding, derive_no_finding,
+    first_rounded, id_key, one_spelling, respelled, tidy_id, tidy_path, tidy_text, view_of, years,
 )
 
 # %% ../nbs/12_readers.ipynb #7a5748ad
@@ -772,7 +772,7 @@ def _join(
     for column in on:
         _column(raw, column, str(file))
         _column(more, column, str(second))
-    keys, theirs = _keys(raw, on), _keys(more, on)
+    keys, theirs = _keys(raw, on, file), _keys(more, on, second)
     more = more.assign(**{_KEY: theirs})[theirs != ''].drop(columns=on)
     if more.duplicated(_KEY).any():
         raise DataError(f"The label file {second} has two rows for the same "
@@ -803,8 +803,13 @@ def _check_agreement(
 
 _KEY = '(key)'
 
-def _keys(raw: pd.DataFrame, on: list[str]) -> pd.Series:
+def _keys(raw: pd.DataFrame, on: list[str], file: Path) -> pd.Series:
     "What counts of the ids by which rows are joined; '' where one is missing."
+    for column in on:
+        row = first_rounded(raw[column])
+        if row is None: continue
+        id = raw[column].iloc[row]
+        raise DataError(f'Row {row + 2} of {file} has the {column} {id!r}, {ROUNDED}.')
     parts = [by_value(raw[column], lambda value: id_key(tidy_id(value)) if tidy_id(value) else '')
              for column in on]
     keys = parts[0]

@@ -167,6 +167,12 @@ def test_ids_of_a_spreadsheet_give_the_same_places(tmp_path, s, t):
     assert odd['patient'].tolist() == sound.frame['patient'].tolist()
 
 
+@pytest.mark.parametrize('s, t', [('1.0000001E7', '50000001'), ('10000001', '5.00E+07')])
+def test_keys_that_lost_their_digits(tmp_path, s, t):
+    with pytest.raises(DataError, match='Row 2 of .*metadata.csv .*a spreadsheet has rounded'):
+        mimic(tmp_path, s, t)
+
+
 def test_a_whole_column_of_floats_gives_the_same_places(tmp_path):
     rows = 'id,who,Edema\n7.0,1.0,1\n8.0,2.0,0\n'
     mapping = dict(table='t.csv', path='i/{id}.png', patient='{who}', findings=['Edema'])
