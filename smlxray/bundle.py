@@ -1354,6 +1354,10 @@ def model_card(
         'finding, unless another prevalence is given.',
         '## Measured on test patients',
         _metrics_table(bundle.metrics),
+        *facts.get('card', []),
+        '## Intended use',
+        'Research on learning from few examples. Not for diagnosis, not for decisions about '
+        'patients. Check it on your own X-rays first: scores fall in other hospitals.',
         '## What is in it',
         'Weights, settings, embeddings of support X-rays, statistics of training features, and '
         'this card. No image, no file name, no patient id. Embeddings are derived from X-rays, '
@@ -1459,6 +1463,7 @@ class _FactFields(Fields):
     data: _DataFields
     labels: _LabelFields
     made_of: dict[str, str] = {}
+    card: list[str] = []
 
 class _BundleFields(Fields):
     tried: list[float] = []

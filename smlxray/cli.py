@@ -1723,6 +1723,53 @@ def _export_onnx(bundle, output: Path, overwrite: bool, as_json: bool) -> None:
     facts = dict(output=str(output), largest_difference=worst)
     _tell(facts, f'{output}: differs from the network by {worst:.1e} at most', as_json)
 
+# %% ../nbs/90_cli.ipynb #556edaa3
+_RECOMMENDED = 'real: the network that the study on real X-rays recommends.'
+_NIH = 'Your download of NIH ChestX-ray14, if it is not laid out yet.'
+_OWN_PLAN = 'A plan of yours, perhaps `like` config/recommended.yaml, in its place.'
+
+@_model.command('build', epilog=_examples('smlxray model build real --images download'))
+def _model_build(
+    name: Annotated[_one_of(('real',)), _argument(_RECOMMENDED)],
+    images: Annotated[Optional[Path], _option(_NIH)] = None,
+    plan: Annotated[Optional[Path], _option(_OWN_PLAN)] = None,
+    as_json: _Json = False,
+):
+    """Make the recommended model from your own download, and compare it with the study.
+
+    Takes an hour or two on two cores; networks that are finished are kept. Exit code 1 if the model
+    does not reach the results of the study.
+    """
+    import pandas as pd
+    from smlxray.build import build_recommended, read_expected, recommended_plan
+    told = recommended_plan(_here(plan) if plan else None)
+    _lay_out(resolve_path(told.folder), images)
+    with _goes_on('networks that are finished are kept, and the same command goes on'):
+        bundle, compared, doubt = build_recommended(told, read_expected())
+    facts = dict(run=told.run, id=bundle.id, doubt=doubt, compared=compared)
+    _tell(facts, f'{bundle}\nNext: smlxray model export FOLDER --model {told.run}', as_json)
+    if not as_json: _show(pd.DataFrame(compared))
+    _check_reached(compared)
+
+def _lay_out(folder: Path, images: Path | None) -> None:
+    "Lay out a download where the X-rays should be; raise `SmlxrayError` if there is neither."
+    if folder.exists(): return
+    if images is None:
+        raise SmlxrayError(
+            f'{folder} is not there: name your download of NIH ChestX-ray14 with --images.'
+        )
+    from smlxray.readers import layout_nih
+    layout_nih(_here(images), folder, collection='nih')
+
+def _check_reached(compared: list[dict]) -> None:
+    "Raise `SmlxrayError` if the mean of the findings falls short of the study."
+    for row in compared:
+        if row['finding'] != 'mean' or row['reached']: continue
+        raise SmlxrayError(
+            f"The model is kept, but its mean AUC of {row['auc']:.3f} falls short of the study's "
+            f"{row['expected']:.3f} [{row['low']:.3f}, {row['high']:.3f}]: look at its card."
+        )
+
 # %% ../nbs/90_cli.ipynb #7699016c
 _episodes = _group('episodes', 'Hand episodes to others, as a file that any framework can answer.')
 

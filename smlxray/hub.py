@@ -102,11 +102,6 @@ from smlxray.siamese import SiameseNet
 net = SiameseNet.from_config(json.load(open('config.json'))['net'])
 load_torch_model(net, 'model.safetensors', strict=True)
 ```
-
-## Intended use
-
-Research on learning from few examples. Not for diagnosis, not for decisions about patients. Check
-it on your own X-rays first: scores fall in other hospitals.
 '''
 
 # %% ../nbs/85_hub.ipynb #54dd3cd0
