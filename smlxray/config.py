@@ -237,7 +237,7 @@ _Adapts = Literal['all', 'head', 'last_block', 'norms']
 _BatchNorm = Literal['frozen', 'support', 'transductive']
 _Engine = Literal['auto', 'loop', 'higher', 'reverse', 'checkpoint', 'vmap']
 _Precision = Literal['no', 'bf16', 'fp16']
-_Protocol = Literal['finding', 'ways', 'verification', 'all', 'metachest', 'bscd_fsl']
+_Protocol = Literal['finding', 'ways', 'verification', 'all', 'metachest', 'bscd_fsl', 'medimeta']
 
 # %% ../nbs/00_config.ipynb #0df1267e
 class DataSettings(Section):

@@ -42,7 +42,7 @@ from smlxray.episodes import (
 )
 from .metrics import EpisodeScores, Support
 from .jackknife import WayScores
-from .published import published_row, right_shares
+from .published import PUBLISHED, _half, macro_row, published_row, right_shares
 from .lab import Lab, table_digest
 from .evaluate import measured, read_answers, scored, span
 from .protocols import published_sampler, way_sampler
@@ -174,7 +174,7 @@ def write_episodes(
         drawn = episodes_asked(lab)
     return write_atomic(path, episodes_text(lab, drawn, names))
 
-_SEVERAL = ('ways', 'metachest', 'bscd_fsl')  # protocols over several findings at once
+_SEVERAL = ('ways', *PUBLISHED)  # protocols over several findings at once
 
 def protocol_of(lab: Lab) -> str:
     "The protocol whose episodes a lab exports."
@@ -662,8 +662,10 @@ def own_measures(protocol: str, answers: list) -> dict:
     "What a protocol over several findings measures itself."
     if protocol == 'bscd_fsl':
         shares = right_shares(answers)
-        half = 1.96 * shares.std() / np.sqrt(len(shares))
-        return dict(right=float(shares.mean()), right_half=float(half))
+        return dict(right=float(shares.mean()), right_half=_half(shares))
+    if protocol == 'medimeta':
+        row = macro_row(answers)
+        return {name: row[name] for name in ('seen', 'unseen', 'auc_half')}
     if protocol not in _SEVERAL:
         return {}
     names = ('seen', 'unseen', 'hm', 'hm_half', 'harmonic', 'harmonic_low', 'harmonic_high')

@@ -28,8 +28,11 @@ from .lab import Lab, open_lab
 from smlxray.published import (
     BSCD_FSL,
     METACHEST,
+    LabelSampler,
     MetaChestSampler,
     SingleSampler,
+    _half,
+    macro_row,
     published_row,
     right_shares,
 )
@@ -170,15 +173,13 @@ def published_methods(
     ]
 
 # %% ../nbs/71_protocols.ipynb #5e1744e7
-def published_sampler(lab: Lab) -> MetaChestSampler | SingleSampler:
+def published_sampler(lab: Lab) -> MetaChestSampler | SingleSampler | LabelSampler:
     "Sample the episodes of a protocol of others, as the settings say."
     s, e = lab.settings, lab.settings.evaluation
-    many: dict = dict(
-        ways=e.ways,
-        shots=s.meta.shots,
-        queries=s.meta.queries,
-        seed=s.training.seed,
-    )
+    many: dict = dict(shots=s.meta.shots, queries=s.meta.queries, seed=s.training.seed)
+    if e.protocol == 'medimeta':
+        return LabelSampler(lab.table, lab.test, lab.findings.base, lab.findings.novel, **many)
+    many['ways'] = e.ways
     if e.protocol == 'bscd_fsl':
         return SingleSampler(lab.table, lab.test, BSCD_FSL, **many)
     sides = METACHEST['train'], METACHEST['test']
@@ -192,7 +193,7 @@ def published_rows(
     methods: list[Method],
     episodes: int | None = None,  # how many; None: as the settings say
 ) -> list[dict]:
-    "One row per method, with the measures of MetaChest or of BSCD-FSL."
+    "One row per method, with the measures of the protocol that the settings name."
     sampler = published_sampler(lab)
     count = episodes or lab.settings.evaluation.published_episodes
     answers: dict[str, list] = {method.name: [] for method in methods}
@@ -200,33 +201,33 @@ def published_rows(
         episode = sampler.episode(i)
         for method in methods:
             answers[method.name].append(answer_ways(method, episode, lab))
-    row = _single_row if isinstance(sampler, SingleSampler) else _metachest_row
-    return [row(lab, name, given) for name, given in answers.items()]
+    rows = dict(bscd_fsl=_single_row, medimeta=_label_row)
+    row = rows.get(lab.settings.evaluation.protocol, _metachest_row)
+    shots = lab.settings.meta.shots
+    return [dict(method=name, shots=shots) | row(lab, given) for name, given in answers.items()]
 
-def _metachest_row(lab: Lab, method: str, answers: list[WayScores]) -> dict:
+def _metachest_row(lab: Lab, answers: list[WayScores]) -> dict:
     s, e = lab.settings, lab.settings.evaluation
     apart = 'as published' if s.data.split == 'metachest' else 'patients apart'
-    return dict(
-        method=method,
-        protocol=f'MetaChest, {e.ways} findings, {e.unseen} unseen, {apart}',
-        shots=s.meta.shots,
-        **published_row(answers),
-    )
+    words = f'MetaChest, {e.ways} findings, {e.unseen} unseen, {apart}'
+    return dict(protocol=words) | published_row(answers)
 
-def _single_row(lab: Lab, method: str, answers: list[WayScores]) -> dict:
+def _single_row(lab: Lab, answers: list[WayScores]) -> dict:
     shares = right_shares(answers)
     asked = {finding for e in answers for finding in e.findings}
     seen = [f for f in lab.findings.base if f in asked]
     return dict(
-        method=method,
         protocol=f'BSCD-FSL, one of {lab.settings.evaluation.ways}, patients apart',
-        shots=lab.settings.meta.shots,
         accuracy=float(shares.mean()),
-        half=float(1.96 * shares.std() / np.sqrt(len(shares))),
+        half=_half(shares),
         chance=1 / lab.settings.evaluation.ways,
         episodes=len(answers),
         seen_in_training=', '.join(seen) or 'none',
     )
+
+def _label_row(lab: Lab, answers: list[WayScores]) -> dict:
+    count = len(answers[0].findings)
+    return dict(protocol=f'MedIMeta, {count} findings, patients apart') | macro_row(answers)
 
 # %% ../nbs/71_protocols.ipynb #d7b1c002
 def matched_pairs(

@@ -331,9 +331,7 @@ def published_row(answers: Sequence[WayScores]) -> dict:
     values = {side: _aucs(given) for side, given in sides.items()}
     row = {side: float(np.mean(v)) if v else None for side, v in values.items()}
     hm = _harmonic(*map(np.array, values.values()))
-    row |= dict(
-        hm=float(hm.mean()), hm_half=float(1.96 * hm.std() / np.sqrt(len(hm)))
-    )
+    row |= dict(hm=float(hm.mean()), hm_half=_half(hm))
     given = [e for part in sides.values() for e in part]
     parts = list(map(influence, won_groups(given)))
     found = _harmonic_interval(parts)
@@ -341,6 +339,10 @@ def published_row(answers: Sequence[WayScores]) -> dict:
         harmonic=found.value, harmonic_low=found.low, harmonic_high=found.high
     )
     return row | dict(episodes=len(answers), patients=found.patients)
+
+def _half(values: np.ndarray) -> float:
+    "Half of the published interval of a mean over episodes."
+    return float(1.96 * values.std() / np.sqrt(len(values)))
 
 def _aucs(given: list) -> list[float]:
     return [auc(e.scores, e.labels) for e in given]
@@ -454,3 +456,98 @@ def right_shares(answers: Sequence[WayScores]) -> np.ndarray:
     return np.array(
         [(e.scores.argmax(1) == e.labels.argmax(1)).mean() for e in answers]
     )
+
+# %% ../nbs/61_published.ipynb #81a78caf
+class LabelSampler:
+    "Draw episodes over all findings at once, as MedIMeta does; raises `DataError` for too few."
+
+    def __init__(
+        self,
+        table: XrayTable,
+        rows: np.ndarray,       # (R,) to draw from
+        seen: Sequence[str],    # findings of training
+        unseen: Sequence[str],  # the others
+        shots: int = 5,         # at least so many images with, and without, each finding
+        queries: int = 10,      # the same for the query
+        apart: bool = True,     # nobody in support and query; False: as published
+        least: int = 50,        # a finding needs so many images with it, and without
+        seed: int = 0,
+    ):
+        self.shots, self.queries, self.seed = shots, queries, seed
+        self.rows, self.apart, self.patients = np.asarray(rows), apart, table.patients
+        names = [*findings_there(table, seen), *findings_there(table, unseen)]
+        names = [name for name in names if name not in NEVER_NOVEL]
+        shown = [table.positive(name)[self.rows] for name in names]
+        counts = [min(has.sum(), (~has).sum()) for has in shown]
+        self.names = [name for name, count in zip(names, counts) if count >= least]
+        self.unseen = np.isin(self.names, findings_there(table, unseen))
+        if len(self.names) < 2:
+            raise DataError(
+                f'Two findings with {least} images with and {least} without them are needed, '
+                f'and there are {len(self.names)}: {", ".join(self.names) or "none"}.'
+            )
+        self.shown = np.stack([has for has, count in zip(shown, counts) if count >= least], 1)
+
+    def episode(self, i: int) -> WayEpisode:
+        "Episode i: always the same for the same table, rows, seed and settings."
+        rng = Numbers(_sequence(self.seed, 'medimeta', i))
+        every = np.arange(len(self.rows))
+        support = self._side(every, self.shots, rng)
+        taken = np.isin(every, support)
+        if self.apart:
+            people = self.patients[self.rows]
+            taken = np.isin(people, people[support])
+        query = self._side(every[~taken], self.queries, rng)
+        sides = []
+        for places in (support, query):
+            sides += [self.rows[places], self.shown[places].astype(np.float32)]
+        seed = int(rng.bit_generator.random_raw() >> 2)
+        return WayEpisode(tuple(self.names), self.unseen, seed, *sides)
+
+    def _side(self, free: np.ndarray, count: int, rng: Numbers) -> np.ndarray:
+        "Places with at least so many of each kind; raise `DataError` if there are not enough."
+        drawn = []
+        for j, name in enumerate(self.names):
+            for has in (True, False):
+                able = free[self.shown[free, j] == has]
+                if len(able) < count:
+                    words = 'with' if has else 'without'
+                    raise DataError(
+                        f'{count} images {words} {name} were wanted, and {len(able)} are left: '
+                        'take fewer shots or queries.'
+                    )
+                drawn.append(_shuffled(able, rng)[:count])
+        order = _shuffled(np.unique(np.concatenate(drawn)), rng)
+        return order[needed(self.shown[order], count)]
+
+def needed(
+    shown: np.ndarray,  # (S, n) bool
+    count: int,         # so many of each kind, at least
+) -> np.ndarray:        # places that suffice, none of which can be spared
+    "Cut a sample where it has enough, and drop one after the other what is not needed."
+    having = shown.cumsum(0)
+    lacking = np.arange(1, len(shown) + 1)[:, None] - having
+    enough = (np.minimum(having, lacking) >= count).all(1)
+    kept = list(range(int(enough.argmax()) + 1))
+    some, size = having[kept[-1]], len(kept)
+    for place in tuple(kept):
+        fewer = some - shown[place]
+        if (fewer < count).any() or (size - 1 - fewer < count).any(): continue
+        kept.remove(place)
+        some, size = fewer, size - 1
+    return np.array(kept)
+
+def macro_row(answers: Sequence[WayScores]) -> dict:
+    "AUCs averaged over findings: all, seen and unseen; their half as published, and for patients."
+    parts = []
+    for e in answers: parts += e.by_finding()
+    aucs = np.array(_aucs(parts)).reshape(len(answers), -1)
+    unseen = np.asarray(answers[0].unseen)
+    row: dict = dict(auc=float(aucs.mean()), auc_half=_half(aucs.mean(1)))
+    for side, columns in dict(seen=~unseen, unseen=unseen).items():
+        row[side] = float(aucs[:, columns].mean()) if columns.any() else None
+    found = mean_interval(list(map(influence, won_groups(parts))))
+    row |= dict(auc_low=found.low, auc_high=found.high)
+    return row | dict(episodes=len(answers), patients=found.patients)
+
+PUBLISHED = ('metachest', 'bscd_fsl', 'medimeta')  # protocols of others

@@ -5,13 +5,14 @@ import hashlib, logging
 import numpy as np
 import pytest
 import test_episodes
+from test_study import noise_xrays
 from smlxray.base import shipped_file
 from smlxray.config import load_settings
 from smlxray.lab import open_lab
 from smlxray.methods import pixel_method
 from smlxray.protocols import published_methods, published_rows
-from smlxray.published import METACHEST, MetaChestSampler, SingleSampler, metachest_sides
-from smlxray.published import metachest_split, nih_labels, patient_overlap
+from smlxray.published import METACHEST, LabelSampler, MetaChestSampler, SingleSampler
+from smlxray.published import metachest_sides, metachest_split, nih_labels, patient_overlap
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +25,7 @@ def opened(tmp_path_factory):
 
     def opened(preset, **more):
         file = shipped_file(f'benchmark/{preset}.yaml')
-        return open_lab(load_settings(config=str(file), **paths, **small, **more))
+        return open_lab(load_settings(config=str(file), **(paths | small | more)))
 
     return opened
 
@@ -61,6 +62,36 @@ def test_bscd_fsl_runs_on_phantoms(opened):
     assert 'Cardiomegaly' not in row['seen_in_training']
 
 
+def test_medimeta_runs_on_noise(opened, tmp_path):
+    "X-rays of noise, as small phantoms show too few findings fifty times."
+    noise_xrays(tmp_path / 'noise')
+    few = dict(shots=2, queries=4, test_fraction=0.8, published_episodes=4)
+    here = dict(dataset='realcxr', dataset_path=str(tmp_path / 'noise'))
+    lab = opened('medimeta', novel_findings=['Cardiomegaly', 'Pneumothorax'], **few, **here)
+    (row,) = published_rows(lab, [pixel_method(lab)])
+    assert row['protocol'].startswith('MedIMeta, ') and row['episodes'] == 4
+    assert row['auc_low'] < 0.5 < row['auc_high'] and row['unseen'] is not None
+
+
+def test_chestmnist_is_read_from_its_file(tmp_path):
+    "Images of noise in MedMNIST's layout, at its smallest size; its split and labels are taken."
+    rng, arrays = np.random.default_rng(0), {}
+    for part, count in dict(train=60, val=20, test=200).items():
+        arrays[f'{part}_images'] = rng.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[f'{part}_labels'] = (rng.random((count, 14)) < 0.3).astype(np.uint8)
+    (tmp_path / 'data').mkdir()
+    np.savez_compressed(tmp_path / 'data' / 'chestmnist.npz', **arrays)
+    paths = dict(dataset_path='data', cache_path='cache', runs_path='runs')
+    paths = {key: str(tmp_path / name) for key, name in paths.items()}
+    few = dict(shots=1, queries=3, published_episodes=3, progress=False)
+    file = shipped_file('benchmark/chestmnist.yaml')
+    lab = open_lab(load_settings(config=str(file), **paths, **few))
+    assert [len(rows) for rows in lab.patients] == [60, 20, 200]
+    (row,) = published_rows(lab, [pixel_method(lab)])
+    assert row['protocol'] == 'MedIMeta, 14 findings, patients apart'
+    assert row['auc_low'] < 0.5 < row['auc_high']  # noise
+
+
 def test_two_thirds_of_the_test_patients_of_nih_are_trained_on():
     nih = nih_labels()
     if nih is None: pytest.skip('torchxrayvision, with the label table of NIH, is not installed')
@@ -89,9 +120,23 @@ def published_digest():
     return h.hexdigest()
 
 
+def label_digest():
+    "One hash over episodes of MedIMeta."
+    findings = ['Pleural Effusion', 'Lung Opacity', 'Edema', 'Pneumonia', 'Cardiomegaly']
+    table, h = test_episodes.fixed_table(900, *findings), hashlib.sha256()
+    for apart in (True, False):
+        sides = dict(seen=findings[:3], unseen=findings[3:])
+        sampler = LabelSampler(table, np.arange(len(table)), **sides, apart=apart, least=20)
+        for e in map(sampler.episode, range(30)):
+            h.update(repr((e.findings, e.seed, e.support.tolist(), e.query.tolist())).encode())
+    return h.hexdigest()
+
+
 FIXED = {1: '3833ed9997d9e55ddf5170570725f8b276b1ee12bb658e1829a4dfd057a796e4'}
+LABELS_FIXED = {1: '1ac2f1121b2c100d303fdbb72ef17e1b8f46a56aea5abb245b53585cb457b4e1'}
 
 
 def test_the_protocols_draw_what_they_always_drew():
     "If this fails, raise PROTOCOL_VERSION and add a line to FIXED; do not change the old one."
     assert published_digest() == FIXED[test_episodes.PROTOCOL_VERSION]
+    assert label_digest() == LABELS_FIXED[test_episodes.PROTOCOL_VERSION]
