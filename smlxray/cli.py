@@ -516,7 +516,7 @@ def embed(
     """Embed a data set with any encoder, or seal vectors that were made elsewhere.
 
     The file tells what it was made of and what the encoder has seen; `leaderboard` and `study`
-    read it.
+    read it. Stopped, the same command goes on where it was.
     """
     if bool(encoder) == bool(vectors):
         raise typer.BadParameter('Name an --encoder, or --vectors that are there already.')
@@ -524,14 +524,13 @@ def embed(
     _writable(output)
     _no_input(output, data, vectors, paths)
     _keep_foreign(output, overwrite, 'left_out')
-    from smlxray.encoders import write_vectors
     seen = dict(findings_seen=findings_seen, patients_seen=patients_seen)
     card = _card(size, trained_on=trained_on, channels=channels, **seen)
-    how: dict = dict(cache_path=_here(cache_path), workers=workers, batch_size=batch_size)
+    where: dict = dict(cache_path=_here(cache_path), workers=workers)
+    how: dict = dict(batch_size=batch_size, overwrite=overwrite)
     table = _table(data, dataset, views)
-    if vectors: made = _seal(vectors, paths, card, table)
-    else: made = _embed(str(encoder), card, table, **how)
-    write_vectors(_here(output), made)
+    if vectors: made = _seal(_here(output), vectors, paths, card, table)
+    else: made = _embed(_here(output), str(encoder), card, table, where, **how)
     _tell_vectors(output, made, as_json)
 
 def _card(size: str | None, **told):
@@ -540,28 +539,30 @@ def _card(size: str | None, **told):
     if size: told['image_size'] = list(_pixels(size))
     return EncoderCard(**{key: value for key, value in told.items() if value is not None})
 
-def _embed(encoder: str, card, table, cache_path: Path, workers: int, batch_size: int):
-    "Open an encoder and embed a table."
+def _embed(output: Path, encoder: str, card, table, where: dict, **how):
+    "Open an encoder and embed a table; go on where the same command stopped."
     import torch
     from smlxray.cache import open_pixels
-    from smlxray.encoders import embed_table, open_encoder
+    from smlxray.encoders import embed_to_file, open_encoder
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     opened = open_encoder(_entry(encoder), card, device)
     progress = sys.stderr.isatty()
-    where: dict = dict(cache_path=cache_path, workers=workers, progress=progress)
-    pixels = open_pixels(table, opened.size, **where)
-    return embed_table(opened, table, pixels, batch_size, progress)
+    pixels = open_pixels(table, opened.size, progress=progress, **where)
+    with _goes_on('the same command goes on where it stopped'):
+        return embed_to_file(output, opened, table, pixels, progress=progress, **how)
 
-def _seal(vectors: Path, paths: Path | None, card, table):
-    "Read vectors of another library and join them to a table."
+def _seal(output: Path, vectors: Path, paths: Path | None, card, table):
+    "Read vectors of another library, join them to a table, and write them."
     import numpy as np
-    from smlxray.encoders import Vectors, join_vectors, read_vectors
+    from smlxray.encoders import Vectors, join_vectors, read_vectors, write_vectors
     from smlxray.lab import table_digest
     given = card if card.model_fields_set else None
     found = read_vectors(_here(vectors), paths and _here(paths), given)
     values = join_vectors(found, table, np.arange(len(table)))
     made_of = dict(table=table_digest(table), vectors=found.digest)
-    return Vectors(found.name, list(table.frame['path']), values, found.card, made_of)
+    made = Vectors(found.name, list(table.frame['path']), values, found.card, made_of)
+    write_vectors(output, made)
+    return made
 
 def _entry(name: str) -> str:
     "An encoder's name, or its path from the folder that one is in."

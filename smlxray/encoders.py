@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/69_encoders.ipynb #48cece98
-import contextlib, hashlib, logging, os, re, socket, warnings, zipfile
+import contextlib, hashlib, logging, os, re, shutil, socket, time, warnings, zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from smlxray.base import (
-    BACKBONES, ConfigError, DataError, did_you_mean, is_own_code, json_digest, own_object,
-    parse_json, resolve_path,
+    BACKBONES, ConfigError, DataError, did_you_mean, is_own_code, json_digest, logger, only_one,
+    own_object, parse_json, resolve_path,
 )
 from .bundle import MANIFEST, Bundle
 from .cache import to_float
@@ -902,27 +902,88 @@ def made_by_encoder(
         card=json_digest(encoder.card.model_dump()),
     )
 
+PART_EVERY = 10.0  # seconds of work that a kill may cost
+
+class Parts:
+    "Vectors that are not all there yet, kept in a folder from time to time; None keeps nothing."
+
+    def __init__(self, folder: Path | None, told: dict[str, str]):
+        self.folder, self.told, self.saved = folder, told, time.monotonic()
+        self.kept: list[Tensor] = []
+        while folder and (path := self._path()).is_file(): self.kept.append(self._read(path))
+        self.new: list[Tensor] = []
+
+    @property
+    def count(self) -> int:  # vectors that are kept
+        return sum(map(len, self.kept))
+
+    def _path(self) -> Path:
+        "Where the part behind the last one is kept."
+        return Path(self.folder or '') / f'{self.count:09d}.safetensors'
+
+    def _read(self, path: Path) -> Tensor:
+        "Read a part; raise `DataError` if something else made it."
+        found, tensors = read_tensors(path, f'remove the folder {path.parent.name}')
+        differ = [key for key in self.told if found.get(key) != self.told[key]]
+        if not differ: return tensors['vectors']
+        raise DataError(
+            f'{path.parent.name} was begun with another {differ[0]} than there is now: go on with '
+            'the same, remove that folder, name another --output, or say --force.'
+        )
+
+    def add(self, vectors: Tensor) -> None:
+        "Take the vectors of a batch."
+        self.new.append(vectors)
+        if self.folder and time.monotonic() - self.saved > PART_EVERY: self._keep()
+
+    def _keep(self) -> None:
+        part = torch.cat(self.new)
+        write_tensors(self._path(), dict(vectors=part), self.told)
+        self.kept.append(part)
+        self.new, self.saved = [], time.monotonic()
+
+    def whole(self) -> Tensor:
+        return torch.cat([*self.kept, *self.new])
+
 def embed_table(
     encoder: ForeignEncoder,
     table: XrayTable,
-    pixels: Any,             # as in `made_by_encoder`
+    pixels: Any,                # as in `made_by_encoder`
     batch_size: int = 64,
-    progress: bool = False,  # show a bar
+    progress: bool = False,     # show a bar
+    folder: Path | None = None, # for `Parts`
 ) -> Vectors:
     "Embed every X-ray of a table that can be read; raise `DataError` if a vector is no number."
-    rows = np.flatnonzero(pixels.usable)
-    starts = range(0, len(rows), batch_size)
+    rows, made_of = np.flatnonzero(pixels.usable), made_by_encoder(encoder, table, pixels)
+    parts = Parts(folder, made_of | dict(batch_size=str(batch_size)))
+    if parts.count: logger.info(f'{parts.count:,} of {len(rows):,} X-rays were embedded before.')
+    starts = range(parts.count, len(rows), batch_size)
     words = f'embed with {encoder.name}'
-    parts = []
     for start in tqdm(starts, desc=words, disable=not progress):
-        batch = pixels.gather(rows[start : start + batch_size])
-        parts.append(encoder(batch))
+        parts.add(encoder(pixels.gather(rows[start : start + batch_size])))
     names = table.frame['path']
     return Vectors(
         encoder.name,
         list(names.iloc[rows]),
-        torch.cat(parts),
+        parts.whole(),
         encoder.card,
-        made_by_encoder(encoder, table, pixels),
+        made_of,
         list(names[~pixels.usable]),
     )
+
+def embed_to_file(
+    path: Path,
+    encoder: ForeignEncoder,
+    table: XrayTable,
+    pixels: Any,              # as in `made_by_encoder`
+    overwrite: bool = False,  # begin anew, whatever was begun
+    **how,                    # batch_size and progress of `embed_table`
+) -> Vectors:
+    "Embed a table and write its vectors; killed and called again, go on where it stopped."
+    folder = path.with_name(f'.{path.name}.parts')
+    with only_one(path, f'writing {path.name}'):
+        if overwrite: shutil.rmtree(folder, ignore_errors=True)
+        made = embed_table(encoder, table, pixels, folder=folder, **how)
+        write_vectors(path, made)
+        shutil.rmtree(folder, ignore_errors=True)
+    return made

@@ -101,6 +101,14 @@ def teach(home):
     command('teach', *examples, *how)
 
 
+def embed(home):
+    import smlxray.encoders as encoders
+
+    encoders.PART_EVERY = 0.0
+    how = ['--output', home / 'out' / 'vectors.safetensors', '--cache-path', home / 'cache']
+    command('embed', home / 'dataset', '--encoder', home / 'bundle', '--batch-size', 4, *how)
+
+
 PLAN = f"""
 preset: tiny
 folds: {{1: [Cardiomegaly], 2: [Edema]}}
@@ -126,7 +134,8 @@ def study_workers(home):
 # name -> kills in `make torture`, and whether two are started at once in half of the chains
 WORKS = dict(
     phantoms=(6, True), cache=(6, True), siamese=(6, True), meta=(6, True), evaluate=(6, True),
-    predict=(6, True), export=(4, True), teach=(4, True), study=(5, True), study_workers=(1, False),
+    predict=(6, True), export=(4, True), teach=(4, True), embed=(5, True), study=(5, True),
+    study_workers=(1, False),
 )  # fmt: skip
 APP_KILLS = 3
 
