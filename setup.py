@@ -21,7 +21,7 @@ EXTRA = {  # folder in the package -> files of the checkout that go there
 ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
 ini.read(ROOT / 'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-OPTIONAL = ('dicom', 'onnx', 'pretrained', 'app')
+OPTIONAL = ('dicom', 'onnx', 'pretrained', 'app', 'cluster')
 
 
 class BuildWithExtras(build_py):

@@ -774,6 +774,14 @@ READERS = Registry('dataset', {
     'phantom': ('smlxray.readers:read_chexpert', 'synthetic X-rays, drawn on first use'),
 })
 
+# %% ../nbs/00_base.ipynb #c1u57e25
+CLUSTERS = Registry('cluster', {
+    'threads': ('smlxray.cluster:by_threads', 'threads of this process'),
+    'loky': ('smlxray.cluster:by_loky', 'processes of this machine'),
+    'dask': ('smlxray.cluster:by_dask', 'Dask: on this machine, or at dask:tcp://HOST:PORT'),
+    'slurm': ('smlxray.cluster:by_slurm', 'workers that Slurm starts'),
+})
+
 # %% ../nbs/00_base.ipynb #3ec9826c
 ALGORITHMS = Registry('algorithm', {
     'maml': ('smlxray.maml:MAML', 'adapts all weights; second order (Finn 2017)'),

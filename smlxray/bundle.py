@@ -7,7 +7,7 @@ __all__ = ['LEFT_OUT', 'BundleError', 'read_pth', 'TaughtFinding', 'plot_compari
            'make_bundle', 'bundle_of_run', 'model_card', 'predict_files', 'export_onnx']
 
 # %% ../nbs/68_bundle.ipynb #36d6a4bf
-import contextlib, hashlib, io, json, logging, os, re, warnings
+import contextlib, hashlib, io, json, logging, os, platform, re, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +33,7 @@ from smlxray.base import (
     recover_folder, replace_folder, same_name,
 )
 from .cache import to_float
+from .cluster import spread
 from .config import Settings
 from .data import clean_negatives
 from .images import Picture, read_image, read_picture, resize_image
@@ -1568,22 +1569,48 @@ def doubts_of(
     return '; '.join(filter(None, [*said, *(f.doubt for f in findings)]))
 
 # %% ../nbs/68_bundle.ipynb #2371f12f
+def _rows_of(bundle: Bundle, batch: list, prevalence) -> pd.DataFrame:
+    "Answer a batch of decoded files: (path, picture or what is wrong in words)."
+    files = [str(path) for path, _ in batch]
+    errors = [picture if isinstance(picture, str) else '' for _, picture in batch]
+    table = pd.DataFrame(dict(file=files, error=errors, model=for_cell(bundle.version)))
+    good = {k: picture for k, (_, picture) in enumerate(batch) if not errors[k]}
+    if good: table = table.join(_answers(bundle, good, prevalence, len(batch)))
+    findings = map(column_of, bundle.findings)
+    return table.reindex(columns=['file', 'error', *findings, *TOLD])
+
+def _lengths(paths: list) -> list[int]:  # bytes; -1: no such file
+    return [os.path.getsize(path) if os.path.exists(path) else -1 for path in paths]
+
+def _predict_there(shared: tuple, paths: list, lengths: list[int]) -> pd.DataFrame:
+    "Predict files on a worker, which must see the files that we see."
+    bundle, prevalence = shared
+    for path, here, there in zip(paths, _lengths(paths), lengths):
+        if here == there: continue
+        raise BundleError(
+            f'The worker on {platform.node()} sees another file {path} ({here:,} bytes, not '
+            f'{there:,}; -1: none): all machines need the same folder.'
+        )
+    batch, = decode_ahead(bundle.picture, paths, len(paths), 1)
+    return _rows_of(bundle, batch, prevalence)
+
 def predict_files(
     bundle: Bundle,
     paths: Iterable,           # image files
     prevalence: float | dict[str, float] | None = None,  # as in `predict_images`
     batch_size: int = 64,
-    workers: int = 0,          # threads that decode; 0: one per core
+    workers: int = 0,          # 0: one per core; with `threads` they decode
+    cluster: str = 'threads',  # who decodes and predicts, as in `spread`
 ) -> Iterator[pd.DataFrame]:   # per batch: file, error, the columns of `predict_images`, model
     "Predict image files batch by batch; an unreadable file is a row with an error."
-    for batch in decode_ahead(bundle.picture, paths, batch_size, workers):
-        files = [str(path) for path, _ in batch]
-        errors = [picture if isinstance(picture, str) else '' for _, picture in batch]
-        table = pd.DataFrame(dict(file=files, error=errors, model=for_cell(bundle.version)))
-        good = {k: picture for k, (_, picture) in enumerate(batch) if not errors[k]}
-        if good: table = table.join(_answers(bundle, good, prevalence, batch_size))
-        findings = map(column_of, bundle.findings)
-        yield table.reindex(columns=['file', 'error', *findings, *TOLD])
+    if cluster == 'threads':
+        batches = decode_ahead(bundle.picture, paths, batch_size, workers)
+        yield from (_rows_of(bundle, batch, prevalence) for batch in batches)
+        return
+    paths = iter(paths)
+    batches = iter(lambda: list(islice(paths, batch_size)), [])
+    jobs = ((batch, _lengths(batch)) for batch in batches)
+    yield from spread(_predict_there, jobs, (bundle, prevalence), workers, cluster)
 
 # %% ../nbs/68_bundle.ipynb #08e93f79
 def export_onnx(

@@ -7,14 +7,13 @@ __all__ = ['ImageCache', 'cache_info', 'verify_caches', 'DirectPixels', 'open_pi
            'convert_cache']
 
 # %% ../nbs/20_cache.ipynb #caa118ae
-import csv, hashlib, io, json, os, shutil, time
+import csv, hashlib, io, json, os, platform, shutil, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import joblib
 import numpy as np
 import pandas as pd
 import PIL
@@ -28,6 +27,7 @@ from smlxray.base import (
     DataError, ImageError, check_seal, for_cell, for_terminal, logger, moved, parse_json,
     recover_folder, replace_folder, resolve_path, sealed, write_atomic,
 )
+from .cluster import spread
 from .data import XrayTable
 from .dicom import flat
 from .images import TRANSFORM, Picture, read_picture, resize_image
@@ -48,10 +48,11 @@ def _size(image_size: Sequence[int]) -> tuple[int, int]:
                         'height and width must be at least 1 pixel.')
     return height, width
 
-def _sources(table: XrayTable) -> np.ndarray:
-    "Length and time of change (ns) of every image file, (N, 2) int64; -1 for a missing one."
-    found, root = np.full((len(table), 2), -1, np.int64), f'{table.root}{os.sep}'
-    for row, path in enumerate(table.frame['path']):
+def _sources(table: XrayTable, rows: slice = slice(None)) -> np.ndarray:
+    "Length and time of change (ns) of image files, (N, 2) int64; -1 for a missing one."
+    paths, root = table.frame['path'].iloc[rows], f'{table.root}{os.sep}'
+    found = np.full((len(paths), 2), -1, np.int64)
+    for row, path in enumerate(paths):
         try:
             stat = os.stat(root + path)
         except OSError:
@@ -105,20 +106,42 @@ def _read_piece(
     return piece
 
 # %% ../nbs/20_cache.ipynb #e3217047
+class _Reading(NamedTuple):
+    "What all pieces of a table share while they are read."
+
+    table: XrayTable
+    size: tuple[int, int]
+    sources: np.ndarray | None = None  # of the image files; None: nobody can see others than we do
+
+def _piece_of(us: _Reading, start: int) -> _Piece:
+    "Read a piece, on a worker that must see the files that we see."
+    if us.sources is not None: _check_seen(us, slice(start, start + PIECE))
+    return _read_piece(us.table, start, us.size)
+
+def _check_seen(us: _Reading, rows: slice) -> None:
+    "Raise `DataError` if a file of some rows is missing here, or has another length."
+    assert us.sources is not None
+    there, here = us.sources[rows, 0], _sources(us.table, rows)[:, 0]
+    for at in np.flatnonzero(there != here)[:1]:
+        path = us.table.frame['path'].iloc[rows].iat[at]
+        raise DataError(
+            f'The worker on {platform.node()} sees another file {path} of {us.table.name} '
+            f'({here[at]:,} bytes, not {there[at]:,}; -1: none): all machines need the same folder.'
+        )
+
 def _read_pieces(
-    table: XrayTable,
+    us: _Reading,
     starts: list[int],           # the pieces to read, by their first rows
-    size: tuple[int, int],
-    workers: int,                # threads, 0: one per core
+    workers: int,                # 0: one per core
+    cluster: str,                # as in `spread`
     progress: bool,
 ) -> Iterator[_Piece]:           # in order
-    "Read pieces by several threads, under a bar that counts the others as done."
-    workers = workers or joblib.cpu_count()
-    pool = joblib.Parallel(workers, backend='threading', return_as='generator')
+    "Read pieces on a cluster, under a bar that counts the others as done."
+    table, jobs = us.table, ((start,) for start in starts)
     left = sum(min(PIECE, len(table) - start) for start in starts)
     look = dict(desc=f'caching {for_terminal(table.name)}', unit='image', disable=not progress)
     with tqdm(total=len(table), initial=len(table) - left, **look) as bar:
-        for piece in pool(joblib.delayed(_read_piece)(table, start, size) for start in starts):
+        for piece in spread(_piece_of, jobs, us, workers, cluster):
             yield piece
             bar.update(len(piece.pixels))
 
@@ -259,6 +282,7 @@ def _fill(
     draft: Path,          # the folder to fill
     sources: np.ndarray,  # of the image files as they are now
     workers: int,
+    cluster: str,         # as in `spread`
     progress: bool,
 ) -> dict[int, dict]:     # the records of all pieces
     "Decode every piece that a draft does not hold yet."
@@ -267,8 +291,9 @@ def _fill(
     np.save(draft/'sources.npy', sources)
     todo = [start for start in range(0, len(table), PIECE) if start not in records]
     file = _Draft(draft, len(table), size)
+    us = _Reading(table, size, None if cluster == 'threads' else sources)
     try:
-        for piece in _read_pieces(table, todo, size, workers, progress):
+        for piece in _read_pieces(us, todo, workers, cluster, progress):
             records[piece.start] = file.add(piece)
         file.settle()
     finally:
@@ -483,7 +508,8 @@ def _build(
     table: XrayTable,
     size: tuple[int, int],
     folder: Path,           # where caches live
-    workers: int,           # threads, 0: one per core
+    workers: int,           # 0: one per core
+    cluster: str,           # as in `spread`
     progress: bool,
 ) -> dict:
     "Build the cache unless a fitting one is there; return its manifest."
@@ -500,7 +526,7 @@ def _build(
         _check_folder(folder, need - _bytes_on_disk(draft/'pixels.npy'))
         try:
             if not draft.exists(): _take_over(final, draft)
-            records = _fill(table, size, draft, sources, workers, progress)
+            records = _fill(table, size, draft, sources, workers, cluster, progress)
             manifest = _finish(table, size, draft, sources, records)
             _install(draft, final)
         except OSError as error:
@@ -564,14 +590,16 @@ class ImageCache:
         table: XrayTable,                   # unreadable images go into quarantine
         image_size: Sequence[int],          # (height, width) in pixels
         folder: str | Path = 'data/cache',  # where caches live
-        workers: int = 0,                   # threads, 0: one per core
+        workers: int = 0,                   # 0: one per core
         progress: bool = True,
+        cluster: str = 'threads',           # who decodes, as in `spread`
     ) -> 'ImageCache':
         "Build the cache, resume it, or open it if it fits; `ImageError` if no image can be read."
         if not len(table):
             raise DataError(f'The table {table.name} has no rows, so there is nothing to cache.')
         folder, size = resolve_path(folder), _size(image_size)
-        return cls(folder/cache_key(table, size), _build(table, size, folder, workers, progress))
+        manifest = _build(table, size, folder, workers, cluster, progress)
+        return cls(folder/cache_key(table, size), manifest)
 
     @classmethod
     def open(
@@ -786,10 +814,8 @@ class DirectPixels:
     def digest(self) -> str:  # 16 hex digits
         "Fingerprint the pixels of all rows, as `ImageCache` does; reads every file once."
         logger.info(f'Reading every image of {self.table.name} once, for their digest.')
-        starts = range(0, len(self), PIECE)
-        pool = joblib.Parallel(joblib.cpu_count(), backend='threading', return_as='generator')
-        read = joblib.delayed(_read_piece)
-        pieces = pool(read(self.table, start, self.image_size) for start in starts)
+        jobs = ((start,) for start in range(0, len(self), PIECE))
+        pieces = spread(_piece_of, jobs, _Reading(self.table, self.image_size))
         return _root([_root(_row_digests(piece.pixels)) for piece in pieces]).hex()[:16]
 
     @property
@@ -810,8 +836,9 @@ def open_pixels(
     image_size: Sequence[int],              # (height, width) in pixels
     use_cache: bool = True,                 # False: read the image files every time
     cache_path: str | Path = 'data/cache',  # where caches live; from the root when in a checkout
-    workers: int = 0,                       # threads that build, 0: one per core
+    workers: int = 0,                       # that build, 0: one per core
     progress: bool = True,                  # show a bar while building
+    cluster: str = 'threads',               # who decodes, as in `spread`
 ) -> ImageCache | DirectPixels:
     "Open the pixels of a table, building their cache when it is missing or stale."
     if not use_cache: return DirectPixels(table, image_size)
@@ -819,7 +846,7 @@ def open_pixels(
         cache = ImageCache.open(cache_path, table, image_size)
     except StaleCache as error:
         if 'There is no cache' not in str(error): logger.info(str(error))
-        cache = ImageCache.build(table, image_size, cache_path, workers, progress)
+        cache = ImageCache.build(table, image_size, cache_path, workers, progress, cluster)
     if cache.quarantined: _warn(cache, 'in quarantine', 'quarantine.csv', cache.quarantined)
     if cache.remarks: _warn(cache, 'doubtful', 'remarks.csv', cache.remarks)
     return cache

@@ -16,7 +16,8 @@ import typer, typer.core
 
 from . import __version__
 from smlxray.base import (
-    ALGORITHMS, BACKBONES, BENCHES, LOSSES, READERS, Registry, SmlxrayError, csv_text, did_you_mean,
+    ALGORITHMS, BACKBONES, BENCHES, CLUSTERS, LOSSES, READERS, Registry, SmlxrayError, csv_text,
+    did_you_mean,
     for_cell, for_terminal, moved, only_one, resolve_path, same_name, shipped_file,
     shipped_notebook, show_remarks, write_atomic,
 )
@@ -48,6 +49,12 @@ _Place = Annotated[
     Optional[Path], _option(f'Where caches live; {_DEFAULT.cache_path} if left out.')
 ]
 _Workers = Annotated[int, typer.Option(min=0, help='Threads; 0 takes every core.')]
+_CLUSTER = 'Who works: threads, loky (processes), dask, dask:tcp://HOST:PORT, or slurm.'
+
+def _cluster(name: str) -> str:
+    "Check the name of a cluster."
+    return name if name.startswith('dask:') else CLUSTERS.check(name)
+_Cluster = Annotated[str, typer.Option(help=_CLUSTER, parser=_cluster)]
 _Config = Annotated[Optional[Path], _option('A YAML file of settings, laid over the preset.')]
 _Set = Annotated[
     Optional[list[str]],
@@ -64,6 +71,7 @@ _Which = Annotated[Optional[str], _argument(_BUNDLE)]
 # %% ../nbs/90_cli.ipynb #c5a1f3d1
 _CHOICES = {
     'data.dataset': READERS,
+    'data.cluster': CLUSTERS,
     'siamese.backbone': BACKBONES,
     'siamese.loss': LOSSES,
     'meta.algorithm': ALGORITHMS,
@@ -348,6 +356,7 @@ def _cache_build(
     views: _Views = _DEFAULT.views,
     cache_path: _Place = None,
     workers: _Workers = 0,
+    cluster: _Cluster = 'threads',
 ):
     """Decode and resize every image once.
 
@@ -357,7 +366,7 @@ def _cache_build(
     table = _table(path, dataset, views)
     from smlxray.cache import ImageCache
     with _goes_on('the same command goes on where it stopped'):
-        cache = ImageCache.build(table, pixels, _here(cache_path), workers, progress=progress)
+        cache = ImageCache.build(table, pixels, _here(cache_path), workers, progress, cluster)
     _describe(cache)
 
 def _describe(cache) -> None:
@@ -445,12 +454,14 @@ _CHOSEN = 'Write into the ledger that the default is chosen, before what is set 
     'smlxray study --methods',
     'smlxray study --folder data/nih',
     'smlxray study my-plan.yaml --workers 4 --output study.json',
+    'smlxray study my-plan.yaml --workers 100 --cluster slurm',
 ))
 def study(
     plan: Annotated[Optional[Path], _argument('A plan; left out, the one that is shipped.')] = None,
     folder: Annotated[Optional[Path], _option("The X-rays, in place of the plan's.")] = None,
     fold: Annotated[Optional[list[str]], _option('Run only this fold. Repeatable.')] = None,
     workers: Annotated[int, typer.Option(min=1, help='Cells side by side, a thread each.')] = 2,
+    cluster: Annotated[Optional[str], _option(_CLUSTER, parser=_cluster)] = None,
     output: Annotated[Optional[Path], _option("The file; left out, the run's study.json.")] = None,
     report: Annotated[bool, typer.Option('--report', help=_WHAT_IS_THERE)] = False,
     methods: Annotated[bool, typer.Option('--methods', help=_PLANNED)] = False,
@@ -465,7 +476,8 @@ def study(
     _keep_foreign(output, overwrite, '"at_chance"')
     if plan and not _here(plan).is_file(): raise SmlxrayError(f'{plan}: there is no such file.')
     from smlxray.study import announce, load_plan, run_study
-    settings = load_plan(plan and _here(plan), folder=folder and str(_here(folder)))
+    changes = dict(folder=folder and str(_here(folder)), cluster=cluster)
+    settings = load_plan(plan and _here(plan), **changes)
     if announced: return _echo(f'Announced {settings.default} as {announce(settings)}; commit it.')
     with _goes_on('the cells that are done are kept, and the same command goes on with the others'):
         path = run_study(settings, fold, workers, output and _here(output), report)
@@ -509,6 +521,7 @@ def embed(
     views: _Views = _DEFAULT.views,
     cache_path: _Place = None,
     workers: _Workers = 0,
+    cluster: _Cluster = 'threads',
     batch_size: Annotated[int, typer.Option(min=1, help='X-rays at once.')] = 64,
     overwrite: _Force = False,
     as_json: _Json = False,
@@ -526,8 +539,9 @@ def embed(
     _keep_foreign(output, overwrite, 'left_out')
     seen = dict(findings_seen=findings_seen, patients_seen=patients_seen)
     card = _card(size, trained_on=trained_on, channels=channels, **seen)
-    where: dict = dict(cache_path=_here(cache_path), workers=workers)
-    how: dict = dict(batch_size=batch_size, overwrite=overwrite)
+    where: dict = dict(cache_path=_here(cache_path), workers=workers, cluster=cluster)
+    how: dict = dict(batch_size=batch_size, overwrite=overwrite, cluster=cluster)
+    if cluster != 'threads': how['workers'] = workers  # among threads the network has its own
     table = _table(data, dataset, views)
     if vectors: made = _seal(_here(output), vectors, paths, card, table)
     else: made = _embed(_here(output), str(encoder), card, table, where, **how)
@@ -616,6 +630,7 @@ def leaderboard(
     dataset: _Dataset = 'auto',
     views: _Views = _DEFAULT.views,
     workers: Annotated[int, typer.Option(min=1, help='Cells side by side, a thread each.')] = 2,
+    cluster: _Cluster = 'loky',
     output: Annotated[Path, typer.Option(help='Folder to write.')] = Path('leaderboard'),
     run: Annotated[str, typer.Option(help=_RUN)] = 'leaderboard',
 ):
@@ -636,7 +651,7 @@ def leaderboard(
     task: dict = dict(shots=shots, queries=queries, match_on=_names(match_on))
     more: dict = dict(heads=head) if head else {}
     more |= dict(settings=task | dict(views=views, dataset=reader))
-    more |= dict(splits=splits, episodes=episodes, run=run, curve=_shots_of(curve))
+    more |= dict(splits=splits, episodes=episodes, run=run, curve=_shots_of(curve), cluster=cluster)
     where = list(map(_entry, entries)), str(_here(data)), list(map(_names, novel))
     plan = leaderboard_plan(*where, **more)
     path = run_study(plan, None, workers, _here(output) / 'leaderboard.json')
@@ -1420,8 +1435,9 @@ def write_predictions(
     output: Path,            # the CSV file; an unfinished one is continued
     prevalence=None,         # as in `Bundle.predict`
     batch_size: int = 64,    # X-rays that the network sees at once
-    workers: int = 0,        # threads that decode; 0: one per core
+    workers: int = 0,        # 0: one per core
     overwrite: bool = False,
+    cluster: str = 'threads',   # who works, as in `spread`
 ) -> dict:                   # rows, new (in this call), errors, unusual
     "Predict all X-rays of a folder into a CSV file; raise `SmlxrayError` if it is taken."
     from smlxray.bundle import image_files, is_unusual, predict_files
@@ -1435,7 +1451,7 @@ def write_predictions(
         how = dict(total=len(paths), initial=len(paths) - len(left), unit='X-ray')
         gone: list[str] = []
         with tqdm(**how, disable=not sys.stderr.isatty()) as bar:
-            for rows in predict_files(bundle, left, prevalence, batch_size, workers):
+            for rows in predict_files(bundle, left, prevalence, batch_size, workers, cluster):
                 away = _are_gone(rows)
                 gone += rows['file'][away].tolist()
                 unfinished.append(_without_folder(rows[~away], root))
@@ -1523,6 +1539,7 @@ def predict(
     prevalence: Annotated[Optional[list[str]], _option(_SHARE, metavar='SHARE')] = None,
     batch_size: Annotated[int, typer.Option(min=1, help='X-rays that are seen at once.')] = 64,
     workers: _Workers = 0,
+    cluster: _Cluster = 'threads',
     overwrite: _Force = False,
     config: _Config = None,
     given: _Set = None,
@@ -1539,7 +1556,7 @@ def predict(
     _exists(source)
     bundle, start = _load_model(model, config, given), time.time()
     _add_taught(bundle, finding)
-    how = _prevalence(prevalence, bundle), batch_size, workers, overwrite
+    how = _prevalence(prevalence, bundle), batch_size, workers, overwrite, cluster
     with _goes_on('the same command goes on after the rows that are written'):
         said = write_predictions(bundle, _here(source), _here(output), *how)
     rows, errors, unusual = said['rows'], said['errors'], said['unusual']

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic import field_validator, model_validator
 from pydantic_core.core_schema import no_info_after_validator_function
 
-from .base import ALGORITHMS, BACKBONES, LOSSES, OWN_CODE, READERS, Registry
+from .base import ALGORITHMS, BACKBONES, CLUSTERS, LOSSES, OWN_CODE, READERS, Registry
 from .base import ConfigError, moved, nearest, trust_code
 from .base import repo_root, resolve_path, shipped_file, write_atomic
 
@@ -223,6 +223,7 @@ _Device = Annotated[
 
 # %% ../nbs/00_config.ipynb #9027c4c2
 _Dataset = Annotated[str, _OneOf(READERS, 'a column mapping in a .yaml file', r'.+\.ya?ml')]
+_Cluster = Annotated[str, _OneOf(CLUSTERS, 'dask:tcp://HOST:PORT', r'dask:\S+')]
 _Backbone = Annotated[str, _OneOf(BACKBONES, 'package.module:factory of your own', OWN_CODE)]
 _Loss = Annotated[str, _OneOf(LOSSES)]
 _Algorithm = Annotated[str, _OneOf(ALGORITHMS)]
@@ -263,6 +264,7 @@ class DataSettings(Section):
     valid_fraction: _Fraction = 0.1    # share of patients for validation
     test_fraction: _Fraction = 0.4     # share of patients for the final episodes
     workers: _Whole = 0                # processes that draw and decode; 0 = one per core
+    cluster: _Cluster = 'threads'      # who decodes for the cache
 
     @model_validator(mode='after')
     def _leave_someone_to_train_on(self):

@@ -6,13 +6,12 @@
 __all__ = []
 
 # %% ../nbs/69_encoders.ipynb #48cece98
-import contextlib, hashlib, logging, os, re, shutil, socket, time, warnings, zipfile
+import contextlib, hashlib, logging, os, platform, re, shutil, socket, time, warnings, zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
+from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
@@ -26,6 +25,7 @@ from smlxray.base import (
 )
 from .bundle import MANIFEST, Bundle
 from .cache import to_float
+from .cluster import spread
 from .config import Section, read_yaml
 from .data import XrayTable, canonical_finding, tidy_path
 from .lab import table_digest
@@ -81,6 +81,10 @@ class ForeignEncoder:
     digest: str        # of its weights
     device: str = 'cpu'
     batch: int | None = None  # images that it takes at once, no more and no fewer; None: any
+    place: str = ''           # what `open_encoder` was given, for other processes
+
+    def __reduce__(self):
+        return open_encoder, (self.place, self.card, self.device)
 
     @property
     def size(self) -> tuple[int, int]:  # height and width of its images
@@ -591,6 +595,7 @@ def open_encoder(
             device,
         )
     opened = _opener(name, path)(card, device)
+    opened.place = name
     values = opened(_probe(opened))
     if torch.isfinite(values).all(): return opened
     raise DataError(
@@ -945,6 +950,22 @@ class Parts:
     def whole(self) -> Tensor:
         return torch.cat([*self.kept, *self.new])
 
+class _Embedding(NamedTuple):
+    "What all batches of a table share while they are embedded."
+
+    encoder: ForeignEncoder
+    pixels: Any
+    digests: tuple[str, str] | None = None  # of both; None: nobody can see others than we do
+
+def _embed_rows(us: _Embedding, rows: np.ndarray) -> Tensor:  # (B, D)
+    "Embed some rows, on a worker that must see the pixels and the encoder that we see."
+    here = us.digests and (us.encoder.digest, us.pixels.digest)
+    if here == us.digests: return us.encoder(us.pixels.gather(rows))
+    raise DataError(
+        f'The worker on {platform.node()} sees other pixels, or another encoder '
+        f'{us.encoder.name}, than we do: all machines need the same files.'
+    )
+
 def embed_table(
     encoder: ForeignEncoder,
     table: XrayTable,
@@ -952,15 +973,20 @@ def embed_table(
     batch_size: int = 64,
     progress: bool = False,     # show a bar
     folder: Path | None = None, # for `Parts`
+    workers: int = 1,           # batches at once
+    cluster: str = 'threads',   # who embeds, as in `spread`
 ) -> Vectors:
     "Embed every X-ray of a table that can be read; raise `DataError` if a vector is no number."
     rows, made_of = np.flatnonzero(pixels.usable), made_by_encoder(encoder, table, pixels)
     parts = Parts(folder, made_of | dict(batch_size=str(batch_size)))
     if parts.count: logger.info(f'{parts.count:,} of {len(rows):,} X-rays were embedded before.')
     starts = range(parts.count, len(rows), batch_size)
-    words = f'embed with {encoder.name}'
-    for start in tqdm(starts, desc=words, disable=not progress):
-        parts.add(encoder(pixels.gather(rows[start : start + batch_size])))
+    jobs = ((rows[start : start + batch_size],) for start in starts)
+    digests = None if cluster == 'threads' else (encoder.digest, pixels.digest)
+    us = _Embedding(encoder, pixels, digests)
+    answers = spread(_embed_rows, jobs, us, workers, cluster)
+    look = dict(desc=f'embed with {encoder.name}', total=len(starts), disable=not progress)
+    for vectors in tqdm(answers, **look): parts.add(vectors)
     names = table.frame['path']
     return Vectors(
         encoder.name,
@@ -977,7 +1003,7 @@ def embed_to_file(
     table: XrayTable,
     pixels: Any,              # as in `made_by_encoder`
     overwrite: bool = False,  # begin anew, whatever was begun
-    **how,                    # batch_size and progress of `embed_table`
+    **how,                    # batch_size, progress, workers and cluster of `embed_table`
 ) -> Vectors:
     "Embed a table and write its vectors; killed and called again, go on where it stopped."
     folder = path.with_name(f'.{path.name}.parts')

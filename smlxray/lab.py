@@ -314,6 +314,7 @@ def _open_pixels(settings: Settings, table: XrayTable) -> ImageCache | DirectPix
         cache_path=settings.cache_folder,
         workers=d.workers,
         progress=settings.training.progress,
+        cluster=d.cluster,
     )
 
 # %% ../nbs/63_lab.ipynb #1283c2f6

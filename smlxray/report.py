@@ -1016,8 +1016,8 @@ def combine_runs(
 
 # %% ../nbs/72_report.ipynb #cc470e78
 NOT_THE_RECIPE = (
-    *_FOLDERS, 'data.novel_findings', 'data.split_seed', 'data.workers', 'training.seed',
-    'training.progress', 'training.device', 'evaluation.run',
+    *_FOLDERS, 'data.novel_findings', 'data.split_seed', 'data.workers', 'data.cluster',
+    'training.seed', 'training.progress', 'training.device', 'evaluation.run',
 )
 
 def _place(run: dict) -> Place:

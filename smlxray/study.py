@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'StudySettings', 'load_plan', 'fair_splits', 'Cell', 're
            'summary_table', 'run_study']
 
 # %% ../nbs/73_study.ipynb #1cb1d64a
-import ctypes, gc, json, os, re, time, zlib
+import ctypes, gc, json, os, platform, re, threading, time, zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 import yaml
-from joblib import Parallel, delayed
 from pydantic import BeforeValidator
 from safetensors import SafetensorError, safe_open
 from scipy.special import ndtr
@@ -30,11 +29,12 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from smlxray.base import (
-    ALGORITHMS, ConfigError, DataError, Fields, SmlxrayError, check_fields, check_format,
+    ALGORITHMS, CLUSTERS, ConfigError, DataError, Fields, SmlxrayError, check_fields, check_format,
     check_seal, choose, follow, for_folder, json_digest, logger, moved, only_one, own_file,
     parse_json, resolve_path, same_name, sealed, set_seed, shipped_file, show_remarks, write_atomic,
 )
 from .cache import open_pixels, to_float
+from .cluster import spread
 from smlxray.config import (
     PATH_SETTINGS, Section, Settings, load_settings, make_run_folder, read_yaml,
 )
@@ -124,6 +124,7 @@ class StudySettings(Section):
     others: list[str] = []                 # methods that answer *finding vs other findings* too
     compare: list[list[str]] = []          # pairs [method, over]
     subgroups: bool = False                # tables by sex, age, projection and origin as well
+    cluster: str = 'loky'                  # who works on the cells, as in `spread`
     check: list[str] = []                  # methods without training, for `checked_episodes`
     default: str = 'default'               # the method that the study recommends
     reference: str = ''                    # the method that it has to beat
@@ -184,6 +185,9 @@ def check_plan(plan: StudySettings) -> StudySettings:
     if not plan.folds: raise ConfigError('study.folds is empty: name a fold and its findings.')
     if plan.curve and (len({*plan.curve}) < 2 or min(plan.curve) < 1):
         raise ConfigError('study.curve needs two numbers of shots or more, each above 0.')
+    if not plan.cluster.startswith('dask:'): CLUSTERS.check(plan.cluster)
+    if plan.cluster == 'threads':
+        raise ConfigError('study.cluster is threads: the cells of a study need processes (loky).')
     networks = [*plan.backbones, *ALGORITHMS]
     for name, backbone in plan.backbones.items():
         if backbone.start: choose(f"start of the backbone '{name}'", backbone.start, networks)
@@ -235,6 +239,7 @@ def cell_settings(
     choose('a fold of the study', fold, plan.folds)
     own: dict = dict(dataset_path=plan.folder, novel_findings=plan.folds[fold], run=plan.run)
     own |= dict(split_seed=str(split), seed=seed)
+    if plan.cluster != 'loky': own['cluster'] = plan.cluster
     return load_settings(plan.preset, **(plan.settings | own | changes))
 
 # %% ../nbs/73_study.ipynb #d17e8551
@@ -457,14 +462,14 @@ def _embedded(plan: StudySettings, name: str, table: XrayTable) -> Path:
     card, device = EncoderCard(**how.card), str(pick_device(settings))
     encoder = open_encoder(how.encoder, card, device)
     progress = settings.training.progress
-    where: dict = dict(cache_path=settings.cache_folder, progress=progress)
-    pixels = open_pixels(table, encoder.size, **where)
+    work: dict = dict(progress=progress, cluster=settings.data.cluster)
+    pixels = open_pixels(table, encoder.size, cache_path=settings.cache_folder, **work)
     key = json_digest(made_by_encoder(encoder, table, pixels))
     folder = make_run_folder(settings) / 'vectors'
     path = folder / f'{file_name(name)}-{key}.safetensors'
     if path.is_file(): return path
     folder.mkdir(exist_ok=True)
-    return write_vectors(path, embed_table(encoder, table, pixels, progress=progress))
+    return write_vectors(path, embed_table(encoder, table, pixels, **work))
 
 def needs_pixels(plan: StudySettings) -> bool:
     "Whether any method of a plan looks at X-rays, and not only at vectors of others."
@@ -889,7 +894,7 @@ def save_cell(cell: Cell) -> None:
 
 # %% ../nbs/73_study.ipynb #ee55cce0
 ELSEWHERE = {  # settings that change no number, or that are said elsewhere
-    'data': {'dataset_path', 'cache_path', 'workers'},
+    'data': {'dataset_path', 'cache_path', 'workers', 'cluster'},
     'training': {'save_dir', 'device', 'progress', 'resume'},
 }
 
@@ -1657,8 +1662,8 @@ def _run_missing(cells: list[Cell], folds: list[str] | None, workers: int) -> No
     if first in mine: jobs += [(first, family) for family in _families(plan.slow)]
     places = [(cell.fold, cell.split, cell.seed, methods) for cell, methods in jobs]
     open_set_aside([cell for cell in mine if not _is_finished(cell)])
-    boss = os.getpid()
-    Parallel(n_jobs=workers)(delayed(_job)(boss, plan, *place) for place in places)
+    us = (os.getpid() if plan.cluster == 'loky' else 0), plan, first.lab.digest
+    for _ in spread(_job, places, us, workers, plan.cluster): pass
 
 def _families(slow: dict[str, dict]) -> list[list[str]]:
     "Methods that share a training run in one worker: those whose names begin alike."
@@ -1666,24 +1671,42 @@ def _families(slow: dict[str, dict]) -> list[list[str]]:
     for name in slow: families.setdefault(name.split(',')[0], []).append(name)
     return list(families.values())
 
+_one_at_a_time = threading.Lock()  # seeds belong to a process, and a worker may have threads
+
 def _job(
-    boss: int,            # process whose end ends the worker, if it is another one
-    plan: StudySettings,
+    us: tuple[int, StudySettings, str],
     fold: str,
     split: int,
     seed: int,
     methods: list | None,
 ) -> None:
     "Run a cell in a worker and say how long it took; its files are the result."
-    follow(boss)
+    boss, plan, digest = us
+    if boss: follow(boss)
     show_remarks()
-    cell = Cell(plan, fold, split, seed)
-    start = time.perf_counter()
-    run_cell(cell, methods)
-    if methods is None: save_cell(cell)
+    with _one_at_a_time:
+        cell = Cell(plan, fold, split, seed)
+        if not boss: _check_worker(cell, digest)
+        start = time.perf_counter()
+        run_cell(cell, methods)
+        if methods is None: save_cell(cell)
     return_memory()  # or the pool takes the worker for one that leaks
     minutes = (time.perf_counter() - start) / 60
     logger.info(f'{" ".join([cell.name, *(methods or [])])}: {minutes:.1f} min')
+
+def _check_worker(cell: Cell, digest: str) -> None:
+    "Raise `DataError` on a worker that does not see the run folder, or sees other data."
+    at_work = cell.lab.folder / 'study'
+    if not any(f.exists() for f in (at_work / '.lock', at_work.with_name('.study.lock'))):
+        raise DataError(
+            f'The worker on {platform.node()} does not see the run folder {cell.lab.folder}: '
+            'all machines of the cluster need it.'
+        )
+    if cell.lab.digest == digest: return
+    raise DataError(
+        f'The worker on {platform.node()} sees other X-rays than we do ({cell.lab.digest}, not '
+        f'{digest}): all machines need the same folder.'
+    )
 
 # %% ../nbs/73_study.ipynb #73a11a51
 _HOMES = {

@@ -531,6 +531,7 @@ NOT_IN_RECIPE = dict(
     cache_path='a cache holds what the files hold',
     use_cache='a cache holds what the files hold',
     workers='faster, but the same',
+    cluster='faster, but the same',
     device='rounds otherwise, no more',
     progress='a bar',
     resume='the same weights, by two visits',
