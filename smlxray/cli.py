@@ -1862,7 +1862,7 @@ def _episodes_check(
 _ANSWERS = 'CSV files with the columns episode, image, score, and perhaps method.'
 _OF_RUN = 'A run, or its folder, whose methods have answered these episodes; they join the table.'
 _OVER = 'Compare all others with this method, on the same patients.'
-_TO = 'Write all rows, by finding, to this CSV file.'
+_TO = 'Write all rows, by finding, to this CSV file; or the table for a paper, if it ends in .tex.'
 
 @app.command(epilog=_examples(
     'smlxray score --episodes episodes.jsonl --run tiny --over pixels',
@@ -1886,12 +1886,16 @@ def score(
     _no_folder(output)
     _writable(output)
     _no_input(output, episodes, *answers or ())
-    _keep_foreign(output, overwrite, 'method,finding')
+    _keep_foreign(output, overwrite, _SCORED if _is_tex(output) else 'method,finding')
     from smlxray.exchange import read_episodes
     file = read_episodes(_here(episodes))
     folder = _run_of(run, config, given)[0] if run else None
     every = _every_answer(file, answers or [], folder)
     _hand_scores(file, every, _method_named(over, every), output, as_json)
+
+_SCORED = 'Written by smlxray score'
+
+def _is_tex(output: Path | None) -> bool: return output is not None and output.suffix == '.tex'
 
 def _every_answer(file, answers: list[Path], folder: Path | None) -> dict:
     "Read the answers of some files and of a run, by method."
@@ -1926,10 +1930,12 @@ def _hand_scores(
     "Print the table, and write its rows."
     import pandas as pd
     from smlxray.exchange import score_differences, score_rows, score_table
+    from smlxray.leaderboard import table_tex
     rows = score_rows(file, every)
     differences = score_differences(every, over) if over else []
-    if output:
-        write_atomic(_here(output), csv_text(pd.DataFrame(rows)))
+    text = csv_text(pd.DataFrame(rows))
+    if _is_tex(output): text = table_tex(score_table(rows, differences), f'{_SCORED}: {file}')
+    if output: write_atomic(_here(output), text)
     if as_json:
         return _print_json(dict(rows=rows, differences=differences))
     _echo(f'{file}\n')

@@ -106,6 +106,14 @@ def tex(text: str) -> str:
     "Make a text safe for LaTeX."
     return ''.join(_TEX.get(letter, letter) for letter in str(text))
 
+def table_tex(table: pd.DataFrame, note: str) -> str:
+    "A table of text in LaTeX, with booktabs, under a note."
+    lines = [f'% {note}', rf'\begin{{tabular}}{{l{"r" * (table.shape[1] - 1)}}}', r'\toprule']
+    rows = [list(table), *table.to_numpy().tolist()]
+    written = [' & '.join(map(tex, row)) + r' \\' for row in rows]
+    lines += [written[0], r'\midrule', *written[1:], r'\bottomrule', r'\end{tabular}']
+    return '\n'.join(lines) + '\n'
+
 def board_tex(study: dict) -> str:
     "A table in LaTeX, with booktabs, one part per protocol."
     def span(row, key, sign=''):
@@ -176,8 +184,14 @@ def difference_board(study: dict) -> Html:
 # %% ../nbs/77_leaderboard.ipynb #c115dadd
 _LAW = (
     'AUC by shots. A curve follows Phi(z / sqrt(1 + c / k)): z is what the vectors know, c the '
-    'noise of learning from k examples of each class.'
+    'noise of learning from k examples of each class. A few points fit z and c nearly exactly, and '
+    'badly determine them, so they have no interval.'
 )
+
+def _curve_point(row: dict) -> Html | str:
+    "An AUC, with its interval where it has one."
+    low, high = (float(row.get(key) or 'nan') for key in ('auc_low', 'auc_high'))
+    return number(row['auc']) if pd.isna(low) else span_html(row['auc'], low, high)
 
 def curve_board(study: dict, protocol: str, most: int = 8) -> Html:
     "Curves by shots of the best methods, with z and c."
@@ -192,7 +206,7 @@ def curve_board(study: dict, protocol: str, most: int = 8) -> Html:
     cells = []
     for method in best:
         first = curves[method].iloc[0]
-        values = map(number, curves[method].auc)
+        values = map(_curve_point, curves[method].to_dict('records'))
         cells.append([method, *values, number(first.z, 2), number(first.c, 1)])
     shots = [f'{k}-shot' for k in curves[best[0]].shots]
     return Html(figure + table_html(['method', *shots, 'z', 'c'], cells))

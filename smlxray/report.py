@@ -605,7 +605,30 @@ def negatives_section(rows: list[dict]) -> Html:
     head = ['method', 'AUC, 95 %', '', 'steps', 'episodes', 'gain by adaptation, 95 %']
     return Html('<h3>Told from the other kind of negatives</h3>' + table_html(head, cells))
 
+_PUBLISHED = '''
+<h3>{title}</h3>
+<p>A protocol of others. After ± stands half of the interval as they publish it, 1.96 standard
+errors over episodes; a range is an interval over patients.</p>
+'''
+
+def published_section(rows: list[dict]) -> Html:
+    "Write the rows of a protocol of others, with the measures that it has."
+    first = rows[0]
+    plain = [key for key in ('chance', 'seen', 'unseen') if first.get(key) is not None]
+    halves = {'hm': 'hm_half', 'accuracy': 'half'}
+    halves = {key: half for key, half in halves.items() if key in first}
+    spans = [key for key in ('auc', 'harmonic') if f'{key}_low' in first]
+    cells = []
+    for row in rows:
+        told = [number(row[key]) for key in plain]
+        told += [f'{number(row[key])} ± {number(row[half])}' for key, half in halves.items()]
+        told += [span_html(row[key], row[f'{key}_low'], row[f'{key}_high']) for key in spans]
+        cells.append([row['method'], *told, row['episodes']])
+    head = ['method', *plain, *halves, *spans, 'episodes']
+    return Html(_PUBLISHED.format(title=escape(first['protocol'])) + table_html(head, cells))
+
 PROTOCOLS = {
+    'published': published_section,
     'against others': negatives_section,
     'against normals': negatives_section,
     'folds': folds_section,

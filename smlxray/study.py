@@ -772,16 +772,16 @@ def keep_curve(
     method: Method,   # built already
     negatives: str,
 ) -> None:
-    "Measure a method at each number of shots; leave out what has too few patients."
-    aucs = {}
+    "Ask a method at each number of shots, and keep the ranks; leave out what has few patients."
+    ranks = {}
     for finding, shots in product(cell.askable(negatives), cell.plan.curve):
         try:
             block = cell.block(finding, negatives, shots)
         except DataError:
             continue
-        mean = block_auc(np.asarray(method.logits(block))).mean()
-        aucs[f'{finding}, {shots}'] = torch.tensor([float(mean)])
-    keep(curve_path(cell, name, negatives), aucs, curve_origin(cell, name, negatives))
+        found = (2 * rankdata(method.logits(block), axis=1)).astype(np.int16)
+        ranks[f'{finding}, {shots}'] = torch.from_numpy(found)
+    keep(curve_path(cell, name, negatives), ranks, curve_origin(cell, name, negatives))
 
 def read_curve(
     cell: Cell,
@@ -792,10 +792,22 @@ def read_curve(
     found = kept(curve_path(cell, method, negatives), curve_origin(cell, method, negatives))
     if found is None: return committed_curve(cell, method, negatives)
     curve: dict[str, dict[str, float]] = {}
-    for key, auc in found.items():
+    for key, ranks in found.items():
         finding, _, shots = key.rpartition(', ')
-        curve.setdefault(finding, {})[shots] = auc.item()
+        auc = block_auc(ranks.numpy()).mean() if ranks.ndim == 2 else ranks.item()  # until 0.2
+        curve.setdefault(finding, {})[shots] = float(auc)
     return curve
+
+def curve_won(cell: Cell, method: str, negatives: str) -> dict[str, dict[int, Won]]:
+    "What a method won, by finding and shots; nothing where only means were kept."
+    found = kept(curve_path(cell, method, negatives), curve_origin(cell, method, negatives))
+    won: dict[str, dict[int, Won]] = {}
+    for key, ranks in (found or {}).items():
+        finding, _, shots = key.rpartition(', ')
+        if ranks.ndim != 2: continue
+        block = cell.block(finding, negatives, int(shots))
+        won.setdefault(finding, {})[int(shots)] = won_block(ranks.numpy(), seats_of(cell, block))
+    return won
 
 def committed_curve(cell: Cell, method: str, negatives: str) -> dict | None:
     "The learning curve that the cell's file has, if it is the one that the plan asks for."
@@ -1007,7 +1019,11 @@ def cell_scores(cell: Cell, methods: list[str], first: int | None) -> Iterator:
 
 def cell_seating(cell: Cell, negatives: str, finding: str, episodes: int) -> Seating:
     "Who sits where in the first episodes of a finding."
-    block, patients = cell.block(finding, negatives)[:episodes], cell.lab.table.patients
+    return seats_of(cell, cell.block(finding, negatives)[:episodes])
+
+def seats_of(cell: Cell, block: EpisodeBlock) -> Seating:
+    "Who sits where in a block."
+    patients = cell.lab.table.patients
     query = Support(patients[block.query], block.query_labels)
     return block_seating(query, Support(patients[block.support], block.support_labels))
 
@@ -1126,15 +1142,24 @@ def curve_rows(cells: list[Cell]) -> list[dict]:
             if aucs is None: continue
             z, c = shots_law(plan.curve, aucs)
             fit = dict(z=round(z, 4), c=round(c, 4))
+            spans = curve_intervals(cells, method, protocol)
             for shots, auc in zip(plan.curve, aucs):
-                row = dict(
-                    method=method,
-                    protocol=PROTOCOLS[protocol],
-                    shots=shots,
-                    auc=round(float(auc), 4),
-                )
-                rows.append(row | fit)
+                row = dict(method=method, protocol=PROTOCOLS[protocol], shots=shots)
+                found = dict(auc=float(auc))
+                if shots in spans: found = interval_columns('auc', spans[shots])
+                rows.append(row | rounded(found) | fit)
     return with_leaks(plan, rows)
+
+def curve_intervals(cells: list[Cell], method: str, protocol: str) -> dict[int, Interval]:
+    "The mean of the findings that have all shots, by shots; nothing where only means were kept."
+    points: dict[int, dict[Key, Won]] = {}
+    for cell in cells:
+        for finding, won in curve_won(cell, method, protocol).items():
+            if len(won) < len(cell.plan.curve): continue
+            key = Key(method, protocol, cell.fold, cell.split, cell.seed, finding)
+            for shots, mine in won.items(): points.setdefault(shots, {})[key] = mine
+    runs = {k: all_folds(fold_won(won, method, protocol)) for k, won in points.items()}
+    return {shots: runs_interval(parts) for shots, parts in runs.items()}
 
 def mean_curve(cells: list[Cell], method: str, protocol: str) -> np.ndarray | None:  # (K,)
     "Average the learning curves of a method: over findings, cells and folds, in this order."
@@ -1352,6 +1377,8 @@ class _CurveRow(Fields):
     protocol: str
     shots: int
     auc: float
+    auc_low: float | None = None
+    auc_high: float | None = None
     z: float
     c: float
 
