@@ -327,6 +327,24 @@ def _layout_nih(
     facts = dict(folder=str(out), found=made.found, missing=made.missing, extra=made.extra)
     _tell(facts, f'Next: smlxray study --folder {out}', as_json)
 
+_LAID_OUT = 'Folder of X-rays, as `smlxray data layout nih` makes it.'
+_READINGS = 'Table with the columns `path` or `image`, and `rsna`: what radiologists saw.'
+
+@_layout.command('experts', epilog=_examples(
+    'smlxray data layout experts --folder data/nih --readings rsna.csv --out data/nih-experts',
+))
+def _layout_experts(
+    folder: Annotated[Path, _option(_LAID_OUT)],
+    readings: Annotated[Path, _option(_READINGS)],
+    out: Annotated[Path, _option(_NEW_FOLDER)],
+    as_json: _Json = False,
+):
+    """Lay out the X-rays that radiologists have read, with what they saw as labels."""
+    from smlxray.experts import layout_experts
+    made = layout_experts(_here(folder), _here(readings), _here(out))
+    facts = dict(folder=str(out), found=made.found, missing=made.missing, extra=made.extra)
+    _tell(facts, f'Next: smlxray data check {out}', as_json)
+
 # %% ../nbs/90_cli.ipynb #7e4510a1
 def _print_version(wanted: bool):
     if not wanted: return

@@ -439,6 +439,8 @@ WRONG = [
     ('data layout nih --images gone --out laid', 1, 'gone'),
     ('data layout nih --images empty --out laid', 1, 'Data_Entry_2017'),
     ('data layout nih --images empty --out model', 1, 'not empty'),
+    ('data layout experts --folder gone --readings table --out laid', 1, 'gone'),
+    ('data layout experts --folder empty --readings gone.csv --out laid', 1, 'gone.csv'),
     ('cache build table --size 1x2x3', 1, '--size'),
     ('convert text.png --data table', 1, 'table'),
     ('bench metrics --json no/where.json', 1, 'where.json'),
