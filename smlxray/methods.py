@@ -214,10 +214,13 @@ class PriorMethod(FrozenMethod):
     prior: Tensor = None    # (M,) in standard deviations of the training images
     weight: float = 0.15    # of the prior; the comparison lies in [-2, 2]
     variance: float = 0.0   # of its slope from task to task; 0: the support has no say in it
+    doubt: float = 0.0      # shots at which the comparison counts half; 0: it always counts whole
 
     def scores(self, block: EpisodeBlock) -> Tensor:  # (E, Q)
         weight = self.weight * self.slopes(block)[:, None]
-        return weight * self.prior[self.places(block.query)] + super().scores(block)
+        shots = len(block.support_labels) // 2
+        compared = shots / (shots + self.doubt) * super().scores(block)
+        return weight * self.prior[self.places(block.query)] + compared
 
     def slopes(self, block: EpisodeBlock) -> Tensor:  # (E,)
         "How much the prior counts in each task: 1, drawn to what the support shows."
@@ -544,13 +547,14 @@ def named_prior_method(
     variance: float = 0.0,     # of its slope from task to task; 0: the support has no say in it
     support: bool = True,      # False: the prior alone, without a look at the support
     head: str = 'prototypes',  # a name in `HEADS`, for the comparison
+    doubt: float = 0.0,        # shots at which the comparison counts half; 0: always whole
 ) -> PriorMethod:
     "Compare the features of some networks and add the mean of their priors."
     prior = sum(named_prior(context, net, levelled) for net in nets) / len(nets)
     z = torch.cat([_side_by_side(context, net, levelled) for net in nets], 1)
     compare, weight = (head_of(head), weight) if support else (no_head, 1.0)
     rest = dict(head=compare, parts=len(nets), prior=prior, weight=weight)
-    if support: rest['variance'] = variance
+    if support: rest |= dict(variance=variance, doubt=doubt)
     return PriorMethod(name, context.lab.test, z, 'frozen', **rest)
 
 def _side_by_side(context: Context, net: str, levelled: bool) -> Tensor:  # (M, D)
