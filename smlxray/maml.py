@@ -661,7 +661,7 @@ def accumulate(
             p.grad.add_(grads[n], alpha=weight)
     if rate_grads:
         rates, slopes = [t for t, _ in rate_grads], [g * weight for _, g in rate_grads]
-        torch.autograd.backward(rates, slopes)
+        torch.autograd.backward(rates, slopes, retain_graph=True)  # tasks may share their rates
 
 # %% ../nbs/60_maml.ipynb #cb9c94f2
 def meta_step(

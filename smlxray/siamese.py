@@ -334,6 +334,27 @@ class Probe(nn.Module):
         "Turn features `(B, C)` into logits `(B,)`."
         return self.stride.exp() * (self.coordinates(features) @ self.weight)
 
+class InnerRates(nn.Module):
+    "What inner learning rates are multiplied by, for each tensor in each step (Antoniou 2019)."
+
+    def __init__(
+        self,
+        names: list[str],  # of the parameters that adapt
+        steps: int,        # of the inner loop that learns the rates
+    ):
+        super().__init__()
+        self.names, self.logs = names, nn.Parameter(torch.zeros(len(names), steps))
+
+    def factors(
+        self,
+        steps: int,
+        done: int = 0,                   # steps that were taken before
+    ) -> dict[str, list[Tensor]]:        # by name, one for each step; the last one goes on
+        "Give the factors of some steps, all 1 before anything is learned."
+        at = torch.arange(done, done + steps, device=self.logs.device)
+        rows = self.logs.exp()[:, at.clamp(max=self.logs.shape[1] - 1)]
+        return {name: list(row.unbind()) for name, row in zip(self.names, rows)}
+
 # %% ../nbs/30_siamese.ipynb #614ae028
 class SiameseNet(nn.Module):
     "Embed one-channel images as unit vectors: backbone, linear, activation, linear, sphere."
@@ -346,6 +367,7 @@ class SiameseNet(nn.Module):
         pretrained: bool = False,    # begin with ImageNet weights; `to_config` does not tell
         probe: bool = False,         # with a `Probe`, which Proto-MAML adapts
         factory: str = '',           # of a given network: package.module:factory
+        rates: list | None = None,   # with `InnerRates`: what adapts, and in how many steps
         **options,                   # of `make_backbone`
     ):
         super().__init__()
@@ -360,8 +382,11 @@ class SiameseNet(nn.Module):
         self.head = nn.Sequential(first, between, last)
         self.scale, self.bias = nn.Parameter(torch.tensor(10.0)), nn.Parameter(torch.tensor(0.0))
         self.probe = Probe(made.channels) if probe else None
+        self.rates = None if rates is None else InnerRates(self.adaptable(rates[0]), rates[1])
         shape = dict(backbone=backbone, embedding_dim=embedding_dim, hidden=hidden)
-        self._config = {**shape, **({'probe': True} if probe else {}), **options}
+        more = dict(probe=probe or None, rates=rates)
+        more = {key: value for key, value in more.items() if value is not None}
+        self._config = shape | more | options
 
     def features(self, x: Tensor) -> Tensor:
         "Return what the backbone sees in images `(B, 1, H, W)`: features `(B, C)`."
@@ -379,7 +404,8 @@ class SiameseNet(nn.Module):
         "Name the parameters an inner loop changes: one of `PARTS`, or what an algorithm adapts."
         if what not in (*PARTS, 'probe'): what = ALGORITHMS[what].adapts
         if what == 'probe': return self._probe_names()
-        named = [(n, p) for n, p in self.named_parameters() if not n.startswith('probe.')]
+        aside = ('probe.', 'rates.')  # these adapt in their own way
+        named = [(n, p) for n, p in self.named_parameters() if not n.startswith(aside)]
         if what == 'all': return [name for name, _ in named]
         head = ('head.2.weight', 'head.2.bias', 'scale', 'bias')
         moving = set(map(id, self._part(what)))

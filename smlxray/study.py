@@ -60,8 +60,8 @@ from smlxray.methods import (
 from .siamese import SiameseNet
 from .tasks import Trunk
 from smlxray.train import (
-    Course, NamingObjective, NamingSiamese, PrototypeObjective, SiameseObjective, fit,
-    network_digest, read_tensors, train_meta, write_tensors,
+    Course, NamingObjective, NamingSiamese, PrototypeObjective, SiameseObjective, fit, meta_network,
+    network_digest, read_tensors, train_meta, training_curve, write_tensors,
 )
 
 # %% ../nbs/73_study.ipynb #cd756a6a
@@ -578,7 +578,8 @@ class Cell:
 
     def lab_for(self, backbone: str) -> Lab:
         "The lab with pixels of the size that a backbone wants, and the findings it is taught."
-        how, usual = self.plan.backbones[backbone], self.lab.settings.data.image_size[0]
+        usual = self.lab.settings.data.image_size[0]
+        how = self.plan.backbones.get(backbone, BackboneSettings())
         size = how.image_size or usual
         if size not in self.labs:
             self.labs[size] = self.lab if size == usual else self.open(image_size=[size, size])
@@ -609,8 +610,35 @@ class Cell:
     def net(self, name: str) -> SiameseNet:
         "The network of a backbone, or of an algorithm that was meta-trained from `siamese`."
         if name in self.plan.backbones: return self.model(name).net
-        net = self.model('siamese').net
-        return self._trained(name, net, 'siamese', lambda: train_meta(self.lab, net, name))
+        start = self.model('siamese').net
+        net = meta_network(self.lab.settings, start, name)
+        return self._trained(name, net, 'siamese', lambda: self._meta_trained(start, name))
+
+    def curve_path(self, algorithm: str) -> Path:
+        "Where the curve of a meta-training is kept, next to its weights."
+        return self.weights_path(algorithm).with_suffix('.json')
+
+    @property
+    def training(self) -> dict[str, dict]:
+        "The curves of the meta-trainings, with digests of what they were made of, by algorithm."
+        path, told = cell_file(self), {}
+        if path is not None and path.exists(): told = parse_json(path.read_bytes())
+        curves = told.get('training', {})
+        for algorithm in ALGORITHMS:
+            path = self.curve_path(algorithm)
+            if not path.exists(): continue
+            with own_file(path, 'remove it and the weights beside it'):
+                curve = check_seal(parse_json(path.read_bytes()))
+            curves[algorithm] = dict(made_of=self.origin(algorithm), curve=curve)
+        return curves
+
+    def _meta_trained(self, start: SiameseNet, algorithm: str) -> SiameseNet:
+        "Meta-train a network, and keep the curve of the training."
+        made = train_meta(self.lab, start, algorithm)
+        curve = sealed(training_curve(self.lab.folder, algorithm))
+        self.curve_path(algorithm).parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.curve_path(algorithm), json.dumps(curve))
+        return made
 
     def trunk(self, name: str) -> Trunk:
         "The features of a network, for methods that adapt something above them."
@@ -618,6 +646,7 @@ class Cell:
 
     def model(self, backbone: str) -> NamingSiamese:
         "A backbone with its naming layer; trained now if it never was."
+        if backbone not in self.plan.backbones: return self._with_namer(backbone)
         if self.plan.backbones[backbone].foreign:
             raise DataError(f"'{backbone}' is vectors alone: no network, and none to adapt")
         lab, how = self.lab_for(backbone), self.plan.backbones[backbone]
@@ -627,6 +656,12 @@ class Cell:
             return train_backbone(lab, how, self.seed, start)
         model = self._trained(backbone, new_model(lab), how.start, train)
         return model.to(memory_format=torch.channels_last)
+
+    def _with_namer(self, algorithm: str) -> NamingSiamese:
+        "A meta-trained network with the naming layer of the network that it began with."
+        model = self.model('siamese')
+        model.net = self.net(algorithm)
+        return model
 
     def _trained(self, name: str, model, start: str, train: Callable):
         "Put kept weights into a model, or train it and keep them; `start` is what it begins with."
@@ -643,15 +678,14 @@ class Cell:
 
     def vectors(self, name: str, rows: np.ndarray, kind: str = 'embeddings') -> Tensor:  # (R, D)
         "Vectors of rows: 'features', 'embeddings' or 'logits'; embedded once, and kept."
-        how = self.plan.backbones.get(name)
-        if how is not None and how.vectors: return self._of_others(name, rows, kind)
+        how = self.plan.backbones.get(name, BackboneSettings(start='siamese'))
+        if how.vectors: return self._of_others(name, rows, kind)
         shared = self._serves_all(name)
         path, known = self._kept_vectors(name, shared)
         def origin(): return shared or self.origin(name)
         found = kept(path, origin())
         if found is None:
-            model, views = self.model(name), self.plan.backbones[name].views
-            found = embed_views(self.lab_for(name), model, known, views)
+            found = embed_views(self.lab_for(name), self.model(name), known, how.views)
             keep(path, found, origin())
         with own_file(path, 'remove it, and the study makes it again'):
             return found[kind][np.searchsorted(known, rows)]
@@ -673,8 +707,9 @@ class Cell:
 
     def _serves_all(self, name: str) -> dict[str, str]:
         "The origin of vectors that are the same in all cells, as no training made them; or {}."
-        how, s = self.plan.backbones[name], self.lab.settings
-        if how.objective != 'none' or not (how.pretrained and s.siamese.pretrained): return {}
+        how, s = self.plan.backbones.get(name), self.lab.settings
+        if how is None or how.objective != 'none': return {}
+        if not (how.pretrained and s.siamese.pretrained): return {}
         lab = self.lab_for(name)
         size = list(lab.settings.data.image_size)
         made_of = [name, s.siamese.backbone, how.views, size, lab.digest]
@@ -901,7 +936,9 @@ def save_cell(cell: Cell) -> None:
             answers.setdefault(method, {})[negatives] = told
     if not answers: return
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = sealed(dict(format=CELL_FORMAT, cell=cell.name, answers=answers))
+    told = dict(format=CELL_FORMAT, cell=cell.name, answers=answers)
+    if training := cell.training: told['training'] = training
+    whole = sealed(told)
     write_atomic(path, json.dumps(whole, indent=0))
 
 # %% ../nbs/73_study.ipynb #ee55cce0
@@ -911,7 +948,8 @@ ELSEWHERE = {  # settings that change no number, or that are said elsewhere
 }
 
 SINCE = {  # settings that came after the first committed cells; so they change no digest
-    'meta': {'adapts': 'all'},
+    'meta': dict(adapts='all', tasks=[], valid_every=0, valid_tasks=40, patience=0)
+    | dict(learned_rates=False),
 }
 
 def told_settings(settings: Settings) -> dict[str, dict]:

@@ -10,19 +10,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-
+from itertools import product
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from .base import ALGORITHMS
+from .base import ALGORITHMS, ConfigError, DataError
 from .cache import sent
 from .config import Settings
-from .episodes import Episode
+from .drawn import DrawnEpisode, DrawnSampler
+from .episodes import Episode, EpisodeSampler
+from .jackknife import Won, influence, mean_interval, won_by
 from .lab import Lab, float_batch
 from .losses import check_support, left_out_logits, pair_loss, query_scores
 from .maml import FastWeights, adapt, use
+from .metrics import EpisodeScores, Support
 from .siamese import SiameseNet, norm_mode
 
 # %% ../nbs/64_tasks.ipynb #f0eedd2b
@@ -76,6 +79,7 @@ def make_task(
     device = lab.device
     def gather(rows): return sent(lab.pixels.gather(rows), device)
     support, query = map(pixels or gather, (episode.support, episode.query))
+    if isinstance(episode, DrawnEpisode): support, query = episode.painted(support, query)
     labels, query_labels = _labels_of(episode)
     wanted = sent(query_labels, device)
     seed, name = int(episode.seed), episode.finding
@@ -162,12 +166,28 @@ class InnerLoop:
         shared = ALGORITHMS[self.algorithm].shares_features
         return shared and self.batch_norm != 'transductive'
 
-    def rates(self, model: TaskModel) -> dict[str, float]:
+    @property
+    def adapts(self) -> str:
+        "What of a network moves: a name of `siamese.PARTS`, or 'probe'."
+        what = ALGORITHMS[self.algorithm].adapts
+        return self.part if what == 'all' else what
+
+    def rates(
+        self,
+        model: TaskModel,
+        steps: int | None = None,  # to be taken; None: those of this loop
+        done: int = 0,             # steps that were taken before
+    ) -> dict:                     # name -> rate; if rates were learned, name -> one per step
         "Give each parameter that adapts its learning rate."
         def rate(name):
             return self.lr * (self.backbone_rate if name.startswith('net.backbone.') else 1.0)
-        free = ALGORITHMS[self.algorithm].adapts == 'all'
-        return {name: rate(name) for name in model.adaptable(self.part if free else self.algorithm)}
+        usual: dict = {name: rate(name) for name in model.adaptable(self.adapts)}
+        if model.net.rates is None: return usual
+        factors = model.net.rates.factors(self.steps if steps is None else steps, done)
+        for name, row in factors.items():
+            key = f'net.{name}'
+            if key in usual: usual[key] = [usual[key] * factor for factor in row]
+        return usual
 
     def inputs(
         self,
@@ -220,7 +240,8 @@ class Adapted:
 
     def further(self, steps: int, on_step: Callable | None = None) -> None:
         "Take more steps from here."
-        before, rates = self.fast.losses, self.inner.rates(self.model)
+        before = self.fast.losses
+        rates = self.inner.rates(self.model, steps, len(before))
         self.fast = adapt(
             self.model,
             self._loss,
@@ -306,9 +327,103 @@ class Trunk:
         self.known[first : self.count] = found
 
     def task(self, episode: Episode) -> Task:
-        "Make a task of features; at one shot of images, since a second view is no row."
+        "Make a task of features; of images at one shot, or if drawn on: those are no rows."
         if episode.support_labels.sum() == 1: return make_task(self.lab, episode)
+        if isinstance(episode, DrawnEpisode): return make_task(self.lab, episode)
         labels, query_labels = (y.to(self.lab.device) for y in _labels_of(episode))
         n, rows = len(episode.support), np.concatenate([episode.support, episode.query])
         features = self[rows]
         return Task(features[:n], labels, features[n:], query_labels, episode.finding)
+
+# %% ../nbs/64_tasks.ipynb #4d07467f
+def task_samplers(
+    lab: Lab,
+    kinds: list[str],          # as in `meta.tasks`
+) -> list[EpisodeSampler | DrawnSampler]:
+    "Sample training tasks of some kinds, as far as there are patients for them."
+    samplers: list[EpisodeSampler | DrawnSampler] = []
+    problems = []
+    for kind in kinds:
+        try:
+            samplers.append(_task_sampler(lab, kind))
+        except DataError as error:
+            problems.append(error)
+    if not samplers: raise problems[0]
+    return samplers
+
+def _task_sampler(lab: Lab, kind: str) -> EpisodeSampler | DrawnSampler:
+    if kind != 'drawn': return lab.training_sampler(negatives=kind)
+    m, normals = lab.settings.meta, lab.train[lab.normal[lab.train]]
+    return DrawnSampler(lab.table, normals, m.shots, m.queries, lab.settings.training.seed)
+
+# %% ../nbs/64_tasks.ipynb #12e7c0a4
+def validation_groups(lab: Lab, each: int = 20) -> list[list[Episode]]:
+    "Draw tasks of validation patients, for each base finding and each kind of negatives."
+    groups = []
+    for finding, negatives in product(lab.findings.base, ('normals', 'others')):
+        try:
+            draws = dict(shots=1, queries=1, negatives=negatives)
+            usable = lab.sampler(lab.valid, finding, **draws).counts()['usable']
+            shots = min(lab.settings.meta.shots, usable // 2)
+            draws |= dict(shots=shots, queries=min(lab.settings.meta.queries, usable - shots))
+            sampler = lab.sampler(lab.valid, finding, **draws)
+        except DataError:
+            continue
+        if shots > 1: groups.append(list(sampler.episodes(np.arange(each), finding)))
+    return groups
+
+# %% ../nbs/64_tasks.ipynb #3b9500af
+@dataclass(eq=False)
+class Validation:
+    "Tasks of patients whom no training loop has seen, asked whether adapting to them pays."
+
+    groups: list[list[Episode]]      # of one finding and one kind of negatives each
+    task: Callable[[Episode], Task]  # gives the tensors of an episode
+    patients: np.ndarray             # (N,) of the rows of the table
+
+    def look(self, net: SiameseNet, inner: InnerLoop) -> dict[str, float]:
+        "Measure loss and AUC after adaptation, and the gain over no step, with intervals."
+        losses: list[float] = []
+        aucs, gains = [], []
+        for episodes in self.groups:
+            before, after = zip(*(self._answers(net, inner, e, losses) for e in episodes))
+            aucs.append(won_by(after))
+            gains.append(won_by(after, before))
+        told = dict(valid_loss=float(np.mean(losses)))
+        return told | _columns('auc', aucs) | _columns('gain', gains)
+
+    def _answers(
+        self,
+        net: SiameseNet,
+        inner: InnerLoop,
+        episode: Episode,
+        losses: list[float],  # gets one more, that after adaptation
+    ) -> list[EpisodeScores]:  # before adaptation, and after
+        task, scores = self.task(episode), []
+        with task.adapted(net, replace(inner, steps=0)) as adapted:
+            scores.append(adapted.query_logits())
+            adapted.further(inner.steps)
+            scores.append(adapted.query_logits())
+            loss = binary_cross_entropy_with_logits(scores[1], task.query_labels)
+        losses.append(float(loss))
+        asked = episode.query_labels, self.patients[episode.query], episode.finding
+        shown = Support(self.patients[episode.support], episode.support_labels)
+        return [EpisodeScores(s.float().cpu().numpy(), *asked, shown) for s in scores]
+
+def _columns(name: str, parts: list[Won]) -> dict[str, float]:
+    "A mean over groups, with its interval over patients, as entries of a row."
+    mean = mean_interval([influence(part) for part in parts], bounded=name == 'auc')
+    ends = dict(value=mean.value, low=mean.low, high=mean.high)
+    return {f'valid_{name}': ends.pop('value')} | {f'valid_{name}_{k}': v for k, v in ends.items()}
+
+def open_validation(lab: Lab, task: Callable[[Episode], Task]) -> Validation:
+    "Draw `meta.valid_tasks` tasks, two of a group or more; raise `ConfigError` if there are none."
+    groups = validation_groups(lab, 1)
+    if not groups:
+        raise ConfigError(
+            'meta.valid_every needs validation patients, and there are too few for any task: '
+            'raise data.valid_fraction, or set meta.valid_every to 0.'
+        )
+    wanted = lab.settings.meta.valid_tasks
+    each, apart = max(wanted // len(groups), 2), max(2 * len(groups) // wanted, 1)
+    return Validation(validation_groups(lab, each)[::apart], task, lab.table.patients)

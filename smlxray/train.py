@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import product, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,7 +37,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
 
 from smlxray.base import (
-    ALGORITHMS, LOSSES, DataError, SmlxrayError, atomic_path, check_format, is_own_code,
+    ALGORITHMS, LOSSES, ConfigError, SmlxrayError, atomic_path, check_format, is_own_code,
     json_digest, logger, moved, only_one, own_file, parse_json, set_seed, write_atomic,
 )
 from .cache import sent
@@ -54,7 +54,10 @@ from smlxray.processes import (
     set_guard, solo, team,
 )
 from .siamese import SiameseNet, batch_norms, cosine_similarity, norm_mode, unit_vectors
-from .tasks import InnerLoop, Task, TaskModel, Trunk, make_task
+from smlxray.tasks import (
+    InnerLoop, Task, TaskModel, Trunk, Validation, make_task, open_validation, task_samplers,
+    validation_groups,
+)
 
 # %% ../nbs/65_train.ipynb #53f773ce
 def epoch_batches(
@@ -87,6 +90,7 @@ class Objective:
     "What `fit` descends: batches, their loss, and what to write down. Subclasses give `loss`."
 
     title, unit = 'train', 'epoch'      # of the progress bar
+    patience = 0                        # looks without gain that end it; 0: it never ends early
     memory_format = torch.preserve_format
     scaled = True                       # the loss may be scaled, as float16 needs it
     one_norm = False                    # batch norm sees the parts of all processes
@@ -125,6 +129,21 @@ class Objective:
     def row(self, model: nn.Module, number: int, loss: float) -> dict:
         "Say what to write down after a round."
         return {self.unit: number + 1, 'loss': loss}
+
+    def groups(self, model: nn.Module) -> list[dict]:
+        "The parameters of a model for the optimiser, in groups that may have rates of their own."
+        return [dict(params=list(model.parameters()))]
+
+    def enough(self) -> bool:
+        "Whether to end before the last round."
+        return False
+
+    def memory(self) -> dict[str, Tensor]:
+        "What must be known again to resume, the weights apart."
+        return {}
+
+    def remember(self, told: dict[str, Tensor]) -> None:
+        "Take back what `memory` gave."
 
 # %% ../nbs/65_train.ipynb #2b3a68a7
 class ImageObjective(Objective):
@@ -285,7 +304,8 @@ class Loop:
         self.process = objective.process = team()
         model.train().to(acc.device, memory_format=objective.memory_format)
         quick, decay = _quick(acc.device), course.weight_decay
-        self.opt = torch.optim.AdamW(model.parameters(), course.lr, weight_decay=decay, **quick)
+        groups = objective.groups(model)
+        self.opt = torch.optim.AdamW(groups, course.lr, weight_decay=decay, **quick)
         steps = max(objective.total(), 1)
         self.schedule = SCHEDULES[course.schedule](self.opt, course.lr, steps)
         if objective.scaled:
@@ -467,6 +487,7 @@ def fit(
         for number in rounds:
             loss = one_round(loop, number)
             if record: record.add(loop, number, loss)
+            if objective.patience and solo(objective.enough): break
     return model.eval()
 
 def _facts(objective: Objective, record: 'Record | None') -> dict:
@@ -503,6 +524,20 @@ def _metrics_row(line: bytes) -> dict:
     plain = all(value is None or type(value) in (int, float) for value in numbers)
     if plain and isinstance(row['phase'], str) and row['seconds'] is not None: return row
     raise ValueError('this is no row of metrics')
+
+# %% ../nbs/65_train.ipynb #a4e6a2e4
+def training_curve(folder: Path, phase: str) -> dict[str, list]:
+    "The columns of a phase's metrics: all steps, and under `looks` those with validation tasks."
+    rows = read_metrics(folder, phase)
+    looks = [row for row in rows if 'valid_loss' in row]
+    told = _as_columns(rows, ('episodes', 'query_loss'))
+    names = [name for name in (looks[0] if looks else {}) if name.startswith('valid_')]
+    return told | dict(looks=_as_columns(looks, ('episodes', *names)))
+
+def _as_columns(rows: list[dict], names: tuple[str, ...]) -> dict[str, list]:
+    columns = {}
+    for name in names: columns[name] = [round(row[name], 4) for row in rows]
+    return columns
 
 # %% ../nbs/65_train.ipynb #ce8acf34
 class MetricsLog:
@@ -670,6 +705,7 @@ def save_state(
     tensors = {f'model.{k}': v for k, v in loop.model.state_dict().items()} | _chance(loop)
     for number, values in opt['state'].items():
         tensors |= {f'opt.{number}.{k}': torch.as_tensor(v) for k, v in values.items()}
+    tensors |= {f'memory.{k}': v for k, v in loop.objective.memory().items()}
     told = dict(
         done=done,
         first=loop.watch.first,
@@ -744,6 +780,8 @@ def _restore(loop: Loop, told: dict, tensors: dict[str, Tensor]) -> None:
     loop.opt.load_state_dict(dict(state=moments, param_groups=groups))
     loop.schedule.load_state_dict(told['schedule'])
     if loop.scaler and told['scaler']: loop.scaler.load_state_dict(told['scaler'])
+    kept = {k: v for k, v in tensors.items() if k.startswith('memory.')}
+    loop.objective.remember({k.removeprefix('memory.'): v for k, v in kept.items()})
     torch.set_rng_state(tensors['random'])
     if 'random_cuda' in tensors: torch.cuda.set_rng_state(tensors['random_cuda'])
     if 'random_given' in tensors: loop.given.set_state(tensors['random_given'])
@@ -1020,11 +1058,14 @@ class MetaObjective(Objective):
         self.inner = InnerLoop.of(lab.settings, algorithm)
         self.title = f'learn to adapt ({self.inner.algorithm})'
         self.samplers, self.size = self.sources(), m.meta_batch
-        self.lr = m.meta_lr
+        self.lr, self.patience = m.meta_lr, m.patience
+        self.validation: Validation | None = None
+        self.best, self.waited = {}, 0
 
     def sources(self) -> list[EpisodeSampler]:
         "Samplers of the training's tasks, which take turns."
-        return [self.lab.training_sampler()]
+        kinds = self.lab.settings.meta.tasks
+        return task_samplers(self.lab, kinds) if kinds else [self.lab.training_sampler()]
 
     @property
     def weight(self) -> float:
@@ -1053,7 +1094,7 @@ class MetaObjective(Objective):
         losses = []
         with acc.autocast():
             for told in self.task_gradients(model, episodes, generator):
-                accumulate(model, told.grads, self.weight)
+                accumulate(model, told.grads, self.weight, told.rate_grads)
                 losses.append(told.query_loss)
         return torch.tensor(losses, dtype=torch.float64).sum() * self.weight
 
@@ -1093,10 +1134,51 @@ class MetaObjective(Objective):
                 raise AdaptationError(f'{where}: {error}') from error
 
     def row(self, model, number, loss):
-        return dict(step=number + 1, episodes=(number + 1) * self.size, query_loss=loss)
+        told = dict(step=number + 1, episodes=(number + 1) * self.size, query_loss=loss)
+        return told | self.look(model) if self.looks_after(number) else told
+
+    def groups(self, model):
+        if model.net.rates is None: return super().groups(model)
+        own = [p for name, p in model.named_parameters() if not name.startswith('net.rates.')]
+        return [dict(params=own), dict(params=[model.net.rates.logs], lr=RATES_LR)]
+
+    def looks_after(self, number: int) -> bool:
+        "Whether validation tasks are asked after a round: the first, the last, and some between."
+        every = self.lab.settings.meta.valid_every
+        if not every: return False
+        before, now = number * self.size // every, (number + 1) * self.size // every
+        return number in (0, self.rounds - 1) or before < now
+
+    def look(self, model: TaskModel) -> dict[str, float]:
+        "Ask validation tasks, and remember the weights that answered them best."
+        self.validation = self.validation or open_validation(self.lab, self.known_task)
+        told = self.validation.look(model.net, self.inner)
+        if not self.patience: return told
+        self.waited += 1
+        if told['valid_loss'] < self.best.get('loss', math.inf):
+            weights = {f'model.{k}': v.clone() for k, v in model.state_dict().items()}
+            self.best, self.waited = weights | dict(loss=torch.tensor(told['valid_loss'])), 0
+        return told
+
+    def known_task(self, episode: Episode) -> Task:
+        "Turn an episode into tensors that are the same each time."
+        return make_task(self.lab, episode)
+
+    def enough(self):
+        return 0 < self.patience <= self.waited
+
+    def memory(self):
+        return self.best | dict(waited=torch.tensor(self.waited)) if self.best else {}
+
+    def remember(self, told):
+        self.waited = int(told.pop('waited', 0))
+        self.best = told
 
     def settle(self, model: TaskModel) -> None:
-        "Decide after the training what of it is kept: all."
+        "Decide after the training what of it is kept: the best with `patience`, else the last."
+        if not self.best: return
+        named = {k: v for k, v in self.best.items() if k != 'loss'}
+        model.load_state_dict({k.removeprefix('model.'): v for k, v in named.items()})
 
 # %% ../nbs/65_train.ipynb #211bf847
 def _refuse_half(net: SiameseNet) -> None:
@@ -1132,13 +1214,36 @@ def _how(model: TaskModel, inner: InnerLoop) -> dict:
         logits = call(support, labels, query, support.ndim == 2)
         return binary_cross_entropy_with_logits(logits, query_labels)
 
+    rates = inner.rates(model)
     return dict(
         support_loss=support_loss,
         query_loss=query_loss,
         steps=inner.steps,
-        lr=inner.rates(model),
-        params=model.adaptable(inner.algorithm),
+        lr=rates,
+        params=list(rates),
         algorithm=inner.algorithm,
+    )
+
+# %% ../nbs/65_train.ipynb #e08814c3
+RATES_LR = 0.01  # outer rate of the logarithms of inner rates
+
+def meta_network(settings: Settings, net: SiameseNet, algorithm: str) -> SiameseNet:
+    "Copy a network into one of the shape that an algorithm leaves; a probe is not yet fitted."
+    inner = InnerLoop.of(settings, algorithm)
+    more: dict = {'probe': True} if inner.adapts == 'probe' else {}
+    if settings.meta.learned_rates:
+        _check_outer_gradient(algorithm)
+        more['rates'] = [inner.adapts, inner.steps]
+    made = SiameseNet.from_config({**net.to_config(), **more})
+    made.load_state_dict(net.state_dict(), strict=not more)
+    return made
+
+def _check_outer_gradient(algorithm: str) -> None:
+    "Refuse to learn rates without a gradient that reaches them."
+    if ALGORITHMS[algorithm].differentiates: return
+    raise ConfigError(
+        f'meta.learned_rates needs a gradient through the inner loop, and {algorithm} has none: '
+        'choose another meta.algorithm, or set meta.learned_rates to false.'
     )
 
 # %% ../nbs/65_train.ipynb #b8b05809
@@ -1149,8 +1254,7 @@ def with_probe(
     limit: int = 4000,     # training X-rays to learn from, at most
 ) -> SiameseNet:           # a copy with a probe
     "Give a network a probe whose features are whitened within the findings of training X-rays."
-    made = SiameseNet.from_config({**net.to_config(), 'probe': True}).to(lab.device)
-    made.load_state_dict(net.state_dict(), strict=False)
+    made = meta_network(lab.settings, net, 'protomaml').to(lab.device)
     solo(lambda: _whiten(lab, net, made, shrink, limit), made)
     return made.eval()
 
@@ -1202,32 +1306,6 @@ def first_stride(lr: float) -> float:
     return 0.5 * math.log(7 / lr)
 
 # %% ../nbs/65_train.ipynb #7850a0f6
-def mixed_samplers(lab: Lab) -> list[EpisodeSampler]:
-    "Sample training tasks against normals and against other findings, as far as there are both."
-    samplers, problems = [], []
-    for negatives in ('normals', 'others'):
-        try:
-            samplers.append(lab.training_sampler(negatives=negatives))
-        except DataError as error:
-            problems.append(error)
-    if not samplers: raise problems[0]
-    return samplers
-
-def validation_episodes(lab: Lab, each: int = 20) -> list[Episode]:
-    "Draw tasks from validation patients, with fewer shots where there are too few of them."
-    episodes = []
-    for finding, negatives in product(lab.findings.base, ('normals', 'others')):
-        try:
-            draws = dict(shots=1, queries=1, negatives=negatives)
-            usable = lab.sampler(lab.valid, finding, **draws).counts()['usable']
-            shots = min(lab.settings.meta.shots, usable // 2)
-            draws |= dict(shots=shots, queries=min(lab.settings.meta.queries, usable - shots))
-            sampler = lab.sampler(lab.valid, finding, **draws)
-        except DataError:
-            continue
-        if shots > 1: episodes += list(sampler.episodes(np.arange(each), finding))
-    return episodes
-
 class ProbeObjective(MetaObjective):
     "Learn how far a probe should step, on mixed tasks whose features are computed once."
 
@@ -1242,9 +1320,12 @@ class ProbeObjective(MetaObjective):
         self.trunk, self.lr = Trunk(lab, net), 0.03  # of the outer loop, which learns one number
 
     def sources(self):
-        return mixed_samplers(self.lab)
+        return task_samplers(self.lab, self.lab.settings.meta.tasks or ['normals', 'others'])
 
     def task(self, episode, generator):
+        return self.trunk.task(episode)
+
+    def known_task(self, episode):
         return self.trunk.task(episode)
 
     def rows(self, batch):
@@ -1256,15 +1337,27 @@ class ProbeObjective(MetaObjective):
         return told
 
     def settle(self, model):
-        tasks = [self.trunk.task(episode) for episode in validation_episodes(self.lab)]
-        probe, first = model.net.probe, first_stride(self.inner.lr)
-        learned, losses = probe.stride.item(), {}
+        episodes = chain.from_iterable(validation_groups(self.lab))
+        super().settle(model)
+        tasks = [self.trunk.task(episode) for episode in episodes]
+        keep, losses = self._learned(model), {}
         for kept in (1.0, 0.75, 0.5, 0.25, 0.0) if tasks else ():
-            probe.stride.data.fill_(first + kept * (learned - first))
+            keep(kept)
             losses[kept] = np.mean([self.loss_of(model, task) for task in tasks])
         kept = min(losses, key=losses.__getitem__, default=0.0)
-        probe.stride.data.fill_(first + kept * (learned - first))
+        keep(kept)
         logger.info(f'{self.inner.algorithm}: {kept:.0%} of the learned stride is kept.')
+
+    def _learned(self, model: TaskModel) -> Callable[[float], None]:
+        "Remember what was learned; return what keeps a share of it."
+        net, first = model.net, first_stride(self.inner.lr)
+        stride = net.probe.stride.item()
+        logs = None if net.rates is None else net.rates.logs.detach().clone()
+
+        def keep(share: float) -> None:
+            net.probe.stride.data.fill_(first + share * (stride - first))
+            if logs is not None: net.rates.logs.data.copy_(share * logs)
+        return keep
 
     def loss_of(self, model: TaskModel, task: Task) -> float:
         "The query loss of a task after adaptation."
@@ -1298,9 +1391,9 @@ def _meta_parts(lab: Lab, net: SiameseNet, algorithm: str, limit: int = 4000) ->
     if ALGORITHMS[algorithm].adapts == 'probe':
         model = TaskModel(with_probe(lab, net, limit=limit)).requires_grad_(False)
         model.net.probe.requires_grad_(True)  # all else stays, so no step is the Siamese network
+        if model.net.rates is not None: model.net.rates.requires_grad_(True)
         return model, ProbeObjective(lab, net, algorithm)
-    model = TaskModel(SiameseNet.from_config(net.to_config()))
-    model.net.load_state_dict(net.state_dict())
+    model = TaskModel(meta_network(lab.settings, net, algorithm))
     return model, MetaObjective(lab, algorithm)
 
 # %% ../nbs/65_train.ipynb #0c671208
