@@ -87,10 +87,10 @@ class DrawnFinding:
         rng = np.random.default_rng([seed, 57])
         chest = int(rng.integers(10_000))
         f = Film(anatomy(chest), pose_of(chest, 0, 'PA'), size)
-        out = np.zeros_like(f.x)
+        out, (across, down) = np.zeros_like(f.x), self.zone
         for _ in range(self.count):
             look = self.varied(rng)
-            at = somewhere(f, rng, *self.zone, self.side)
+            at = somewhere(f, rng, across, down, self.side)
             out = np.maximum(out, SHADOWS[self.kind](f, rng, look, at))
         return self.contrast * rng.uniform(0.7, 1.3) * out
 

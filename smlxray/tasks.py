@@ -6,7 +6,7 @@
 __all__ = ['Task', 'make_task', 'TaskModel', 'InnerLoop', 'Adapted', 'adapt_to_support']
 
 # %% ../nbs/64_tasks.ipynb #dd64aab0
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -338,7 +338,7 @@ class Trunk:
 # %% ../nbs/64_tasks.ipynb #4d07467f
 def task_samplers(
     lab: Lab,
-    kinds: list[str],          # as in `meta.tasks`
+    kinds: Sequence[str],      # as in `meta.tasks`
 ) -> list[EpisodeSampler | DrawnSampler]:
     "Sample training tasks of some kinds, as far as there are patients for them."
     samplers: list[EpisodeSampler | DrawnSampler] = []

@@ -24,7 +24,7 @@ from datetime import timedelta
 from itertools import chain, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
+from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -43,6 +43,7 @@ from smlxray.base import (
 from .cache import sent
 from .config import Settings
 from .data import apply_policy
+from .drawn import DrawnSampler
 from .engines import checkpointed, meta_gradients
 from .episodes import Episode, EpisodeSampler, balanced_batches
 from .lab import Lab, float_batch, open_lab, pick_device, table_digest
@@ -526,7 +527,7 @@ def _metrics_row(line: bytes) -> dict:
     raise ValueError('this is no row of metrics')
 
 # %% ../nbs/65_train.ipynb #a4e6a2e4
-def training_curve(folder: Path, phase: str) -> dict[str, list]:
+def training_curve(folder: Path, phase: str) -> dict[str, Any]:
     "The columns of a phase's metrics: all steps, and under `looks` those with validation tasks."
     rows = read_metrics(folder, phase)
     looks = [row for row in rows if 'valid_loss' in row]
@@ -535,7 +536,7 @@ def training_curve(folder: Path, phase: str) -> dict[str, list]:
     return told | dict(looks=_as_columns(looks, ('episodes', *names)))
 
 def _as_columns(rows: list[dict], names: tuple[str, ...]) -> dict[str, list]:
-    columns = {}
+    columns: dict[str, list] = {}
     for name in names: columns[name] = [round(row[name], 4) for row in rows]
     return columns
 
@@ -1062,10 +1063,10 @@ class MetaObjective(Objective):
         self.validation: Validation | None = None
         self.best, self.waited = {}, 0
 
-    def sources(self) -> list[EpisodeSampler]:
+    def sources(self) -> list[EpisodeSampler | DrawnSampler]:
         "Samplers of the training's tasks, which take turns."
         kinds = self.lab.settings.meta.tasks
-        return task_samplers(self.lab, kinds) if kinds else [self.lab.training_sampler()]
+        return task_samplers(self.lab, kinds or [self.lab.settings.data.negatives])
 
     @property
     def weight(self) -> float:
