@@ -4,7 +4,7 @@
 #   make test TORCH_INDEX=URL       torch from another index; empty: the default build
 #   make test CONSTRAINTS=          the newest versions that fit, instead of the tested ones
 .DEFAULT_GOAL := help
-.PHONY: help demo seeds real test test-slow fuzz torture coverage .runs .others lab app docs export clean
+.PHONY: help demo seeds example real test test-slow fuzz torture coverage .runs .others lab app docs export clean
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -50,6 +50,10 @@ demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (a
 seeds: $(STAMP)  ## run the demo with three seeds and write nbs/demo_seeds.json (half an hour)
 	@for seed in 0 1 2; do $(BIN)/smlxray demo -p seed $$seed -p run seed$$seed || exit 1; done
 	@$(BIN)/python -c "from smlxray.evaluate import write_claims; write_claims([f'runs/seed{k}' for k in range(3)], 'nbs/demo_seeds.json')"
+
+example: $(STAMP)  ## train the small run that ships with the pages and pack it (10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/smlxray run --config config/example.yaml
+	@$(BIN)/python -c "from pathlib import Path; from smlxray.app.serve import pack_example; pack_example(Path('runs/example'), Path('config/example'))"
 
 real: $(STAMP)  ## run the study on real X-rays; resumes if interrupted (options: REAL='--folder PATH')
 	OMP_NUM_THREADS=1 $(BIN)/smlxray study $(REAL)

@@ -17,6 +17,10 @@ EXTRA = {  # folder in the package -> files of the checkout that go there
     '_presets/tables': sorted((ROOT / 'config' / 'tables').glob('*.*')),
     '_notebooks': [path for path in RUN_NOTEBOOKS if path.exists()],
 }
+for folder in [ROOT / 'config' / 'example', *(ROOT / 'config' / 'example').rglob('*')]:
+    if folder.is_dir():  # the small run that ships with the pages
+        name = folder.relative_to(ROOT / 'config').as_posix()
+        EXTRA[f'_presets/{name}'] = sorted(file for file in folder.iterdir() if file.is_file())
 
 ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
 ini.read(ROOT / 'settings.ini', encoding='utf-8')

@@ -819,6 +819,7 @@ PAGES = Registry('page', {
     'Explore': ('smlxray.app.pages:ExplorePage', 'a map of the embeddings'),
     'Findings': ('smlxray.app.pages:FindingsPage', 'all findings about one X-ray'),
     'Results': ('smlxray.app.pages:ResultsPage', 'tables and charts of the runs'),
+    'Start': ('smlxray.app.begin:StartPage', 'from a folder of your own to a report'),
 })
 
 # %% ../nbs/00_base.ipynb #5a67db7b

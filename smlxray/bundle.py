@@ -1268,6 +1268,7 @@ def measured_rows(folder: Path, net: SiameseNet) -> list[dict]:
 def is_fresh(folder: Path) -> bool:
     "Tell whether a run's bundle is there, and was made of its networks and results as they are."
     recover_folder(folder / 'bundle')
+    if not networks_of(folder): return (folder / 'bundle' / 'manifest.json').is_file()
     try:
         told = parse_json((folder / 'bundle' / 'bundle.json').read_bytes())
         return told['facts']['made_of'] == made_of(folder)

@@ -563,6 +563,7 @@ def _prepare_page(cells: list[dict], package: str) -> list[dict]:
         if m := re.search(r'^#\| default_exp +(\S+)', source, flags=re.M):
             module = f'{package}.{m[1]}'
         names = defined_names(source) if told & {'export', 'exporti'} else []
+        if c['cell_type'] == 'code' and not told: c = {**c, 'source': _fold_long(c)}
         if names:
             anchors = [f'<span id="{name.lower()}" class="anchor"></span>' for name in names]
             out.append(_prose(''.join(anchors), n))
@@ -578,10 +579,28 @@ def _prose(text: str, name) -> dict:
 def _open_source(source: str, told: set, names: list[str], module: str) -> str:
     "An exported cell without its directive, folded if all that it defines is private."
     private = all(name[0] == '_' for name in names)
-    summary = f'#| code-summary: "{module}{", helper" if private else ""}"\n'
-    fold = f'#| code-fold: {"true" if private else "show"}\n{summary}'
+    public = ', '.join(name for name in names if name[0] != '_')
+    summary = f'#| code-summary: "{module}: {public or "helper"}, {_lines_of(source)}"\n'
+    long = source.count('\n') > _OPEN
+    fold = f'#| code-fold: {"true" if private or long else "show"}\n{summary}'
     if 'code-fold:' in told: fold = ''
     return fold + re.sub(r'^#\s*\|\s*exporti?\b.*\n', '', source, count=1, flags=re.M)
+
+_OPEN = 9  # lines of code that a page shows; a longer cell waits for a click
+
+def _lines_of(source: str) -> str:
+    "Say how long a cell is."
+    count = sum(1 for line in source.splitlines() if line.strip() and not line.startswith('#|'))
+    return f'{count} line{"s" if count != 1 else ""}'
+
+def _fold_long(c: dict) -> str:
+    "The source of a demonstration, folded if it is long, or if it only proves something."
+    source = ''.join(c['source'])
+    lines = source.splitlines()
+    proof = not c.get('outputs') and any(re.match(r'(test_|assert)', line) for line in lines)
+    if len(lines) <= (4 if proof else _OPEN): return source
+    summary = f'{"proof" if proof else "code"}, {_lines_of(source)}'
+    return f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}'
 
 def _with_index(cells: list[dict], public: list[str]) -> list[dict]:
     "Put the line of public names below the title."
@@ -867,7 +886,8 @@ def wheel_problems(
     for path in (root / 'smlxray').rglob('*'):
         if path.suffix not in ('.py', '.js', '.css', '.j2'): continue
         wanted.append(path.relative_to(root).as_posix())
-    for path in (root / 'config').rglob('*.yaml'):
+    shipped = [*(root / 'config').rglob('*.yaml'), *(root / 'config' / 'example').rglob('*.*')]
+    for path in shipped:
         wanted.append(
             f'smlxray/_presets/{path.relative_to(root / "config").as_posix()}'
         )

@@ -35,7 +35,11 @@ def need_browser() -> str:
 
 def small_run(home: Path, **changes) -> Path:
     "Train a small network on phantoms; give its run folder."
-    from smlxray.app.serve import make_demo
+    from smlxray.config import load_settings
+    from smlxray.evaluate import evaluate, save_results
+    from smlxray.lab import open_lab
+    from smlxray.methods import AdaptedMethod, network_method, pixel_method
+    from smlxray.train import ensure_meta, ensure_siamese
 
     given = dict(
         preset='tiny',
@@ -47,19 +51,31 @@ def small_run(home: Path, **changes) -> Path:
         siamese_epochs=1,
         meta_episodes=2,
         episodes=2,
+        bootstrap=200,
         adapt_steps=5,
         shots=2,
+        queries=8,
         valid_fraction=0.2,
+        test_fraction=0.4,
+        progress=False,
+        novel_findings=['Cardiomegaly', 'Pneumothorax', 'Consolidation'],
     )
-    return make_demo(
-        **{
-            **given,
-            'dataset_path': str(home / 'data'),
-            'cache_path': str(home / 'cache'),
-            'runs_path': str(home / 'runs'),
-            **changes,
-        }
+    places = {f'{k}_path': str(home / k) for k in ('cache', 'runs')}
+    places['dataset_path'] = str(home / 'data')
+    lab = open_lab(load_settings(**{**given, **places, **changes}))
+    siamese, maml = ensure_siamese(lab), ensure_meta(lab, 'maml')
+    save_results(
+        evaluate(
+            lab,
+            [
+                pixel_method(lab),
+                network_method(lab, siamese, 'siamese'),
+                AdaptedMethod('maml, 0 steps', lab, maml, 'maml', 0),
+                AdaptedMethod('maml', lab, maml, 'maml', lab.settings.meta.adapt_steps),
+            ],
+        )
     )
+    return lab.folder
 
 
 class Served:
@@ -88,7 +104,7 @@ class Served:
             *words,
         ]
         self.process = subprocess.Popen(
-            words, env=env, stdout=self.log.open('w'), stderr=subprocess.STDOUT
+            words, cwd=home, env=env, stdout=self.log.open('w'), stderr=subprocess.STDOUT
         )
         end = time.time() + 180
         while 'Ctrl-C ends it' not in self.log.read_text():
@@ -122,9 +138,9 @@ class Served:
 class Visitor:
     "A browser window of somebody's own."
 
-    def __init__(self, browser, served, width=1280, height=1000):
+    def __init__(self, browser, served, width=1280, height=1000, scheme='light'):
         self.context = browser.new_context(
-            viewport=dict(width=width, height=height), accept_downloads=True
+            viewport=dict(width=width, height=height), accept_downloads=True, color_scheme=scheme
         )
         self.page, self.asked, self.errors = self.context.new_page(), [], []
         self.page.on('request', lambda r: self.asked.append(r.url))
@@ -180,11 +196,34 @@ class Visitor:
         return (
             self.page.locator('.sx-gallery:visible')
             .and_(self.page.get_by_label(label))
-            .locator('button')
+            .locator('.sx-thumb')
         )
+
+    def mark(self, k, words):
+        "Press a button below the X-ray with that number in the gallery."
+        gallery = self.page.locator('.sx-gallery:visible').and_(
+            self.page.get_by_label('X-rays to choose from')
+        )
+        gallery.locator('.sx-item').nth(k).locator(f'button[title="{words}"]').click()
 
     def close(self):
         self.context.close()
+
+
+TOO_WIDE = """() => {
+    const page = document.documentElement;
+    return page.scrollWidth - page.clientWidth;
+}"""
+
+
+def barriers(page) -> list[str]:
+    "What axe-core finds on a page that somebody could not read, hear or reach."
+    if not find_spec('axe_playwright_python'):
+        lacking('the package axe-playwright-python is missing')
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page).response['violations']
+    return [f'{v["id"]}: {v["help"]}, {[n["target"] for n in v["nodes"][:3]]}' for v in found]
 
 
 @contextmanager

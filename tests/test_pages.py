@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from browser import Served, Visitor, browsing, need_browser, phantom, png, small_run
+from browser import (
+    Served, Visitor, barriers, browsing, need_browser, phantom, png, small_run,
+)
 from processes import children, lives
 
 
@@ -31,9 +33,8 @@ def teach_fluid(v):
     v.field('Inner steps').fill('1')
     marks = {'with the finding': 0, 'without the finding': 3, 'a query': 6}
     for mark, first in marks.items():
-        v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
         for k in range(first, first + 2):
-            v.thumbs('X-rays to choose from').nth(k).click()
+            v.mark(k, mark)
     both = p.locator('.sx-table:visible, p:visible').filter(has_text='2 with, 2 without')
     both.first.wait_for()
     p.get_by_role('button', name='Teach', exact=True).click()
@@ -64,6 +65,8 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
             v.open(page)
             p.locator(f'{sight}:visible').first.wait_for()
         read_an_xray(v)
+        remove_an_upload(v)
+        find_no_barrier(v)
         assert v.outside() == [] and v.errors == []
         v.close()
 
@@ -102,6 +105,31 @@ def read_in_the_dark(p, width):
     p.keyboard.press('Escape')
     p.wait_for_function('!document.querySelector("dialog[open]")')
     assert p.locator('.sx-figure figcaption').first.is_visible()
+
+
+def remove_an_upload(v):
+    "What was uploaded can be taken back; the same file is no second upload."
+    p = v.page
+    p.set_viewport_size(dict(width=1280, height=1000))
+    v.open('Compare')
+    v.upload('Upload X-ray B', ('again.png', png(phantom(901))))
+    v.says('again.png is among your uploads already, as two.png')
+    p.get_by_role('button', name='Remove two.png from your uploads').first.click()
+    p.locator('.sx-figure:visible').filter(has_text='nothing yet').first.wait_for()
+    assert p.get_by_role('button', name='Remove two.png from your uploads').count() == 0
+
+
+def find_no_barrier(v):
+    "A few pages in both schemes; a page that others can reach looks into no folder."
+    p = v.page
+    v.open('Start')
+    v.field('Folder of X-rays').fill('/etc')
+    p.get_by_role('button', name='Look', exact=True).click()
+    v.says('open to other machines')
+    for scheme, name in dict(dark='Start', light='Compare').items():
+        p.emulate_media(color_scheme=scheme)
+        v.open(name)
+        assert barriers(p) == [], (scheme, name)
 
 
 def ask(served, path, host=None, **headers):

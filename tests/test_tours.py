@@ -3,10 +3,13 @@
 import io, json, os, signal
 from pathlib import Path
 
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from PIL import Image
+from smlxray.phantom import write_phantoms
 
-from browser import Served, Visitor, browsing, need_browser, phantom, png, small_run
+from browser import (
+    TOO_WIDE, Served, Visitor, barriers, browsing, need_browser, phantom, png, small_run,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -115,14 +118,13 @@ def teach(v, name, method='all weights (maml)', steps=5, shots=7):
     v.field('Adapt').select_option(label=method)
     v.field('Inner steps').fill(str(steps - 1))
     for k, mark in enumerate(('with the finding', 'without the finding', 'a query')):
-        v.field('A click in the gallery marks an X-ray as').select_option(label=mark)
         v.field('Show').select_option(
             label=('Pleural Effusion', 'no finding labelled', 'Atelectasis')[k]
         )
         p.wait_for_timeout(400)
         n = min(shots, v.thumbs('X-rays to choose from').count())
         for i in range(n):
-            v.thumbs('X-rays to choose from').nth(i).click()
+            v.mark(i, mark)
     p.get_by_role('button', name='Teach', exact=True).click()
 
 
@@ -257,21 +259,17 @@ NAMELESS = '''() => {
     const named = e => e.getAttribute("aria-label") || e.innerText || label(e);
     return shown.filter(e => !named(e)).map(e => e.outerHTML);
 }'''
-TOO_WIDE = '''() => {
-    const page = document.documentElement;
-    return page.scrollWidth - page.clientWidth;
-}'''
 
 
 def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor):
     v, p = visitor, visitor.page
     p.get_by_role('tab', name='Compare').focus()
-    for name in ('Teach', 'Explore', 'Findings', 'Results', 'Compare'):
+    for name in ('Teach', 'Explore', 'Findings', 'Results', 'Start', 'Compare'):
         p.keyboard.press('ArrowRight')
         p.wait_for_timeout(300)
         assert p.locator('[role=tab][aria-selected=true]').inner_text() == name
         assert p.evaluate('document.activeElement.innerText') == name
-    for name in ('Compare', 'Teach', 'Explore', 'Findings', 'Results'):
+    for name in ('Compare', 'Teach', 'Explore', 'Findings', 'Results', 'Start'):
         v.open(name)
         assert p.evaluate(NAMELESS) == []
         assert p.evaluate('() => document.querySelectorAll(".sx-app img:not([alt])").length') == 0
@@ -289,6 +287,58 @@ def test_everything_has_a_name_and_the_keyboard_reaches_it(visitor):
         }'''
     )
     assert ring.startswith('solid') and ring != 'solid0px'
+
+
+PAGES = ('Compare', 'Teach', 'Explore', 'Findings', 'Results', 'Start')
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_nothing_stands_in_the_way_on_any_page(browser, served, scheme):
+    v = Visitor(browser, served, scheme=scheme)
+    for width in (1280, 768, 390):
+        v.page.set_viewport_size(dict(width=width, height=900))
+        for name in PAGES:
+            v.open(name)
+            v.page.wait_for_timeout(500)
+            assert barriers(v.page) == [], (scheme, width, name)
+            assert v.page.evaluate(TOO_WIDE) <= 1, (scheme, width, name)
+    v.close()
+
+
+def foreign_folder(folder):
+    "X-rays with a table as somebody else would have made it."
+    write_phantoms(folder, patients=450, size=64, progress=False)
+    drawn = pd.read_csv(folder / 'train.csv')
+    table = pd.DataFrame(dict(image_file=drawn['Path'].str.split('/', n=1).str[1]))
+    table['case_no'] = drawn['Path'].str.extract(r'patient(\d+)')[0]
+    for column, finding in dict(fluid='Pleural Effusion', big_heart='Cardiomegaly').items():
+        table[column] = drawn[finding].eq(1).map({True: 'yes', False: 'no'})
+    for file in folder.glob('*.csv'):
+        file.unlink()
+    table.to_csv(folder / 'list.csv', index=False)
+
+
+def test_from_a_folder_to_a_report(visitor, served):
+    v, p = visitor, visitor.page
+    foreign_folder(served.home / 'ward')
+    v.open('Start')
+    v.field('Folder of X-rays').fill(str(served.home / 'ward'))
+    p.get_by_role('button', name='Look', exact=True).click()
+    v.says('This is what was understood', 120_000)
+    assert 'case_no' in p.locator('.sx-line').filter(has_text='patients').first.inner_text()
+    v.field('Change preset').fill('tiny')
+    v.field('Change findings').fill('fluid=Pleural Effusion, big_heart')
+    p.get_by_role('button', name='Use my changes').click()
+    v.says('Changed.', 120_000)
+    p.get_by_role('button', name='Train and evaluate').click()
+    v.says('Step 1 of 3')
+    v.says('Done. The report of the run ward', 900_000)
+    report = p.frame_locator('.sx-report')
+    report.get_by_text('Pleural Effusion').first.wait_for()
+    with p.expect_download() as got:
+        p.get_by_role('button', name='Save the report').click()
+    assert got.value.suggested_filename == 'ward.html'
+    assert (served.home / 'runs/ward/report.html').is_file()
 
 
 def test_two_visitors_see_their_own_and_the_disk_sees_nothing(browser, served):

@@ -24,7 +24,7 @@ from matplotlib.pyplot import close
 from PIL import Image
 from torch import Tensor
 
-from .session import Session, Told, Xray, file_name, image_url
+from .session import MARKS, Session, Told, Xray, file_name, image_url
 from smlxray.app.teach import (
     MAX_FINDING, Answer, Stopped, Store, adapted_findings, algorithm_menu, answer_queries,
     check_examples, embeddings_at, export_finding, import_finding, teach_live,
@@ -222,6 +222,7 @@ class ComparePage:
         self.show.options = [*self.PLACES]
         self.notice, self.numbers = Notice(), piece()
         self.shelf = Shelf(session, self.pick, self.marks, controls=[self.slot])
+        session.on_change(self.tidy)
         self.show.on_input(self.draw)
         for letter in 'AB': self._connect(letter)
         self.widget = self._lay_out()
@@ -266,6 +267,12 @@ class ComparePage:
         self.notice.say(*x.notes, level='warn')
         self.slot.index = 'AB'.index(other_side(letter))
         self.update()
+
+    def tidy(self) -> None:
+        "Clear a side whose upload was removed."
+        gone = [side for side in self.sides.values() if side.key and side.xray is None]
+        for side in gone: side.key = ''
+        if gone: self.update()
 
     def receive(self, letter: str, files, refused=()) -> None:
         "Take uploads: the first to a side, the second to the other."
@@ -375,7 +382,7 @@ class Examples:
             )
         hint = small('1 to 30 of each, one per patient. A click on an example takes it back.')
         two = box(*columns, classes='sx-two')
-        self.widget = card('2. Give examples', self.counts, two, hint)
+        self.widget = card('2. Give examples', self.counts, two, notice, hint)
         session.marks.on_change(self.count)
         self.count()
 
@@ -447,7 +454,7 @@ class Teaching:
         self.stop.disabled = True
         buttons = box(self.start, self.stop, classes='sx-row')
         self.widget = card(
-            '3. Teach', buttons, notice, self.curve, self.trust, classes='sx-o3'
+            '3. Teach', buttons, notice, self.curve, self.trust
         )
         current.on_change(self.show)
 
@@ -573,7 +580,7 @@ class Queries:
         self.prevalence, self.table = prevalence_field(session), piece()
         self.tray = Tray(session, 'query', 'query X-rays', notice)
         controls = box(self.prevalence, self.tray.upload, classes='sx-two')
-        self.widget = card('4. Query', controls, self.tray.gallery, self.table)
+        self.widget = card('4. Query', controls, notice, self.tray.gallery, self.table)
         self.prevalence.on_input(self.draw)
         session.marks.on_change(self.draw)
         current.on_change(self.draw)
@@ -626,7 +633,7 @@ class SavedFindings:
             box(load, self.upload, classes='sx-row'),
         )
         self.widget = card(
-            '5. Keep it', piece(f'<p>{hint}</p>'), rows[0], self.saved, rows[1]
+            '5. Keep it', piece(f'<p>{hint}</p>'), rows[0], self.saved, rows[1], notice
         )
         session.on_change(self.refresh)
         self.refresh()
@@ -658,14 +665,18 @@ class SavedFindings:
         if self.saved.value in (None, self.NONE):
             raise BundleError('There is no saved finding to load yet.')
         finding = self.store().load(self.saved.value)
-        self.use(finding, f'Loaded: {finding.name}.')
+        self._use(finding, f'Loaded: {finding.name}.')
+
+    def _use(self, finding: TaughtFinding, line: str) -> None:
+        self.use(finding, line)
+        self.notice.say(line, level='good')
 
     def receive(self, files, refused=()) -> None:
         "Import a finding from a zip file."
         if refused: raise BundleError(refused[0])
         for name, data in files:
             finding = import_finding(data, file_name(name))
-            self.use(finding, f'Imported: {finding.name}.')
+            self._use(finding, f'Imported: {finding.name}.')
 
 # %% ../../nbs/83_pages.ipynb #832bbff5
 def library_example(
@@ -682,34 +693,39 @@ def library_example(
 class TeachPage:
     "Teach a finding from a few X-rays, and query it."
 
-    BRUSHES = {'with the finding': 'with', 'without the finding': 'without', 'a query': 'query'}
+    MARKING = (  # the buttons below each X-ray of the gallery
+        ('with', '+', 'with the finding'),
+        ('without', '\u2212', 'without the finding'),
+        ('query', '?', 'a query'),
+    )
 
     def __init__(self, session: Session):
         self.session, self.current, self.notice = session, Current(), Notice()
+        self.started, self.marked = Notice(), Notice()  # each part answers at its own buttons
         self.setup = Setup(session)
-        self.examples = Examples(session, self.notice)
+        self.examples = Examples(session, Notice())
         self.teaching = Teaching(session, self.setup, self.current, self.notice)
-        self.queries = Queries(session, self.current, self.notice)
-        self.saved = SavedFindings(session, self.current, self.use, self.notice)
-        self.brush = Field(kind='select', label='A click in the gallery marks an X-ray as')
-        self.brush.options = [*self.BRUSHES]
+        self.queries = Queries(session, self.current, Notice())
+        self.saved = SavedFindings(session, self.current, self.use, Notice())
         self.shelf = Shelf(
             session,
-            self.click,
+            self.mark,
             lambda: session.marks.by_key,
-            controls=[self.brush],
+            marking=self.MARKING,
         )
         session.marks.on_change(self.shelf.refresh)
         self.current.on_change(self.announce)
         self.widget = self._lay_out()
 
     def _lay_out(self) -> widgets.Widget:
-        gallery = card('Gallery', self.shelf.widget, classes='sx-o2')
-        example = button('Try an example', partial(guarded, self.notice, self.example), 'sx-quiet')
+        words = 'Mark X-rays: + with the finding, \u2212 without it, ? to be queried.'
+        gallery = card('Gallery', small(words), self.marked, self.shelf.widget)
+        work = partial(guarded, self.started, self.example)
+        example = button('Try an example', work, 'sx-quiet')
         example.disabled = not self.session.library
-        hint = small('It marks X-rays of the library and gives a name; press Teach, below.')
-        start = box(example, hint, classes='sx-row')
-        steps = self.setup.widget, start, self.examples.widget, gallery, self.teaching.widget
+        hint = small('It marks X-rays of the library and gives a name.')
+        self.setup.widget.children += (box(example, hint, classes='sx-row'), self.started)
+        steps = self.setup.widget, self.examples.widget, gallery, self.teaching.widget
         return box(*steps, self.queries.widget, self.saved.widget)
 
     def example(self) -> None:
@@ -721,16 +737,14 @@ class TeachPage:
         marks.add([x.key for x in without[:7]], 'without')
         marks.add([x.key for x in (*with_it[7:10], *without[7:10])], 'query')
         self.setup.name.text = f'{finding} (example)'
-        self.notice.say(f'An example: {finding}. Press Teach to learn it from the library.')
+        line = f'An example: {finding}. Its X-rays are marked below; go on at 3 and press Teach.'
+        self.started.say(line, level='good')
 
-    def click(self, key: str) -> None:
-        "Mark an X-ray as the brush says, or take the same mark back."
-        guarded(
-            self.notice,
-            self.session.marks.toggle,
-            key,
-            self.BRUSHES[self.brush.value],
-        )
+    def mark(self, key: str, mark: str) -> None:
+        "Mark an X-ray, or take the same mark back."
+        if mark not in MARKS: return
+        self.marked.say()
+        guarded(self.marked, self.session.marks.toggle, key, mark)
 
     def use(self, finding: TaughtFinding, line: str) -> None:
         "Take a finding from elsewhere, if it is for this network."
@@ -1016,7 +1030,7 @@ class FindingTable:
             out.append((name, finding, answer))
         return out
 
-    def show(self, x: Xray) -> None:
+    def show(self, x: Xray | None) -> None:
         "Show the answers about an X-ray."
         self.xray = x
         self.draw()
@@ -1042,10 +1056,12 @@ class FindingTable:
 
     def waiting(self) -> str:
         "Keep the old rows, greyed, while the findings are adapted."
-        before = self.table.value
-        if 'sx-stale' in before: return before
-        rows = before or '<p>Being adapted ...</p>'
-        return f'<div class="sx-stale" aria-busy="true">{rows}</div>'
+        return stale_html(self.table.value or '<p>Being adapted ...</p>')
+
+def stale_html(before: str) -> Html:
+    "Grey what is shown until something newer takes its place."
+    if 'sx-stale' in before: return Html(before)
+    return Html(f'<div class="sx-stale" aria-busy="true">{before}</div>')
 
 def _folded(useful: str, rest: str) -> Html:
     "Write what is useful, and below it, folded away, what is no better than guessing."
@@ -1136,6 +1152,7 @@ class FindingsPage:
         self.upload.on_files(in_turn(self.notice, self.receive))
         pick = partial(guarded, self.notice, self.put)
         self.shelf = Shelf(session, pick, lambda: {self.key: 'chosen'}, page=12)
+        session.on_change(self.tidy)
         xray = card('The X-ray', self.picture, self.upload)
         columns = box(xray, self.table.widget, classes='sx-right')
         self.widget = box(
@@ -1152,6 +1169,14 @@ class FindingsPage:
         self.shelf.refresh()
         self.table.show(x)
         self.draw()
+
+    def tidy(self) -> None:
+        "Go on with another X-ray if this one was removed."
+        if not self.key or self.key in self.session.xrays: return
+        self.key = ''
+        if left := [*self.session.xrays]: return self.put(left[0])
+        self.table.show(None)
+        self.picture.show(lines=['nothing yet'])
 
     def receive(self, files, refused=()) -> None:
         "Take an upload."
@@ -1382,6 +1407,7 @@ class ResultsPage:
 
     def draw(self) -> None:
         "Show tables and charts."
+        self.body.value = stale_html(self.body.value or '<p>Drawing ...</p>')
         tables = self.tables()
         if not tables and self.notice.lines:
             self.body.value = '<p>Choose another run.</p>'
@@ -1423,8 +1449,8 @@ def head_html(session: Session) -> Html:
     network = f'{bundle.settings.siamese.backbone} at {height} x {width} pixels'
     words = f'{bundle.version}: {network}, {len(bundle.findings)} findings. {session.about}'
     return Html(
-        f'<div class="sx-head" role="banner"><h1>smlxray</h1><p>{escape(words)}</p></div>'
-        '<div class="sx-research" role="note">Research use, not for diagnosis.</div>'
+        f'<div role="banner"><div class="sx-head"><h1>smlxray</h1><p>{escape(words)}</p></div>'
+        '<div class="sx-research" role="note">Research use, not for diagnosis.</div></div>'
     )
 
 # %% ../../nbs/83_pages.ipynb #b811f232

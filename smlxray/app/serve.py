@@ -22,16 +22,15 @@ import torch
 from .pages import App
 from .session import MAX_UPLOAD, Session, Xray, make_library
 from .widgets import STATIC
-from ..base import SmlxrayError, draft_folder, follow, resolve_path, shipped_notebook
+from smlxray.base import (
+    SmlxrayError, draft_folder, follow, resolve_path, shipped_file, shipped_notebook,
+)
 from smlxray.bundle import (
     Bundle, TaughtFinding, add_finding, bundle_of_run, is_fresh, networks_of,
 )
 from ..config import load_settings
-from ..evaluate import evaluate, save_results
 from ..lab import Lab, open_lab
 from ..look import Html, escape
-from ..methods import AdaptedMethod, network_method, pixel_method
-from ..train import ensure_meta, ensure_siamese
 
 # %% ../../nbs/84_serve.ipynb #84000007
 def run_folder_of(
@@ -61,40 +60,54 @@ def bundle_folder(
     folder: Path,  # of a run
 ) -> Path:
     "Find the bundle of a run; make it if there is none, or if there is something newer."
+    if is_fresh(folder): return folder / 'bundle'
     if not networks_of(folder):
         raise SmlxrayError(
             f'The run {folder.name} has no trained network yet; '
             f'`smlxray train siamese -p run {folder.name}` trains one.'
         )
-    if is_fresh(folder): return folder / 'bundle'
     return bundle_of_run(lab_of_run(folder)).save(folder / 'bundle')
 
 # %% ../../nbs/84_serve.ipynb #8400000d
-DEMO = dict(
-    preset='demo',
-    run='app',
-    patients=600,
-    phantom_size=96,
-    dataset_path='data/phantoms-app',
-    test_fraction=0.4,
-    queries=8,
-    siamese_epochs=4,
-    meta_episodes=4,
-    novel_findings=['Cardiomegaly', 'Pneumothorax', 'Consolidation'],
-)
+EXAMPLE = 'example'  # name of the run that is shipped, and of its folder in config/
+SHOWN = 240          # patients that are drawn for the pages, of those that it was trained with
+_PACKED = ('config.yaml', 'results.json', 'answers.npz', 'bundle')  # what is shipped of it
 
-def make_demo(**changes) -> Path:
-    "Train the small network that the pages show when nothing is named; give its run."
-    given = {**DEMO, 'progress': False, 'episodes': 3, 'bootstrap': 200, **changes}
-    lab = open_lab(load_settings(**given))
-    siamese, maml = ensure_siamese(lab), ensure_meta(lab, 'maml')
-    save_results(evaluate(lab, [
-        pixel_method(lab),
-        network_method(lab, siamese, 'siamese'),
-        AdaptedMethod('maml, 0 steps', lab, maml, 'maml', 0),
-        AdaptedMethod('maml', lab, maml, 'maml', lab.settings.meta.adapt_steps),
-    ]))
-    return lab.folder
+def pack_example(
+    folder: Path,  # of a run
+    dest: Path,    # where it is shipped from, replacing what is there
+) -> None:
+    "Pack what the pages need of a run, and say where it came from."
+    place = bundle_folder(folder)
+    shutil.rmtree(dest, ignore_errors=True)
+    dest.mkdir(parents=True)
+    for name in _PACKED:
+        copy = shutil.copytree if (folder / name).is_dir() else shutil.copy
+        copy(folder / name, dest / name)
+    settings = load_settings('paper', config=dest / 'config.yaml')
+    settings.data.patients = SHOWN
+    settings.to_yaml(dest / 'config.yaml')
+    bundle = Bundle.load(place)
+    seed = bundle.settings.training.seed
+    (dest / 'README.md').write_text(
+        f'# The run that ships with the pages\n\nTrained and packed by `make example`, from '
+        f'`config/example.yaml`: seed {seed}, torch {torch.__version__.partition("+")[0]}, '
+        f'network `{bundle.network}`.\nIt has seen drawings only (phantoms); '
+        f'`bundle/card.md` is its model card. The pages draw the first {SHOWN} of its patients.\n',
+        encoding='utf-8',
+    )
+
+def example_run(say: Callable[[str], None] = print) -> Path:
+    "Find the run that is shipped; lay it among the runs the first time."
+    folder = resolve_path('runs') / EXAMPLE
+    if (folder / 'config.yaml').is_file(): return folder
+    say('There is no run of yours yet, so the pages show a small one that is shipped. Its '
+        'synthetic X-rays are drawn once, in seconds.')
+    shipped = shipped_file(f'{EXAMPLE}/config.yaml').parent
+    with draft_folder(folder.parent) as draft:
+        shutil.copytree(shipped, draft / EXAMPLE)
+        (draft / EXAMPLE).rename(folder)
+    return folder
 
 # %% ../../nbs/84_serve.ipynb #8400000f
 def prepare(
@@ -119,13 +132,11 @@ def _told_of_bundle(bundle: str) -> dict[str, str]:
     return dict(bundle=str(place), run='', about=about)
 
 def usual_run(say: Callable[[str], None] = print) -> Path:
-    "Find the run that is shown when none is named; train it if there is none."
+    "Find the run that is shown when none is named: your demo, else the one that is shipped."
     for name in ('demo', 'app'):
         folder = resolve_path('runs') / name
         if (folder / 'results.json').is_file() and networks_of(folder): return folder
-    say('There is no trained run yet: drawing phantoms and training a small network on them, once '
-        '(a minute or two).')
-    return make_demo()
+    return example_run(say)
 
 # %% ../../nbs/84_serve.ipynb #84000012
 class Opened(NamedTuple):
@@ -499,7 +510,9 @@ def served_app() -> App:
     "Make the application of one visitor, as `serve` has prepared it; without it, on phantoms."
     told = json.loads(os.environ.get('SMLXRAY_APP') or 'null')
     store = (told or {}).get('store') or resolve_path('runs/app-findings')
-    app = App(open_session(told=told, opened=_opened), store)
+    session = open_session(told=told, opened=_opened)
+    session.private = not (told or {}).get('hosts')
+    app = App(session, store)
     if told and Path(told['ready']).parent.is_dir():
         Path(told['ready']).touch()  # the first visitor may come
     return app

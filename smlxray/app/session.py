@@ -6,7 +6,7 @@
 __all__ = ['Xray', 'make_library', 'Session']
 
 # %% ../../nbs/80_session.ipynb #cbb1810a
-import io, re, threading
+import hashlib, io, re, threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -301,7 +301,9 @@ class Session(Told):
         self.marks = Marks()
         self.store: Any = None            # where findings are saved: see the chapter teach
         self.give: Callable[[str, bytes], None] = nowhere  # hands a file to the browser
+        self.private = True               # only the owner of this machine can be the visitor
         self._uploads = 0
+        self._known: dict[str, str] = {}  # digest of an upload -> its key
 
     def __getitem__(self, key: str) -> Xray:
         return self.xrays[key]
@@ -325,16 +327,29 @@ class Session(Told):
             if len(self.yours) + len(good) >= MAX_YOURS:
                 said.append(f'{file_name(name)} is left out: {MANY}')
                 continue
+            digest = hashlib.sha256(data).hexdigest()
+            if before := self.xrays.get(self._known.get(digest, '')):
+                said.append(f'{file_name(name)} is among your uploads already, as {before.name}.')
+                good.append(before)
+                continue
             try:
                 good.append(open_upload(self.bundle, name, data, f'yours-{self._uploads + 1}'))
             except SmlxrayError as error:
                 said.append(str(error))
                 continue
             self._uploads += 1
+            self._known[digest] = good[-1].key
             said += good[-1].notes
         self.xrays = self.xrays | {x.key: x for x in good}  # others may be reading it
         if good: self.tell()
         return good, said
+
+    def remove(self, key: str) -> None:
+        "Forget an upload and its mark; X-rays of the library stay."
+        if key not in self.xrays or self.xrays[key].row >= 0: return
+        self.marks.set(key)
+        self.xrays = {k: x for k, x in self.xrays.items() if k != key}
+        self.tell()
 
     def nearest(self, x: Xray, most: int = 5) -> list[tuple[float, Xray]]:
         "Find the cases of the library most similar to an X-ray, with their cosine similarity."

@@ -40,6 +40,7 @@ class Field(anywidget.AnyWidget):
     label = Unicode().tag(sync=True)
     hint = Unicode().tag(sync=True)      # small words below it
     text = Unicode().tag(sync=True)      # what is typed
+    most = Int(60).tag(sync=True)        # characters that can be typed
     options = List().tag(sync=True)      # what can be chosen
     index = Int(0).tag(sync=True)        # what is chosen; of a check, 0 or 1
     disabled = Bool(False).tag(sync=True)
@@ -131,21 +132,39 @@ class Gallery(anywidget.AnyWidget):
 
     items = List().tag(sync=True)            # of `item_of`
     label = Unicode('X-rays').tag(sync=True)
+    marking = List().tag(sync=True)          # mark, sign and words of the buttons below each
     _esm = STATIC / 'gallery.js'
 
     def on_click(self, call: Callable[[str], Any]) -> None:
         "Have `call` called with the key of an X-ray that is clicked."
-        self.on_msg(lambda _, told, buffers: call(str(told.get('id'))))
+        self._on('click', lambda told: call(str(told.get('id'))))
+
+    def on_mark(self, call: Callable[[str, str], Any]) -> None:
+        "Have `call` called with a key and a mark, when a button below an X-ray is pressed."
+        self._on('mark', lambda told: call(str(told.get('id')), str(told['mark'])))
+
+    def on_remove(self, call: Callable[[str], Any]) -> None:
+        "Have `call` called with the key of an upload that is to be removed."
+        self._on('remove', lambda told: call(str(told.get('id'))))
+
+    def _on(self, kind: str, call: Callable[[dict], Any]) -> None:
+        def hear(_, told, buffers):
+            if not isinstance(told, dict): return
+            said = next((k for k in ('mark', 'remove') if k in told), 'click')
+            if said == kind: call(told)
+        self.on_msg(hear)
 
 def item_of(
     x: Xray,
     mark: str = '',          # with, without, query, a, b, chosen, or none
     said: str | None = None,  # instead of its labels
-) -> dict[str, str]:
+    own: bool = False,       # an upload that can be removed here
+) -> dict[str, Any]:
     "Describe an X-ray for a gallery."
     said = x.said if said is None else said
     warn = ' '.join(x.notes)
-    return dict(id=x.key, src=x.thumb, name=x.name, said=said, mark=mark, warn=warn)
+    told = dict(id=x.key, src=x.thumb, name=x.name, said=said)
+    return dict(told, mark=mark, warn=warn, own=own)
 
 # %% ../../nbs/82_widgets.ipynb #222ef843
 class Viewer(anywidget.AnyWidget):
@@ -311,18 +330,22 @@ class Shelf:
     def __init__(
         self,
         session: Session,
-        on_click: Callable[[str], Any],      # gets the key of an X-ray
+        on_click: Callable[..., Any],        # gets a key; with `marking`, a mark too
         marks: Callable[[], dict] = dict,    # gives the mark of each key
         page: int = 18,                      # X-rays at once
         controls: Sequence[widgets.Widget] = (),  # shown before the filter
+        marking: Sequence[tuple] = (),       # mark, sign and words of the buttons below each X-ray
     ):
         self.session, self.marks, self.page = session, marks, page
         self.at = 0  # the page that is shown
         self.filter = Field(kind='select', label='Show')
-        self.gallery = Gallery(label='X-rays to choose from')
+        words = 'X-rays to choose from'
+        self.gallery = Gallery(label=words, marking=[list(told) for told in marking])
         self.count = piece('', 'sx-count')
         self.filter.on_input(lambda: self.turn(-self.at))
-        self.gallery.on_click(lambda key: on_click(key) if key in session.xrays else None)
+        def known(key, *mark): return on_click(key, *mark) if key in session.xrays else None
+        (self.gallery.on_mark if marking else self.gallery.on_click)(known)
+        self.gallery.on_remove(session.remove)
         session.on_change(self.refresh)
         back = button('Previous', lambda: self.turn(-1), 'sx-quiet')
         on = button('Next', lambda: self.turn(1), 'sx-quiet')
@@ -356,6 +379,6 @@ class Shelf:
         if self.filter.options != self.options(): self.filter.options = self.options()
         found, marks, start = self.found(), self.marks(), self.at * self.page
         shown = found[start : start + self.page]
-        self.gallery.items = [item_of(x, marks.get(x.key, '')) for x in shown]
+        self.gallery.items = [item_of(x, marks.get(x.key, ''), own=x.row < 0) for x in shown]
         where = f'{start + 1} to {start + len(shown)} of {len(found)}'
         self.count.value = where if found else 'none yet: upload X-rays'

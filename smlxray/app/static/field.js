@@ -53,7 +53,7 @@ function render({ model, el }) {
   const input = add(kind.type ? 'input' : 'select', el), hint = add('small', el);
   label.htmlFor = input.id = 'sx-' + Math.random().toString(36).slice(2);
   if (kind.type) input.type = kind.type;
-  if (name === 'text') input.maxLength = 60;
+  if (name === 'text') input.maxLength = model.get('most');
 
   const show = () => {
     words.textContent = model.get('label');

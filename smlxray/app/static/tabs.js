@@ -9,12 +9,17 @@ function makeTab(text) {
 }
 
 function render({ model, el }) {
-  el.classList.add('sx-tabs');
-  el.setAttribute('role', 'tablist');
+  const list = document.createElement('div');
+  list.className = 'sx-tabs';
+  list.setAttribute('role', 'tablist');
+  list.setAttribute('aria-label', 'Pages');
+  el.classList.add('sx-nav');
+  el.setAttribute('role', 'navigation');
   el.setAttribute('aria-label', 'Pages');
   el.dataset.lmSuppressShortcuts = 'true'; // JupyterLab leaves the keys to us
   const tabs = model.get('labels').map(makeTab);
-  el.append(...tabs);
+  list.append(...tabs);
+  el.append(list);
 
   const show = () => {
     tabs.forEach((tab, i) => {
