@@ -172,6 +172,8 @@ def counted_once(
 
 # %% ../nbs/22_audit.ipynb #c1b65220
 NEAR = 0.06  # distance of two shapes below which two images count as copies of each other
+NEAR_MANY = 50_000_000  # pairs that are looked at together; more fill a memory
+NEAR_ROWS = 1000        # that are compared with all others then
 
 # %% ../nbs/22_audit.ipynb #798d84b8
 def near_pairs(
@@ -183,11 +185,25 @@ def near_pairs(
     rows = np.flatnonzero(shown)
     points = np.asarray(shape, np.float64)[rows]
     if len(points): points -= points.mean(0)
-    tree = cKDTree(points @ _directions(points))
-    candidates = tree.query_pairs(distance, output_type='ndarray')
-    chunks = np.array_split(candidates, len(candidates) // 100_000 + 1)
-    near = [_within(points, chunk, distance) for chunk in chunks]
-    return rows[candidates[np.concatenate(near)]]
+    short, found = points @ _directions(points), [np.zeros((0, 2), np.int64)]
+    for pairs in _candidates(short, distance): found.append(pairs[_within(points, pairs, distance)])
+    return rows[np.concatenate(found)]
+
+def _candidates(
+    short: np.ndarray,              # (N, 8) the points along a few directions
+    distance: float,
+) -> Iterator[np.ndarray]:          # (M, 2) of rows i < j, perhaps near
+    "Pairs that are near along some directions: all at once, or by their rows where they are many."
+    tree = cKDTree(short)
+    if tree.count_neighbors(tree, distance) < NEAR_MANY:
+        pairs = tree.query_pairs(distance, output_type='ndarray')
+        yield from np.array_split(pairs, len(pairs) // 100_000 + 1)
+        return
+    for start in range(0, len(short), NEAR_ROWS):
+        rest, some = cKDTree(short[start:]), cKDTree(short[start : start + NEAR_ROWS])
+        told = some.sparse_distance_matrix(rest, distance, output_type='ndarray')
+        later = told['i'] < told['j']
+        yield np.c_[told['i'], told['j']][later] + start
 
 def _directions(
     points: np.ndarray,  # (N, K), of mean 0
@@ -372,13 +388,14 @@ def _twins(
     return [(row, leader) for row, leader in leaders if row != leader]
 
 def _nearly_twins(looks: dict[int, _Glance]) -> list[tuple[int, int]]:
-    "Pairs (row, earlier row) of images that look the same and are not, one pair per row."
-    rows = np.array([*looks])
-    shapes = np.array([look.shape for look in looks.values()]).reshape(-1, 64)
+    "Pairs (row, earlier row) of images that look the same and are not; a copy counts once."
+    first: dict[int, int] = {}
+    for row, look in looks.items(): first.setdefault(look.digest, row)
+    rows = np.array([*first.values()], np.int64)
+    shapes = np.array([looks[row].shape for row in rows.tolist()]).reshape(-1, 64)
     earlier: dict[int, int] = {}
-    for first, second in rows[near_pairs(shapes)].tolist():
-        if looks[first].digest == looks[second].digest: continue
-        earlier[second] = min(first, earlier.get(second, first))
+    for one, other in rows[near_pairs(shapes)].tolist():
+        earlier[other] = min(one, earlier.get(other, one))
     return sorted(earlier.items())
 
 # %% ../nbs/22_audit.ipynb #f864beaf

@@ -269,8 +269,18 @@ def open_lab(
     patients = PatientSplit(*(rows[usable[rows]] for rows in patients))
     train = training_rows(table, patients.train, findings.novel)
     valid = training_rows(table, patients.valid, findings.novel)
+    if not len(train): raise _nothing_left(table, patients, findings)
     folder = make_run_folder(settings)
     return Lab(settings, table, pixels, patients, findings, train, valid, folder)
+
+def _nothing_left(table: XrayTable, patients: PatientSplit, findings: FindingSplit) -> DataError:
+    "Say why no X-ray is left to train on."
+    why = f'each of the {len(patients.train):,} training X-rays shows a novel finding'
+    if not len(patients.train): why = 'no training X-ray is readable and not a copy of another'
+    return DataError(
+        f'{table.name} leaves nothing to train on: {why}; mend the data, or name fewer novel '
+        f'findings than {", ".join(findings.novel)}.'
+    )
 
 def _check_sides(
     settings: Settings,

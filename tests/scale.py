@@ -85,21 +85,17 @@ def measured(words: list[str]) -> dict:
     )
 
 
-def walk(place: Path, rows: int, network: dict) -> list[dict]:
-    "All steps on so many rows."
+def walk(place: Path, rows: int, network: dict) -> Iterator[dict]:
+    "All steps on so many rows, one after the other."
     data = place / 'CheXpert-v1.0-small'
     subprocess.run([sys.executable, __file__, '--tree', str(place), str(rows)], check=True)
     paths = dict(dataset_path=data, cache_path=place / 'cache', runs_path=place / 'runs')
     settings = COMMON | network | paths | dict(run='scale')
     given = [word for key, value in settings.items() for word in ('-p', key, str(value))]
-    told = []
     for step, words in STEPS.items():
         words = [word.format(data=data, place=place, size=network['image_size']) for word in words]
         if words[0] in ('train', 'evaluate', 'predict'): words = words + given
-        row = dict(rows=rows, network=network['backbone'], step=step, **measured(words))
-        print(row, flush=True)
-        told.append(row)
-    return told
+        yield dict(rows=rows, network=network['backbone'], step=step, **measured(words))
 
 
 def save(out: Path, told: list[dict]) -> None:
@@ -122,8 +118,10 @@ def main():
     told = []
     for rows, network in plans:
         with tempfile.TemporaryDirectory(dir=asked.place) as place:
-            told += walk(Path(place), rows, network)
-        if asked.out: save(asked.out, told)
+            for row in walk(Path(place), rows, network):
+                told.append(row)
+                print(row, flush=True)
+                if asked.out: save(asked.out, told)  # a long walk may be cut short
 
 
 if __name__ == '__main__':

@@ -348,3 +348,11 @@ def test_queries_shrink_to_the_patients_that_are_left(lab):
 
 def test_a_typo_is_answered_with_the_nearest_setting(here):
     sentence(lambda: tiny(here, shotts=7), 'shotts', 'shots')
+
+
+def test_a_lab_of_copies_says_that_nothing_is_left(here, lab, tmp_path):
+    shutil.copytree(here / 'phantoms', tmp_path / 'phantoms')
+    files = sorted((tmp_path / 'phantoms').rglob('*.jpg'))
+    for file in files[1:]: shutil.copyfile(files[0], file)
+    with pytest.raises(SmlxrayError, match='leaves nothing to train on: no training X-ray'):
+        open_lab(tiny(tmp_path))
