@@ -621,15 +621,13 @@ class Cell:
     @property
     def training(self) -> dict[str, dict]:
         "The curves of the meta-trainings, with digests of what they were made of, by algorithm."
-        path, told = cell_file(self), {}
-        if path is not None and path.exists(): told = parse_json(path.read_bytes())
-        curves = told.get('training', {})
+        file, curves = cell_file(self), {}
+        if file is not None and file.exists(): curves = _sealed_file(file).get('training', {})
         for algorithm in ALGORITHMS:
             path = self.curve_path(algorithm)
             if not path.exists(): continue
-            with own_file(path, 'remove it and the weights beside it'):
-                curve = check_seal(parse_json(path.read_bytes()))
-            curves[algorithm] = dict(made_of=self.origin(algorithm), curve=curve)
+            told = dict(made_of=self.origin(algorithm), curve=_sealed_file(path))
+            curves = curves | {algorithm: told}
         return curves
 
     def _meta_trained(self, start: SiameseNet, algorithm: str) -> SiameseNet:
@@ -716,6 +714,11 @@ class Cell:
         return dict(recipe=json_digest(made_of))
 
 # %% ../nbs/73_study.ipynb #52fc6ab3
+def _sealed_file(path: Path) -> dict:
+    "Read a file of this chapter; raise `SmlxrayError` if it was changed."
+    with own_file(path, 'remove it, and the study makes it again'):
+        return check_seal(parse_json(path.read_bytes()))
+
 def score_path(cell: Cell, method: str, negatives: str) -> Path:
     "Where the scores of a method are kept."
     return cell.folder / 'scores' / file_name(method) / f'{negatives}.safetensors'

@@ -9,7 +9,7 @@ from PIL import Image
 from real import NIH, REAL, needs_nih, needs_real
 
 from smlxray import study as study_module
-from smlxray.base import ConfigError, SmlxrayError, resolve_path, show_remarks
+from smlxray.base import ConfigError, SmlxrayError, check_seal, resolve_path, show_remarks
 from smlxray.episodes import strata
 from smlxray.study import (
     PROTOCOLS,
@@ -291,3 +291,17 @@ def test_a_committed_cell_has_answers_of_all_methods(cell):
     assert {told[method]['normals']['curve_of'] for method in plan.methods} == {
         study_module.curve_digest(plan)
     }
+
+
+ROWS = resolve_path('nbs/cells/maml_rows/fold1-split40-seed0.json')
+
+
+def test_the_curves_of_the_committed_cell_are_long_and_flat_at_their_end():
+    "Each meta-training of it saw two thousand tasks, and its last looks agree."
+    training = check_seal(json.loads(ROWS.read_text()))['training']
+    assert {*training} >= {'anil', 'fomaml', 'protomaml'}
+    for algorithm, told in training.items():
+        curve, looks = told['curve'], told['curve']['looks']
+        assert curve['episodes'][-1] == 2000 == looks['episodes'][-1]
+        assert max(looks['valid_loss'][-3:]) - min(looks['valid_loss'][-3:]) < 0.005
+        assert f'weights of {algorithm}' in told['made_of']
