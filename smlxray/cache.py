@@ -66,8 +66,16 @@ def cache_key(
     image_size: Sequence[int],  # (height, width) in pixels
 ) -> str:                       # name of the folder: table, size, and eight digits of a hash
     "Name the cache of a table at a size, from its paths, its root and the transform's version."
+    return _key_of_first(len(table), table, image_size)
+
+def _key_of_first(
+    rows: int,                  # of the table, from its beginning
+    table: XrayTable,
+    image_size: Sequence[int],
+) -> str:
+    "Name the cache that a table had when it ended after so many rows."
     height, width = _size(image_size)
-    root, paths = str(Path(table.root).resolve()), list(table.frame['path'])
+    root, paths = str(Path(table.root).resolve()), list(table.frame['path'].iloc[:rows])
     digest = _digest([TRANSFORM, height, width, root, paths])
     name = ''.join(c if c.isalnum() else '_' for c in table.name)[:40]
     return f'{name}-{height}x{width}-{digest[:8]}'
@@ -492,16 +500,37 @@ def _fitting(
         return None
     return None if _mended(table, manifest, size) else manifest
 
-def _take_over(old: Path, draft: Path):
-    "Begin a draft with the pieces of an older cache, if there is one that was decoded here."
+def _take_over(old: Path, draft: Path, rows: int, size: tuple[int, int]):
+    "Begin a draft of some rows with the pieces of an older cache that was decoded here."
     draft.mkdir()
     try:
         manifest = _read_manifest(old)
         records = [] if manifest.get('converted') else manifest['pieces']
-        for name in ('pixels.npy', 'sources.npy'): shutil.copyfile(old/name, draft/name)
-    except (OSError, StaleCache, KeyError):
+        sources, known = np.full((rows, 2), -2, np.int64), np.load(old/'sources.npy')
+        sources[:len(known)] = known
+        np.save(draft/'sources.npy', sources)
+        with open(old/'pixels.npy', 'rb') as pixels, open(draft/'pixels.npy', 'wb') as grown:
+            pixels.seek(len(_npy_header(len(known), size)))
+            grown.write(_npy_header(rows, size))
+            shutil.copyfileobj(pixels, grown, 1 << 24)
+    except (OSError, StaleCache, KeyError, ValueError):
         return
     _write_journal(draft, records)
+
+def _predecessor(table: XrayTable, size: tuple[int, int], final: Path) -> Path:
+    "The cache to begin with: this table's own, else the largest of its beginning."
+    found = {0: final}
+    for manifest in final.parent.glob(f"{final.name.rpartition('-')[0]}-*/manifest.json"):
+        try:
+            rows = _read_manifest(manifest.parent)['rows']
+        except (StaleCache, KeyError):
+            continue
+        same = rows < len(table) and _key_of_first(rows, table, size) == manifest.parent.name
+        if same: found[rows] = manifest.parent
+    if final.exists() or len(found) == 1: return final
+    grown = found[max(found)]
+    logger.info(f'{final.name} begins with the {max(found):,} rows of {grown.name}, which is kept.')
+    return grown
 
 # %% ../nbs/20_cache.ipynb #ca8468ec
 def _build(
@@ -525,7 +554,9 @@ def _build(
         need = len(table) * size[0] * size[1]
         _check_folder(folder, need - _bytes_on_disk(draft/'pixels.npy'))
         try:
-            if not draft.exists(): _take_over(final, draft)
+            if not (draft/'journal.jsonl').exists():  # nothing is known of what a draft holds
+                shutil.rmtree(draft, ignore_errors=True)
+                _take_over(_predecessor(table, size, final), draft, len(table), size)
             records = _fill(table, size, draft, sources, workers, cluster, progress)
             manifest = _finish(table, size, draft, sources, records)
             _install(draft, final)

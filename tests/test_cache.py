@@ -131,7 +131,7 @@ def test_a_stopped_builder_leaves_no_cache_and_the_next_goes_on(table, tmp_path,
 def test_a_damaged_draft_is_not_believed(table, tmp_path):
     whole = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
     expected, key = (whole.path / 'pixels.npy').read_bytes(), whole.path.name
-    _take_over(whole.path, tmp_path / f'cache/{key}.building')
+    _take_over(whole.path, tmp_path / f'cache/{key}.building', COUNT, SIZE)
     with open(tmp_path / f'cache/{key}.building/pixels.npy', 'r+b') as file:
         file.seek(128 + 70 * 32 * 32)
         file.write(b'damage')  # in the second piece
@@ -263,3 +263,43 @@ def test_any_number_of_threads_gives_the_same_file(table, tmp_path):
         for n in (1, 2, 5)
     }
     assert len(sums) == 1
+
+
+def held(cache):
+    names = ('pixels.npy', 'rows.npy', 'sources.npy', 'manifest.json')
+    return [(cache.path / name).read_bytes() for name in names]
+
+
+@pytest.mark.parametrize('rows', [30, 128, 199])
+def test_a_cache_grows_by_new_rows_without_reading_the_others(table, tmp_path, monkeypatch, rows):
+    whole = ImageCache.build(table, SIZE, tmp_path / 'at once', progress=False)
+    few = ImageCache.build(table[np.arange(rows)], SIZE, tmp_path / 'grown', progress=False)
+    before, read = held(few), cache_module.read_picture
+    opened = []
+    monkeypatch.setattr(cache_module, 'read_picture', lambda p: opened.append(p) or read(p))
+    ours = ImageCache.build(table, SIZE, tmp_path / 'grown', progress=False)
+    assert held(ours) == held(whole) and ours.digest == whole.digest
+    assert len(opened) == COUNT - rows // PIECE * PIECE  # the last piece was not full
+    assert held(few) == before and torch.equal(few.gather([3]), ours.gather([3]))
+
+
+def test_growth_reads_files_again_that_changed_and_knows_other_rows(table, tmp_path):
+    few = ImageCache.build(table[np.arange(150)], SIZE, tmp_path / 'cache', progress=False)
+    Image.fromarray(np.full((40, 36), 9, np.uint8)).save(tmp_path / 'images/70.png')
+    ours = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
+    assert (ours.gather([70]) == 9).all() and not (few.gather([70]) == 9).all()
+    backwards = table[np.arange(COUNT)[::-1]]
+    assert cache_module._predecessor(backwards, SIZE, tmp_path / 'cache/none') != few.path
+    other = ImageCache.build(backwards, SIZE, tmp_path / 'cache', progress=False)
+    assert torch.equal(other.gather([0]), ours.gather([COUNT - 1]))
+
+
+@pytest.mark.parametrize(('name', 'call'), [('_write_journal', 1), ('_write_at', 3)])
+def test_a_growth_that_is_killed_goes_on(table, tmp_path, monkeypatch, name, call):
+    whole = ImageCache.build(table, SIZE, tmp_path / 'at once', progress=False)
+    ImageCache.build(table[np.arange(130)], SIZE, tmp_path / 'grown', progress=False)
+    with monkeypatch.context() as patch:
+        kill_at(patch, cache_module, name, call)
+        with pytest.raises(Killed): ImageCache.build(table, SIZE, tmp_path / 'grown', 1, False)
+    ours = ImageCache.build(table, SIZE, tmp_path / 'grown', progress=False)
+    assert held(ours) == held(whole)

@@ -1,11 +1,13 @@
 "Several real processes train the network that one process trains; one that is lost ends all."
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,3 +227,29 @@ def test_a_launch_of_one_process_for_two_is_refused(tmp_path):
     line = ['-m', 'smlxray.cli', 'train', 'siamese', *TINY]
     done = subprocess.run([*words, *line], capture_output=True, text=True)
     assert done.returncode == 1 and 'asked for 2 processes, but 1 would train' in done.stderr
+
+
+def printed_lines():
+    "The lines of the how-to that start a training of the preset tiny on this machine."
+    page = Path(__file__).parents[1] / 'nbs' / 'how_to_use_several_processes.ipynb'
+    cells = [''.join(cell['source']) for cell in json.loads(page.read_text())['cells']]
+    lines = [line for cell in cells for line in cell.splitlines()]
+    starts = ('smlxray train', 'torchrun --standalone', 'accelerate launch')
+    return [line for line in lines if line.startswith(starts) and 'preset tiny' in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('line', printed_lines())
+def test_the_lines_of_the_how_to_start_two_processes(line, place):
+    paths = [f'{k}={place / k[0]}' for k in ('dataset_path', 'cache_path', 'runs_path')]
+    words = [*line.split(), *(word for path in paths for word in ('-p', *path.split('=')))]
+    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = os.environ | dict(PATH=path, SMLXRAY_PROCESSES='2')  # fewer would be refused
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    phase = 'meta' if ' meta ' in line else 'siamese'
+    assert [*(place / 'r' / 'tiny' / 'checkpoints').glob(f'*{phase[0]}*.safetensors')]
+
+
+def test_the_how_to_prints_a_line_for_each_launcher():
+    assert {line.split()[0] for line in printed_lines()} == {'smlxray', 'torchrun', 'accelerate'}
