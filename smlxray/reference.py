@@ -249,7 +249,7 @@ def _parameter_table(entry: Entry, places: NamePlaces) -> str:
     if entry.result:
         kind, said = _code(entry.result.type), text_html(entry.result.comment, places)
         rows.append(('<em>returns</em>', kind, '', said))
-    return html_table(('', 'type', 'default', 'what it is'), rows) if rows else ''
+    return html_table(('name', 'type', 'default', 'what it is'), rows) if rows else ''
 
 def _member_table(entry: Entry, places: NamePlaces) -> str:
     "The public methods of a class, one line each."

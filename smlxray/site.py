@@ -787,6 +787,29 @@ def outside_problems(
         found += [(path, link) for link in _IN_STYLE.findall(style)]
     return [f'{path.name} loads {link} from another machine.' for path, link in found]
 
+# %% ../nbs/95_site.ipynb #067647cc
+_MENDED = (
+    (r'<nav (?=id="quarto-sidebar")', '<nav aria-label="Pages" '),
+    (r'<nav (?=class="quarto-secondary-nav")', '<nav aria-label="Where you are" '),
+    (r'<nav (?=[^>]*id="TOC")', '<nav aria-label="On this page" '),
+    (r'<nav (?=class="page-navigation")', '<nav aria-label="Before and after" '),
+    (r'(data-bs-toggle="collapse"[^>]*) role="navigation"', r'\1 role="button"'),
+    (r'<pre(?=[ >])(?![^>]*tabindex)', '<pre tabindex="0"'),
+    (r'<(div|span) (?=class="(?:sd-table|wide|math display|cell-output cell-output-display)")',
+     r'<\1 tabindex="0" '),
+    (r'<th([^>]*)></th>', r'<td\1></td>'),
+    (r'<img (?![^>]*\balt=)', '<img alt="Drawn by the code above" '),
+)
+
+def mend_pages(
+    folder: str | Path,  # a finished site
+) -> None:
+    "Let keyboards and screen readers reach all of a site."
+    for path in Path(folder).rglob('*.html'):
+        page = path.read_text(encoding='utf-8')
+        for pattern, better in _MENDED: page = re.sub(pattern, better, page)
+        path.write_text(page, encoding='utf-8')
+
 # %% ../nbs/95_site.ipynb #bd20b4b6
 def build_site(
     root: str | Path,                 # root of a checkout
@@ -797,6 +820,7 @@ def build_site(
         pages = stage_site(root, tmp)
         built = render(tmp)
         keep_local(built, Path(root) / 'nbs' / 'katex')
+        mend_pages(built)
         wrong = link_problems(built) + outside_problems(built)
         if wrong: raise SiteError('\n'.join(wrong))
         if dest is not None:

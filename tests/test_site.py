@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
-from browser import browsing, need_browser
+from browser import TOO_WIDE, barriers, browsing, need_browser
 
 import smlxray
 from smlxray.cli import app
@@ -129,6 +129,29 @@ def test_formulas_and_search_work_and_nothing_leaves_the_machine(address):
         box.fill('prototypes')
         reader.page.locator('a:visible').filter(has_text='rototype').first.wait_for()
         assert reader.outside() == [] and reader.wrong == []
+
+
+@pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
+def test_nothing_stands_in_the_way(address, width, dark):
+    with browsing() as browser:
+        reader = Reader(browser, address, width, dark)
+        for name in ('index.html', 'maml.html', 'api_metrics.html', 'settings.html'):
+            reader.open(name)
+            assert barriers(reader.page) == [], name
+            assert reader.page.evaluate(TOO_WIDE) <= 1, name
+
+
+@pytest.mark.slow
+def test_no_page_is_endless_or_too_wide(built, address):
+    with browsing() as browser:
+        reader = Reader(browser, address)
+        for path in sorted(built.glob('*.html')):
+            for width, most in {1280: 21_000, 390: 29_000}.items():
+                reader.page.set_viewport_size(dict(width=width, height=900))
+                reader.open(path.name)
+                height = reader.page.evaluate('document.documentElement.scrollHeight')
+                assert height < most, (path.name, width, height)
+                assert reader.page.evaluate(TOO_WIDE) <= 1, (path.name, width)
 
 
 @pytest.mark.slow
