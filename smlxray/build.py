@@ -19,7 +19,9 @@ from .lab import Lab, table_digest
 from .methods import METHODS, Context, pixel_method
 from .siamese import SiameseNet
 from .study import Cell, StudySettings, load_plan, networks_of
-from .train import checkpoint_path, fit_pair_logits, recipe, save_checkpoint
+from smlxray.train import (
+    checkpoint_path, fit_pair_logits, network_digest, recipe, save_checkpoint,
+)
 
 # %% ../nbs/86_build.ipynb #4107901b
 def recommended_plan(path: Path | None = None, **changes) -> StudySettings:
@@ -171,11 +173,11 @@ def build_recommended(
     context = Context(lab, {PHASE: net})
     compare = METHODS['frozen'](context, PHASE, PHASE)
     prior = METHODS['prior'](context, f'{PHASE} + prior', PHASE)
+    for method in (compare, prior): method.network = network_digest(net)
     results = evaluate(lab, [pixel_method(lab), compare, prior])
     save_results(results)
     compared = compare_with_study([r for r in results.rows if r['method'] == PHASE], expected)
     bundle = bundle_of_run(lab, PHASE)
-    bundle.metrics = [row for row in results.rows if row['method'].startswith(PHASE)]
     bundle.facts['card'] = more_for_card(compared, expected, doubt)
     bundle.save(lab.folder / 'bundle')
     return bundle, compared, doubt

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from smlxray.base import (
-    BACKBONES, ConfigError, DataError, did_you_mean, is_own_code, json_digest, logger, only_one,
-    own_object, parse_json, resolve_path,
+    BACKBONES, ConfigError, DataError, SmlxrayError, did_you_mean, is_own_code, json_digest,
+    logger, only_one, own_object, parse_json, resolve_path,
 )
 from .bundle import MANIFEST, Bundle
 from .cache import to_float
@@ -29,7 +29,7 @@ from .cluster import spread
 from .config import Section, read_yaml
 from .data import XrayTable, canonical_finding, tidy_path
 from .lab import table_digest
-from .siamese import GREY_MEAN, GREY_STD, make_backbone
+from .siamese import GREY_MEAN, GREY_STD, _in_short, make_backbone
 from .train import network_digest, read_tensors, write_tensors
 
 # %% ../nbs/69_encoders.ipynb #712ffc57
@@ -239,14 +239,12 @@ def onnx_encoder(
         )
         raise ConfigError(f'Reading {path.name} {words}.') from None
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), providers=_providers(device)
-        )
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 3  # errors, which come as exceptions anyway
+        session = onnxruntime.InferenceSession(str(path), quiet, providers=_providers(device))
     except Exception as problem:
-        why = str(problem).strip().partition('\n')[0][:120]
-        raise DataError(
-            f'{path.name} is no ONNX file that can be run ({why}).'
-        ) from None
+        why = str(problem).replace(str(path), path.name).strip().partition('\n')[0][:160]
+        raise DataError(f'{path.name} is no ONNX file that can be run ({why}).') from None
     first = session.get_inputs()[0]
     own = _own_shape(path.name, list(first.shape))
     batch = first.shape[0] if isinstance(first.shape[0], int) else None
@@ -536,7 +534,12 @@ def python_encoder(
     name: str, card: EncoderCard, device: str
 ) -> ForeignEncoder:
     "Call a factory, given as package.module:factory, for a network or a function."
-    made = own_object(name)()
+    try:
+        made = own_object(name)()
+    except SmlxrayError:
+        raise
+    except Exception as problem:
+        raise DataError(f'{name} gives no encoder ({_in_short(problem)}).') from None
     own = {}
     for key in _USUAL:
         value = getattr(made, key, None)
@@ -548,13 +551,11 @@ def python_encoder(
         )
     filled = complete(card, name, **own)
     if isinstance(made, nn.Module):
-        return ForeignEncoder(
-            name,
-            made.eval().to(device),
-            filled,
-            network_digest(made),
-            device,
-        )
+        try:
+            digest = network_digest(made)
+        except Exception as problem:  # such as weights that wait for a first image
+            raise DataError(f'{name} has no weights yet ({_in_short(problem)}).') from None
+        return ForeignEncoder(name, made.eval().to(device), filled, digest, device)
     out = ForeignEncoder(name, made, filled, '', device)
     seen = out(_probe(out)).numpy()
     out.digest = hashlib.sha256(
@@ -667,6 +668,13 @@ def check_vectors(v: Vectors) -> None:
             f'{v.name} has NaN or infinity in {int(bad.sum()):,} of {shape[0]:,} vectors, that of '
             f'{v.paths[int(bad.int().argmax())]} for one: mend the encoder, or drop these rows.'
         )
+    if (bad := (v.values == 0).all(1)).any():
+        raise DataError(
+            f'{v.name} has nothing but zeros in {int(bad.sum()):,} of {shape[0]:,} vectors, that '
+            f'of {v.paths[int(bad.int().argmax())]} for one: mend the encoder, or drop these rows.'
+        )
+    if shape[0] > 1 and (v.values == v.values[0]).all():
+        raise DataError(f'{v.name} has the same vector for all X-rays, so it tells none apart.')
 
 def write_vectors(path: Path, v: Vectors) -> Path:
     "Write vectors as one sealed file."
@@ -769,7 +777,8 @@ def _read_npy(path: Path) -> dict:
 def _numbers(array) -> Tensor:  # float32
     array = np.asarray(array)
     if array.dtype.kind not in 'fiu': raise TypeError(array.dtype)
-    return torch.from_numpy(np.ascontiguousarray(array, np.float32))
+    with np.errstate(over='ignore'):  # infinity is found later, and said in a sentence
+        return torch.from_numpy(np.ascontiguousarray(array, np.float32))
 
 def _read_safetensors(path: Path) -> dict:
     "The tensor `vectors` of a file, or its only table; with all else that we wrote into it."
@@ -791,7 +800,7 @@ def _read_safetensors(path: Path) -> dict:
     tables = {
         key: t
         for key, t in tensors.items()
-        if t.ndim == 2 and t.is_floating_point()
+        if t.ndim == 2 and t.dtype != torch.bool and not t.is_complex()
     }
     if 'vectors' not in tables and len(tables) != 1:
         raise DataError(
@@ -800,23 +809,37 @@ def _read_safetensors(path: Path) -> dict:
     values = tables.get('vectors', next(iter(tables.values()))).float()
     out: dict = dict(values=values)
     if 'paths' in tensors:
-        out['paths'] = (
-            bytes(tensors['paths'].numpy()).decode().split('\n')
-        )
+        out['paths'] = _told_paths(tensors['paths'], path.name)
     if 'card' in told:
         out['card'] = EncoderCard(**told['card'])
     return out | {
         key: told[key] for key in ('made_of', 'left_out') if key in told
     }
 
+def _told_paths(letters: Tensor, name: str) -> list[str]:
+    "Read paths from bytes; raise `DataError` for anything else."
+    try:
+        if letters.dtype != torch.uint8 or letters.ndim != 1: raise ValueError
+        return bytes(letters.numpy()).decode().split('\n')
+    except ValueError:
+        raise DataError(
+            f'paths in {name} is no text in bytes (uint8), a path per line.'
+        ) from None
+
+_SAFE_ARROW = 15  # before 14.0.1, a type in a file could unpickle (CVE-2023-47248)
+
 def _read_parquet(path: Path) -> dict:
     "A column of paths, and a column of lists or many columns of numbers."
     try:
-        table = pd.read_parquet(path)
+        import pyarrow
     except ImportError:
+        pyarrow = None
+    if pyarrow is None or int(pyarrow.__version__.partition('.')[0]) < _SAFE_ARROW:
         raise ConfigError(
-            f'Reading {path.name} needs the package pyarrow; pip install pyarrow.'
-        ) from None
+            f"Reading {path.name} needs the package pyarrow; pip install 'pyarrow>={_SAFE_ARROW}'."
+        )
+    try:
+        table = pd.read_parquet(path, engine='pyarrow')
     except Exception as problem:
         why = str(problem).partition('\n')[0][:100]
         raise DataError(
@@ -933,7 +956,7 @@ class Parts:
         if not differ: return tensors['vectors']
         raise DataError(
             f'{path.parent.name} was begun with another {differ[0]} than there is now: go on with '
-            'the same, remove that folder, name another --output, or say --force.'
+            'the same, remove that folder, name another --output, or say --overwrite.'
         )
 
     def add(self, vectors: Tensor) -> None:

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/74_exchange.ipynb #28c99746
-import json
+import json, warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -519,11 +519,14 @@ def _score_table(
 ) -> pd.DataFrame:
     "The columns of a table of scores, as numbers; findings as their numbers in the file."
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', pd.errors.ParserWarning)  # cells would be dropped
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
     except FileNotFoundError:
         raise DataError(f'There is no file {path.name} of scores.') from None
-    except ValueError:
-        raise DataError(f'{path.name} is empty, or no CSV file.') from None
+    except (ValueError, pd.errors.ParserWarning):
+        said = 'is empty, no CSV file, or has a line of more cells than columns'
+        raise DataError(f'{path.name} {said}.') from None
     wanted = ['episode', 'image', 'score', *['finding'] * file.several]
     if lacking := [column for column in wanted if column not in table]:
         found = ', '.join(map(str, table)) or 'none'

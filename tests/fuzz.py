@@ -12,9 +12,11 @@ import argparse, gzip, hashlib, io, json, os, random, resource, shutil, signal, 
 import tempfile, time, traceback, zipfile
 from contextlib import redirect_stdout
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 from PIL import Image
 from plans import TWO_METHODS
@@ -22,6 +24,7 @@ from plans import TWO_METHODS
 from smlxray.base import SmlxrayError, sealed
 from smlxray.config import CHEXPERT_FINDINGS
 
+ONNX = bool(find_spec('onnx') and find_spec('onnxruntime'))
 SECONDS = 5     # of computing
 WALL = 60       # of waiting
 MOST = 1000     # MB of one process
@@ -240,6 +243,62 @@ def make_few(home: Path) -> None:
         arrays[f'{part}_images'] = np.arange(2 * 28 * 28).reshape(2, 28, 28).astype('u1')
         arrays[f'{part}_labels'] = np.eye(14, dtype='u1')[:2]
     np.savez_compressed(home / 'chestmnist.npz', **arrays)
+
+
+NAMES = [f'{k}.png' for k in range(8)]
+
+
+def make_foreign(home: Path) -> None:
+    "Make vectors, encoders and episodes of others: each kind of file that is read."
+    import torch
+    from smlxray.encoders import EncoderCard, Vectors, write_vectors
+    from smlxray.siamese import make_backbone
+
+    folder = home / 'foreign'
+    folder.mkdir()
+    values = np.arange(32, dtype='f4').reshape(8, 4)
+    np.save(folder / 'v.npy', values)
+    (folder / 'v.txt').write_text('\n'.join(NAMES))
+    card = 'encoder: x.onnx\nimage_size: 32\nfindings_seen: [Edema, Mass]\n'
+    (folder / 'v.yaml').write_text(card)
+    made = Vectors('x', NAMES, torch.tensor(values), EncoderCard(), dict(table='f00'))
+    write_vectors(folder / 'sealed.safetensors', made)
+    if find_spec('pyarrow'):
+        pd.DataFrame(dict(path=NAMES, vector=list(values))).to_parquet(folder / 'v.parquet')
+    net = make_backbone('conv4', width=4)[0].eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(2, 1, 16, 16),)), folder / 'net.pt2')
+    if ONNX: (folder / 'net.onnx').write_bytes(small_onnx())
+    write_episodes_file(folder / 'e.jsonl')
+
+
+def small_onnx() -> bytes:
+    "A network that averages rows of 16 x 16 pixels."
+    from onnx import TensorProto, helper
+
+    shape = [None, 1, 16, 16], [None, 16]
+    given, made = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, sides)
+        for name, sides in zip(('image', 'vector'), shape)
+    )
+    mean = helper.make_node('ReduceMean', ['image'], ['vector'], axes=[1, 2], keepdims=0)
+    graph = helper.make_graph([mean], 'small', [given], [made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 13)])
+    model.ir_version = 8
+    return model.SerializeToString()
+
+
+def write_episodes_file(path: Path) -> None:
+    "Eight images and two episodes, as `episodes export` writes them."
+    from smlxray.exchange import FORMAT, KIND, _body_digest, _line
+
+    lines = [dict(image=k, sha256=f'{k:016x}', bytes=9, patient=k) for k in range(8)]
+    sides = dict(support=[0, 1], support_labels=[1, 0], query=[2, 3], query_labels=[1, 0])
+    lines += [dict(episode=k, finding='Edema', seed=k, **sides) for k in range(2)]
+    body = ''.join(map(_line, lines))
+    protocol = dict(name='finding', version=1, shots=1, negatives='normals', match_on=[])
+    data = dict(name='few', table='f00', digest='f00', views='all')
+    head = dict(kind=KIND, format=FORMAT, protocol=protocol, data=data, seed=0, images=8)
+    path.write_text(_line(sealed(head | dict(body=_body_digest(body.encode())))) + body)
 
 
 class Seeds:
@@ -680,11 +739,82 @@ def fuzz_phantoms(seeds, place, rng):
     return _read_manifest(place)
 
 
+def fuzz_vectors(seeds, place, rng):
+    "Vectors of others with the paths beside them, or vectors that were sealed."
+    from smlxray.encoders import read_vectors
+
+    source = seeds.home / 'foreign'
+    names = [name for name in ('v.npy', 'v.txt', 'v.parquet') if (source / name).exists()]
+    name = rng.choice([*names, 'sealed.safetensors'])
+    for file in ('v.npy', 'v.txt'): write(place, file, (source / file).read_bytes())
+    if name.startswith('sealed'):
+        return read_vectors(changed_tensors(source / name, place / name, rng))
+    write(place, name, mutate((source / name).read_bytes(), rng))
+    return read_vectors(place / name.replace('.txt', '.npy'))
+
+
+def fuzz_card(seeds, place, rng):
+    from smlxray.encoders import read_card
+
+    data = (seeds.home / 'foreign' / 'v.yaml').read_bytes()
+    return read_card(write(place, 'v.yaml', mutate(data, rng)))
+
+
+def fuzz_program(seeds, place, rng):
+    "An exported program: its bytes, or one of its parts."
+    from smlxray.encoders import open_encoder
+
+    whole = (seeds.home / 'foreign' / 'net.pt2').read_bytes()
+    if isinstance(rng, Sound) or rng.random() < 0.3:
+        return open_encoder(str(write(place, 'net.pt2', mutate(whole, rng))))
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    name = rng.choice(sorted(files))
+    files[name] = changed(files[name], rng, name.endswith('.json'))
+    return open_encoder(str(write(place, 'net.pt2', zipped(files))))
+
+
+def fuzz_onnx(seeds, place, rng):
+    from smlxray.encoders import open_encoder
+
+    data = (seeds.home / 'foreign' / 'net.onnx').read_bytes()
+    return open_encoder(str(write(place, 'net.onnx', mutate(data, rng))))
+
+
+def fuzz_episodes(seeds, place, rng):
+    "A file of episodes; every second change gets digests that fit."
+    from smlxray.exchange import _body_digest, _line, read_episodes
+
+    whole = (seeds.home / 'foreign' / 'e.jsonl').read_bytes()
+    first, _, body = whole.partition(b'\n')
+    if isinstance(rng, Sound) or rng.random() < 0.5:
+        return read_episodes(write(place, 'e.jsonl', mutate(whole, rng)))
+    lines = body.splitlines()
+    at = rng.randrange(len(lines) + 1)
+    head = json.loads(first)
+    if at == len(lines): head = mutate_json(head, rng)
+    else: lines[at] = json.dumps(mutate_json(json.loads(lines[at]), rng)).encode()
+    body = b'\n'.join(lines) + b'\n'
+    if isinstance(head, dict): head = sealed(head | dict(body=_body_digest(body)))
+    return read_episodes(write(place, 'e.jsonl', _line(head).encode() + body))
+
+
+def fuzz_scores(seeds, place, rng):
+    from smlxray.exchange import read_episodes, read_scores
+
+    file = read_episodes(seeds.home / 'foreign' / 'e.jsonl')
+    rows = [f'{e},{i},{e + i / 7}' for e in range(2) for i in (2, 3)]
+    data = '\n'.join(['episode,image,score', *rows]).encode() + b'\n'
+    return read_scores(write(place, 'a.csv', mutate(data, rng)), file)
+
+
+if not ONNX: del fuzz_onnx
 READERS = {name[5:]: call for name, call in list(globals().items()) if name.startswith('fuzz_')}
 FOREIGN = (
     'images', 'settings', 'mapping', 'lines', 'archive', 'tables', 'pairs', 'unfinished', 'cache',
+    'vectors', 'card', 'program', 'episodes', 'scores', *['onnx'] * ONNX,
 )  # fmt: skip
-SHARES = dict(images=3, cache=0.5, old_cache=0.5, pth=0.5)  # of the inputs; others: 1
+SHARES = dict(images=3, cache=0.5, old_cache=0.5, pth=0.5, program=0.3)  # of the inputs; others: 1
 
 
 class OutOfTime(BaseException):
@@ -781,12 +911,13 @@ def prepare(home: Path, with_run: bool = True) -> None:
     "Make the sound files that all begin with; those of a run take half a minute."
     make_images(home)
     make_few(home)
+    make_foreign(home)
     if with_run: make_seeds(home)
 
 
 def import_for(names) -> None:
     "Import once what the readers need; each is tried in a copy of this process."
-    import smlxray.cache, smlxray.cli, smlxray.readers  # noqa: F401
+    import smlxray.cache, smlxray.cli, smlxray.exchange, smlxray.readers  # noqa: F401
 
     if not set(names) <= set(FOREIGN):
         import smlxray.app.pages, smlxray.report, smlxray.study  # noqa: F401
