@@ -29,7 +29,7 @@ from smlxray.methods import AdaptedMethod, network_method
 from smlxray.metrics import auc
 from smlxray.phantom import draw_phantom
 from smlxray.siamese import SiameseNet, cosine_similarity
-from smlxray.train import train_siamese, with_probe
+from smlxray.train import meta_network, network_digest, train_siamese, with_probe
 
 
 @pytest.fixture(scope='module')
@@ -143,6 +143,25 @@ def test_a_finding_taught_to_a_probe_scores_as_the_evaluation_does(lab, net, tmp
     made.save(tmp_path / 'bundle')
     loaded = Bundle.load(tmp_path / 'bundle')
     assert np.array_equal(loaded.scores(again, query), made.scores(again, query))
+
+
+def test_learned_rates_travel_with_the_bundle(lab, net, tmp_path):
+    "A bundle adapts with the rates that were learned, and its digest knows them."
+    settings = lab.settings.model_copy(deep=True)
+    settings.meta.learned_rates = True
+    fast, e = meta_network(settings, net, 'anil').eval(), an_episode(lab, 3)
+    slow = network_digest(fast)
+    fast.rates.logs.data.fill_(1.0)
+    assert network_digest(fast) != slow
+    made = make_bundle(lab, fast, 'anil')
+    made.save(tmp_path / 'bundle')
+    images, query = lab.pixels.gather(e.support), lab.pixels.gather(e.query)
+    rest = dict(algorithm='anil', steps=3, seed=int(e.seed), rounds=2)
+    loaded = Bundle.load(tmp_path / 'bundle')
+    taught = loaded.teach('it', images[:3], images[3:], **rest)
+    want = AdaptedMethod('m', lab, fast, 'anil', 3).logits(e)
+    assert np.abs(loaded.scores(taught, query) - want).max() < 1e-5
+    assert np.abs(want - AdaptedMethod('m', lab, net, 'anil', 3).logits(e)).max() > 1e-4
 
 
 def test_leaving_out_is_teaching_without(lab, bundle):
