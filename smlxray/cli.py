@@ -715,7 +715,7 @@ def _is_text(key: str) -> bool:
 def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[dict, Settings]:
     "Turn --config and -p into a notebook's parameters, and the settings that they mean."
     out = {k: v for k, v in more.items() if v}
-    if config: out['config'] = str(_here(config))
+    if config: out['config'] = str(_settings_file(config))
     for word in given or ():
         key, sign, value = word.partition('=')
         if not sign or not key:
@@ -724,6 +724,15 @@ def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[d
         key, text = key.strip(), value.strip()
         out[key] = text if _is_text(key) and text != 'None' else _value(text)
     return out, load_settings(**out)
+
+def _settings_file(path: Path) -> Path:
+    "A file of settings here or, of the same name, one that comes with smlxray."
+    if _here(path).exists() or path.is_absolute(): return _here(path)
+    name = Path(*path.parts[1:]) if path.parts[0] == 'config' else path
+    try:
+        return shipped_file(name.as_posix())
+    except SmlxrayError:
+        return _here(path)
 
 def _one_command(words: list[str]) -> list[str]:
     "Write `study power` as the one word that the parser knows."

@@ -7,6 +7,7 @@ import pytest
 import test_episodes
 from test_study import noise_xrays
 from smlxray.base import shipped_file
+from smlxray.cli import call
 from smlxray.config import load_settings
 from smlxray.lab import open_lab
 from smlxray.methods import pixel_method
@@ -90,6 +91,14 @@ def test_chestmnist_is_read_from_its_file(tmp_path):
     (row,) = published_rows(lab, [pixel_method(lab)])
     assert row['protocol'] == 'MedIMeta, 14 findings, patients apart'
     assert row['auc_low'] < 0.5 < row['auc_high']  # noise
+
+
+def test_a_preset_is_found_from_any_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call('config show --config config/benchmark/medimeta.yaml'.split()) == 0
+    assert 'protocol: medimeta' in capsys.readouterr().out
+    assert call('config show --config config/benchmark/gone.yaml'.split()) == 1
+    assert 'there is no such file' in capsys.readouterr().err
 
 
 def test_two_thirds_of_the_test_patients_of_nih_are_trained_on():
