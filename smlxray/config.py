@@ -235,7 +235,10 @@ _Split = Literal['hash', 'own', 'metachest', 'metachest_apart']
 _Sampling = Literal['shuffle', 'balanced']
 _Rule = Literal['jaccard', 'any', 'exact']
 _Adapts = Literal['all', 'head', 'last_block', 'norms']
-_Kinds = list[Literal['normals', 'others', 'drawn']]
+_Kinds = Annotated[
+    list[Literal['normals', 'others', 'drawn']],
+    'a list of normals, others and drawn, as [normals, drawn]',
+]
 _BatchNorm = Literal['frozen', 'support', 'transductive']
 _Engine = Literal['auto', 'loop', 'higher', 'reverse', 'checkpoint', 'vmap']
 _Precision = Literal['no', 'bf16', 'fp16']
@@ -302,7 +305,7 @@ class MetaSettings(Section):
     queries: _Count = 15               # query patients per class
     meta_batch: _Count = 4             # tasks per step of the outer loop
     probe_tasks: _Whole = 1600         # tasks on which protomaml learns its stride
-    tasks: _Kinds = []                 # kinds of training tasks, in turn; []: see chapter 65
+    tasks: _Kinds = []                 # kinds of training tasks, in turn; []: chosen by negatives
     valid_every: _Whole = 0            # training tasks between two looks at validation; 0: none
     valid_tasks: _Count = 40           # tasks of validation patients in a look
     patience: _Whole = 0               # looks without gain that end the training; 0: none do
