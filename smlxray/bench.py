@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -434,6 +435,45 @@ def _two_towers(net, *parts):
     halves = [half for part in parts for half in part.chunk(2)]
     return torch.cat([net(half) for half in halves])
 
+# %% ../nbs/75_bench.ipynb #3250d1d1
+class Peer(NamedTuple):
+    "What another library says of a task, as `MetaGradient` would."
+
+    query_loss: float
+    grads: dict
+    rate_grads: list = []
+
+def _outer(net, loss: torch.Tensor, start: dict) -> Peer:
+    "The gradient of a query loss to where the inner loop started."
+    found = torch.autograd.grad(loss, list(start.values()), allow_unused=True)
+    zeros = (torch.zeros_like(p) for p in start.values())
+    grads = {key: z if g is None else g for key, g, z in zip(start, found, zeros)}
+    return Peer(loss.item(), grads)
+
+def by_learn2learn(net, support: Callable, query: Callable, steps: int, lr: float) -> Peer:
+    "MAML of learn2learn."
+    made = import_module('learn2learn').algorithms.MAML(net, lr, allow_unused=True)
+    learner = made.clone()
+    for _ in range(steps): learner.adapt(support(learner.module))
+    return _outer(net, query(learner.module), dict(net.named_parameters()))
+
+def by_torchopt(net, support: Callable, query: Callable, steps: int, lr: float) -> Peer:
+    "MAML by the differentiable optimiser of TorchOpt."
+    torchopt = import_module('torchopt')
+    start, before = dict(net.named_parameters()), torchopt.extract_state_dict(net, by='reference')
+    optimiser = torchopt.MetaSGD(net, lr=lr)
+    for _ in range(steps): optimiser.step(support(net))
+    told = _outer(net, query(net), start)
+    torchopt.recover_state_dict(net, before)
+    return told
+
+PEERS = dict(learn2learn=by_learn2learn, torchopt=by_torchopt)
+
+def absent_row(case: str, engine: str) -> dict:
+    "A row of what was not measured, and why."
+    nothing = dict(time_ratio=None, memory_ratio=None, gradient_error=None)
+    return dict(case=case, algorithm='maml', engine=engine, batch_norm='') | nothing
+
 # %% ../nbs/75_bench.ipynb #807471fe
 class EngineTask:
     "One network and one made-up task, on which engines and algorithms are measured."
@@ -479,6 +519,8 @@ class EngineTask:
         options |= changes
         options |= self._learned(algorithm, options['steps'])
         with norm_mode(self.net, self.batch_norm, self.x):
+            if engine in PEERS:
+                return PEERS[engine](self.net, *self.losses(two), options['steps'], options['lr'])
             if algorithm == 'anil, one pass': return self._one_pass(options)
             return meta_gradient(self.net, *self.losses(two), **options)
 
@@ -651,15 +693,17 @@ EVERY = [
     ('maml++', 'reverse'),
 ]
 TWO_TOWERS = dict(backbone='resnet18', size=64, branches=True)
+OTHERS = _maml(*PEERS)
 RESNET18 = dict(backbone='resnet18', norm='batch')
 DENSENET = dict(backbone='densenet121', norm='batch', shots=2, steps=2)
 # case, arguments of `EngineTask`, (algorithm, engine) to run on it
 ENGINE_CASES: list[tuple[str, dict, list]] = [
-    ('conv4 64 px', dict(CONV4, steps=5), EVERY),
+    ('conv4 64 px', dict(CONV4, steps=5), EVERY + OTHERS),
     ('conv4 64 px, 10 steps', dict(CONV4, steps=10), _maml('reverse', 'checkpoint')),
     ('conv4 64 px, 20 steps', dict(CONV4, steps=20), _maml('reverse', 'checkpoint')),
     ('resnet18 64 px, one forward', dict(TWO_TOWERS, norm='group'), _maml('loop')),
     ('resnet18 64 px, one forward', dict(TWO_TOWERS, norm='batch'), _maml('loop')),
+    ('resnet18 64 px', dict(RESNET18, size=64), _maml('loop', 'reverse') + OTHERS),
     ('resnet18 32 px', dict(RESNET18, batch_norm='frozen'), _maml('loop', 'reverse')),
     ('resnet18 32 px', dict(RESNET18, batch_norm='support'), _maml('loop', 'checkpoint')),
     ('resnet18 32 px', dict(RESNET18, batch_norm='transductive'), _maml('reverse', 'vmap')),
@@ -671,12 +715,14 @@ def bench_engines(
     rounds: int = 3,  # of the timing
 ) -> list[dict]:      # rows
     "Measure every engine and algorithm of `ENGINE_CASES`, and ResNet50 in a budget."
-    plans = []
+    plans, absent = [], []
     for case, arguments, ways in ENGINE_CASES:
         task = EngineTask(**arguments)
-        plans += [(case, task, *way) for way in ways]
+        missing = [engine for _, engine in ways if engine in PEERS and not find_spec(engine)]
+        plans += [(case, task, *way) for way in ways if way[1] not in missing]
+        for peer in missing: absent.append(absent_row(f'{case}: {peer} is not installed', peer))
+    large = absent + large_rows()
     memory = [memory_ratio(*plan[1:]) for plan in plans]
-    large = large_rows()
     measure = partial(engine_row, rounds=rounds)
     return [measure(*plan, memory=ratio) for plan, ratio in zip(plans, memory)] + large
 
