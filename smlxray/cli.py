@@ -1803,6 +1803,7 @@ def _lay_out(folder: Path, images: Path | None) -> None:
         raise SmlxrayError(
             f'{folder} is not there: name your download of NIH ChestX-ray14 with --images.'
         )
+    _exists(images)
     from smlxray.readers import layout_nih
     layout_nih(_here(images), folder, collection='nih')
 

@@ -42,8 +42,7 @@ from smlxray.data import (
     NEVER_NOVEL, FindingSplit, PatientSplit, XrayTable, canonical_finding, split_patients,
 )
 from smlxray.encoders import (
-    EncoderCard, Vectors, embed_table, join_vectors, made_by_encoder, open_encoder, read_vectors,
-    write_vectors,
+    EncoderCard, Vectors, embed_to_file, join_vectors, made_by_encoder, open_encoder, read_vectors,
 )
 from .episodes import EpisodeBlock, age_band, strata
 from .evaluate import GridMean, _git, grid_means, interval_columns, repeat_facts, span
@@ -469,7 +468,8 @@ def _embedded(plan: StudySettings, name: str, table: XrayTable) -> Path:
     path = folder / f'{file_name(name)}-{key}.safetensors'
     if path.is_file(): return path
     folder.mkdir(exist_ok=True)
-    return write_vectors(path, embed_table(encoder, table, pixels, **work))
+    embed_to_file(path, encoder, table, pixels, **work)
+    return path
 
 def needs_pixels(plan: StudySettings) -> bool:
     "Whether any method of a plan looks at X-rays, and not only at vectors of others."
