@@ -7,7 +7,7 @@ __all__ = ['app', 'main']
 
 # %% ../nbs/90_cli.ipynb #a90ba89c
 import json, os, re, sys, time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin
@@ -1212,8 +1212,8 @@ def _make_bundle(folder: Path) -> None:
 
 def _trust_run(folder: Path) -> None:
     "Allow the own code that the settings of a run of this machine name."
-    config = folder / 'config.yaml'
-    if config.exists(): load_settings('paper', config=config)
+    with suppress(SmlxrayError):  # a bundle that is there needs no settings of the run
+        load_settings('paper', config=folder / 'config.yaml')
 
 def _load_model(model: str | None, config: Path | None, given: list[str] | None):
     "Load the bundle that is meant, making a run's bundle if need be."
