@@ -342,7 +342,7 @@ class _Glance(NamedTuple):
     "What the audit has to know of an image file."
 
     digest: int = 0                # of its pixels
-    shape: np.ndarray | None = None    # (64,), as in `Fingerprints`
+    shape: bytes = b''             # of (64,) float32, as in `Fingerprints`
     wrong: str = ''                # why it cannot be read
     remarks: tuple[str, ...] = ()  # what is doubtful about it
 
@@ -354,7 +354,7 @@ def _look(path: str) -> _Glance:
         return _Glance(wrong=str(error))
     pixels = np.ascontiguousarray(picture.pixels)
     small = Image.fromarray(pixels).resize((64, 64), Image.Resampling.BOX)
-    shape = _shapes(torch.from_numpy(np.array(small))[None, None])[0]
+    shape = _shapes(torch.from_numpy(np.array(small))[None, None]).tobytes()  # outlives no buffer
     return _Glance(_pixel_digest(pixels), shape, remarks=picture.remarks)
 
 def _look_at_all(
@@ -392,7 +392,8 @@ def _nearly_twins(looks: dict[int, _Glance]) -> list[tuple[int, int]]:
     first: dict[int, int] = {}
     for row, look in looks.items(): first.setdefault(look.digest, row)
     rows = np.array([*first.values()], np.int64)
-    shapes = np.array([looks[row].shape for row in rows.tolist()]).reshape(-1, 64)
+    told = b''.join(looks[row].shape for row in rows.tolist())
+    shapes = np.frombuffer(told, np.float32).reshape(-1, 64)
     earlier: dict[int, int] = {}
     for one, other in rows[near_pairs(shapes)].tolist():
         earlier[other] = min(one, earlier.get(other, one))
