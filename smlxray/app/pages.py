@@ -37,6 +37,7 @@ from smlxray.app.widgets import (
 from ..base import PAGES, DataError, SmlxrayError, logger, same_name
 from ..bundle import BundleError, Comparison, TaughtFinding, finding_slug
 from ..bundle import check_network, support_names
+from ..data import NEVER_NOVEL
 from ..evaluate import measure_title, read_answers, read_results, span
 from smlxray.look import (
     PALETTE, Html, curve_svg, escape, figure_url, new_axes, plot_band, plot_intervals,
@@ -683,7 +684,8 @@ def library_example(
     library: Sequence[Xray],
 ) -> tuple[str, list[Xray], list[Xray]]:  # a finding, X-rays with it, X-rays with no finding
     "Choose the finding of a library that has most X-rays; raise `BundleError` if none has two."
-    counts = Counter(finding for x in library for finding in x.findings)
+    named = (finding for x in library for finding in x.findings)
+    counts = Counter(finding for finding in named if finding not in NEVER_NOVEL)
     finding, most = max(counts.items(), key=lambda item: item[1], default=('', 0))
     without = [x for x in library if not x.findings]
     if most < 2 or len(without) < 2:
