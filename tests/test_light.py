@@ -1,0 +1,56 @@
+"What costs little stays cheap: imports, the help, and a command that is typed wrong."
+
+import resource
+import subprocess
+import sys
+
+WRONG = '''
+import contextlib, io, sys
+import typer.main
+from smlxray.cli import app, call
+
+def commands(group, path=()):
+    for name, command in group.commands.items():
+        if hasattr(command, 'commands'): yield from commands(command, (*path, name))
+        else: yield (*path, name)
+
+words = [*commands(typer.main.get_command(app))]
+cases = [[*path, '--no-such-option'] for path in words]
+cases += [
+    ['predict', 'nowhere'], ['compare', 'nowhere.jpg', 'nor-here.jpg'], ['start', 'nowhere'],
+    ['run', '-p', 'shotz', '7'], ['train', 'siamese', '-p', 'preset', 'tiniest'],
+    ['teach', '--positive', 'nowhere', '--negative', 'nowhere', '--name', 'x'],
+]
+for case in cases:
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        status = call(case)
+    assert status in (1, 2), (case, status)
+    assert said.getvalue().strip(), case
+    assert 'torch' not in sys.modules, case
+print(len(cases))
+'''
+
+
+def python(code):
+    "Run some code in a new Python; give what it prints."
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-1500:]
+    return run.stdout.strip()
+
+
+def test_a_wrong_argument_is_refused_before_torch_is_loaded():
+    assert int(python(WRONG)) > 35
+
+
+def test_maml_needs_no_notebooks_and_no_dicom():
+    names = "{'papermill', 'pydicom', 'ipykernel', 'voila'} & {*sys.modules}"
+    assert python(f'import sys, smlxray.maml; print({names})') == 'set()'
+
+
+def test_the_help_is_quick():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, '-m', 'smlxray.cli', '--help'], stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 2, 'measured alone it takes 0.4 s'
