@@ -4,7 +4,7 @@
 #   make test TORCH_INDEX=URL       torch from another index; empty: the default build
 #   make test CONSTRAINTS=          the newest versions that fit, instead of the tested ones
 .DEFAULT_GOAL := help
-.PHONY: help demo seeds example real test test-slow fuzz torture coverage .runs .others lab app docs export clean
+.PHONY: help demo seeds example real test test-slow fuzz torture coverage scale .runs .others lab app docs export clean
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -88,6 +88,9 @@ fuzz: $(STAMP)  ## try 20,000 mutated inputs on all readers (10 minutes; options
 
 torture: $(STAMP)  ## kill every long command at random moments and compare the results (10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_torture.py -q -s -m slow
+
+scale: $(STAMP)  ## take CheXpert's number of X-rays through all steps, into nbs/scale.json (hours)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/scale.py --resnet50 2000 --out nbs/scale.json
 
 coverage: $(STAMP)  ## ask the intervals about 20,000 worlds and write nbs/coverage.json (10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/coverage.py --out nbs/coverage.json
