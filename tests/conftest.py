@@ -6,8 +6,9 @@ os.environ.setdefault('MPLBACKEND', 'Agg')  # no test opens a window
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # small tensors: threads cost more than they give
 
 
-# The longest files, longest first
-LONG = (
+# The file that forks, before anything starts threads; then the longest ones, longest first
+FIRST = (
+    'test_processes.py',
     'test_torture.py',
     'test_fuzz.py',
     'test_cli_examples.py',
@@ -28,10 +29,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    "Begin with the longest files, so that no core waits for one of them at the end."
+    "Begin with what cannot come later, and with what would keep one core waiting at the end."
 
     def place(item):
         name = item.path.name
-        return LONG.index(name) if name in LONG else len(LONG)
+        return FIRST.index(name) if name in FIRST else len(FIRST)
 
     items.sort(key=place)
