@@ -314,7 +314,7 @@ def readme_commands(command='smlxray'):
 TRAINS = ('run ', 'demo', 'train', 'evaluate')
 MORE_DATA = ('study', 'data layout', 'embed data/nih', 'leaderboard mine', 'leaderboard runs')
 # a server until it is stopped; X-rays of your own
-NEEDS_MORE = ('app', 'start my-xrays', *MORE_DATA)
+NEEDS_MORE = ('app', 'start my-xrays', 'model build', *MORE_DATA)
 # a notebook or three each, or measuring
 LONG = (*TRAINS, 'start', 'report', 'score', 'bench', 'model export embedding.onnx')
 
