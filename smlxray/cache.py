@@ -525,8 +525,8 @@ def _predecessor(table: XrayTable, size: tuple[int, int], final: Path) -> Path:
             rows = _read_manifest(manifest.parent)['rows']
         except (StaleCache, KeyError):
             continue
-        same = rows < len(table) and _key_of_first(rows, table, size) == manifest.parent.name
-        if same: found[rows] = manifest.parent
+        if not isinstance(rows, int) or not 0 < rows < len(table): continue
+        if _key_of_first(rows, table, size) == manifest.parent.name: found[rows] = manifest.parent
     if final.exists() or len(found) == 1: return final
     grown = found[max(found)]
     logger.info(f'{final.name} begins with the {max(found):,} rows of {grown.name}, which is kept.')

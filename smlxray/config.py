@@ -74,7 +74,7 @@ def _allowed(field) -> str:
     for note in field.metadata:
         if isinstance(note, str): return note
         if isinstance(note, _OneOf): return note.in_words()
-    if get_origin(kind) is Literal: return 'one of ' + ', '.join(get_args(kind))
+    if get_origin(kind) is Literal: return 'one of ' + ', '.join(map(str, get_args(kind)))
     if isinstance(kind, type) and issubclass(kind, BaseModel): return 'a section with keys under it'
     if dict in (kind, get_origin(kind)): return 'names with values under them'
     if kind is bool: return 'true or false'

@@ -811,6 +811,8 @@ def _read_safetensors(path: Path) -> dict:
     if 'paths' in tensors:
         out['paths'] = _told_paths(tensors['paths'], path.name)
     if 'card' in told:
+        if not isinstance(told['card'], dict):
+            raise DataError(f'{path.name} is damaged (its card is no card): embed again.')
         out['card'] = EncoderCard(**told['card'])
     return out | {
         key: told[key] for key in ('made_of', 'left_out') if key in told

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -233,7 +233,8 @@ class Command:
         "Kill it alone; return whether it ran, and how many of its children live on for seconds."
         if self.code() is not None: return False, 0
         below = children(self.pid)
-        os.kill(self.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it ended just now
+            os.kill(self.pid, signal.SIGKILL)
         code, _ = self.finish()
         return code == -signal.SIGKILL, survivors(below)
 
