@@ -64,7 +64,8 @@ def _choices(field) -> tuple[str, ...]:
 
 def _guess(value: Any, names: tuple[str, ...]) -> str:
     "End a sentence with the choice that was probably meant, if any comes near."
-    hint = nearest(value, [name for name in names if not name.endswith('*')])
+    words = map(str, names)  # a choice may be of numbers
+    hint = nearest(value, [word for word in words if not word.endswith('*')])
     return f" Did you mean '{hint}'?" if hint else ''
 
 # %% ../nbs/00_config.ipynb #1c882b1a

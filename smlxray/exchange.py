@@ -558,12 +558,13 @@ def _finding_numbers(
 def _numbers(written: pd.Series, kind: type, name: str) -> list:
     "Read numbers exactly as they are written (pandas rounds some); raise `DataError` for others."
     out = []
+    most = 2**53 if kind is int else np.inf
     for line, text in enumerate(written, 2):
         try:
             number = kind(text)
         except ValueError:
             number = np.nan
-        if not np.isfinite(number):
+        if not abs(number) < most:
             problem = f'{written.name} is {text or "empty"!r}, which is no number'
             raise DataError(f'{name} line {line}: {problem}.')
         out.append(number)

@@ -363,8 +363,8 @@ def read_realcxr(
 # %% ../nbs/12_readers.ipynb #b3077730
 def _template(value: str) -> str:
     "Refuse a template that cannot be filled, or that says the same of every row."
-    if not any(column for _, column, _, _ in string.Formatter().parse(value)):
-        raise ValueError('no column')
+    columns = [column for _, column, _, _ in string.Formatter().parse(value)]  # all: it is lazy
+    if not any(columns): raise ValueError('no column')
     return value
 
 def _inside(value: str) -> str:
