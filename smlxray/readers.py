@@ -575,7 +575,11 @@ def _filled(
 ) -> pd.Series:
     "Fill a template from the columns of each row."
     out = pd.Series('', raw.index)
-    for literal, column, form, _ in string.Formatter().parse(template):
+    try:
+        pieces = list(string.Formatter().parse(template))
+    except ValueError:
+        raise DataError(f'The mapping says {template!r}, with a brace that has no twin.') from None
+    for literal, column, form, _ in pieces:
         out = out + literal
         if not column: continue
         out = out + _formed(_trimmed(_column(raw, column, file)), form or '', template)
