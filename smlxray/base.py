@@ -782,6 +782,10 @@ CLUSTERS = Registry('cluster', {
     'slurm': ('smlxray.cluster:by_slurm', 'workers that Slurm starts'),
 })
 
+def check_cluster(name: str) -> str:
+    "Return `name` if it is in `CLUSTERS` or dask:ADDRESS; otherwise raise `ConfigError`."
+    return name if name.startswith('dask:') else CLUSTERS.check(name)
+
 # %% ../nbs/00_base.ipynb #3ec9826c
 ALGORITHMS = Registry('algorithm', {
     'maml': ('smlxray.maml:MAML', 'adapts all weights; second order (Finn 2017)'),

@@ -7,7 +7,7 @@ __all__ = ['LEFT_OUT', 'BundleError', 'read_pth', 'TaughtFinding', 'plot_compari
            'make_bundle', 'bundle_of_run', 'model_card', 'predict_files', 'export_onnx']
 
 # %% ../nbs/68_bundle.ipynb #36d6a4bf
-import contextlib, hashlib, io, json, logging, os, platform, re, warnings
+import contextlib, hashlib, io, json, logging, os, re, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +33,7 @@ from smlxray.base import (
     recover_folder, replace_folder, same_name,
 )
 from .cache import to_float
-from .cluster import spread
+from .cluster import another_file, spread
 from .config import Settings
 from .data import clean_negatives
 from .images import Picture, read_image, read_picture, resize_image
@@ -1588,10 +1588,7 @@ def _predict_there(shared: tuple, paths: list, lengths: list[int]) -> pd.DataFra
     bundle, prevalence = shared
     for path, here, there in zip(paths, _lengths(paths), lengths):
         if here == there: continue
-        raise BundleError(
-            f'The worker on {platform.node()} sees another file {path} ({here:,} bytes, not '
-            f'{there:,}; -1: none): all machines need the same folder.'
-        )
+        raise BundleError(another_file(path, here, there))
     batch, = decode_ahead(bundle.picture, paths, len(paths), 1)
     return _rows_of(bundle, batch, prevalence)
 

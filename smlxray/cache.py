@@ -7,7 +7,7 @@ __all__ = ['ImageCache', 'cache_info', 'verify_caches', 'DirectPixels', 'open_pi
            'convert_cache']
 
 # %% ../nbs/20_cache.ipynb #caa118ae
-import csv, hashlib, io, json, os, platform, shutil, time
+import csv, hashlib, io, json, os, shutil, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -27,7 +27,7 @@ from smlxray.base import (
     DataError, ImageError, check_seal, for_cell, for_terminal, logger, moved, parse_json,
     recover_folder, replace_folder, resolve_path, sealed, write_atomic,
 )
-from .cluster import spread
+from .cluster import another_file, spread
 from .data import XrayTable
 from .dicom import flat
 from .images import TRANSFORM, Picture, read_picture, resize_image
@@ -132,10 +132,7 @@ def _check_seen(us: _Reading, rows: slice) -> None:
     there, here = us.sources[rows, 0], _sources(us.table, rows)[:, 0]
     for at in np.flatnonzero(there != here)[:1]:
         path = us.table.frame['path'].iloc[rows].iat[at]
-        raise DataError(
-            f'The worker on {platform.node()} sees another file {path} of {us.table.name} '
-            f'({here[at]:,} bytes, not {there[at]:,}; -1: none): all machines need the same folder.'
-        )
+        raise DataError(another_file(f'{path} of {us.table.name}', here[at], there[at]))
 
 def _read_pieces(
     us: _Reading,
@@ -519,6 +516,7 @@ def _take_over(old: Path, draft: Path, rows: int, size: tuple[int, int]):
 
 def _predecessor(table: XrayTable, size: tuple[int, int], final: Path) -> Path:
     "The cache to begin with: this table's own, else the largest of its beginning."
+    if final.exists(): return final
     found = {0: final}
     for manifest in final.parent.glob(f"{final.name.rpartition('-')[0]}-*/manifest.json"):
         try:
@@ -527,7 +525,7 @@ def _predecessor(table: XrayTable, size: tuple[int, int], final: Path) -> Path:
             continue
         if not isinstance(rows, int) or not 0 < rows < len(table): continue
         if _key_of_first(rows, table, size) == manifest.parent.name: found[rows] = manifest.parent
-    if final.exists() or len(found) == 1: return final
+    if len(found) == 1: return final
     grown = found[max(found)]
     logger.info(f'{final.name} begins with the {max(found):,} rows of {grown.name}, which is kept.')
     return grown

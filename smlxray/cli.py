@@ -16,10 +16,9 @@ import typer, typer.core
 
 from . import __version__
 from smlxray.base import (
-    ALGORITHMS, BACKBONES, BENCHES, CLUSTERS, LOSSES, READERS, Registry, SmlxrayError, csv_text,
-    did_you_mean,
-    for_cell, for_terminal, moved, only_one, resolve_path, same_name, shipped_file,
-    shipped_notebook, show_remarks, write_atomic,
+    ALGORITHMS, BACKBONES, BENCHES, CLUSTERS, LOSSES, READERS, Registry, SmlxrayError,
+    check_cluster, csv_text, did_you_mean, for_cell, for_terminal, moved, only_one, resolve_path,
+    same_name, shipped_file, shipped_notebook, show_remarks, write_atomic,
 )
 from smlxray.config import (
     PRESETS, DataSettings, Settings, load_settings, make_run_folder, stated_preset,
@@ -50,11 +49,7 @@ _Place = Annotated[
 ]
 _Workers = Annotated[int, typer.Option(min=0, help='Threads; 0 takes every core.')]
 _CLUSTER = 'Who works: threads, loky (processes), dask, dask:tcp://HOST:PORT, or slurm.'
-
-def _cluster(name: str) -> str:
-    "Check the name of a cluster."
-    return name if name.startswith('dask:') else CLUSTERS.check(name)
-_Cluster = Annotated[str, typer.Option(help=_CLUSTER, parser=_cluster)]
+_Cluster = Annotated[str, typer.Option(help=_CLUSTER, parser=check_cluster)]
 _Config = Annotated[Optional[Path], _option('A YAML file of settings, laid over the preset.')]
 _Set = Annotated[
     Optional[list[str]],
@@ -479,7 +474,7 @@ def study(
     folder: Annotated[Optional[Path], _option("The X-rays, in place of the plan's.")] = None,
     fold: Annotated[Optional[list[str]], _option('Run only this fold. Repeatable.')] = None,
     workers: Annotated[int, typer.Option(min=1, help='Cells side by side, a thread each.')] = 2,
-    cluster: Annotated[Optional[str], _option(_CLUSTER, parser=_cluster)] = None,
+    cluster: Annotated[Optional[str], _option(_CLUSTER, parser=check_cluster)] = None,
     output: Annotated[Optional[Path], _option("The file; left out, the run's study.json.")] = None,
     report: Annotated[bool, typer.Option('--report', help=_WHAT_IS_THERE)] = False,
     methods: Annotated[bool, typer.Option('--methods', help=_PLANNED)] = False,

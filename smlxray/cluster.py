@@ -46,6 +46,13 @@ def check_alike(
         )
 
 # %% ../nbs/18_cluster.ipynb #e7265346
+def another_file(path: Any, here: int, there: int) -> str:
+    "Say that this worker sees a file of another length (bytes) than the process that asks."
+    return (
+        f'The worker on {platform.node()} sees another file {path} ({here:,} bytes, not '
+        f'{there:,}; -1: none): all machines need the same folder.'
+    )
+
 _opened: dict[str, Any] = {}  # the shared value of this process by its digest; the last one only
 
 def pickled(shared: Any) -> tuple[str, bytes]:

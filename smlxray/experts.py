@@ -12,7 +12,7 @@ import pandas as pd
 
 from .base import DataError, logger, resolve_path
 from smlxray.readers import (
-    NIH_FINDINGS, REALCXR_COLUMNS, Layout, _folder, _read_csv, _write_layout,
+    NIH_FINDINGS, REALCXR_COLUMNS, Layout, _folder, _new_folder, _read_csv, _write_layout,
 )
 
 # %% ../nbs/13_experts.ipynb #ab942646
@@ -63,9 +63,7 @@ def layout_experts(
     out_folder: str | Path,  # to be made
 ) -> Layout:
     "Lay out the X-rays of a folder that radiologists have read; `DataError` if there are none."
-    root, out = _folder(folder), resolve_path(out_folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f'{out} is there already, and not empty; name a new folder.')
+    root, out = _folder(folder), _new_folder(out_folder)
     given = read_readings(readings)
     labels = _read_csv(root / 'labels.csv', REALCXR_COLUMNS)
     read = read_labels(labels, given)

@@ -1693,6 +1693,12 @@ def _write_layout(
     draft.rename(out)
 
 # %% ../nbs/12_readers.ipynb #a5f1000b
+def _new_folder(folder: str | Path) -> Path:
+    "Place a folder to be made; raise `DataError` if something is there."
+    out = resolve_path(folder)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())): return out
+    raise DataError(f'{out} is there already, and not empty; name a new folder.')
+
 def layout_nih(
     images_folder: str | Path,           # your download: images at any depth, Data_Entry_2017*.csv
     out_folder: str | Path,              # to be made, in the layout that `read_realcxr` reads
@@ -1701,9 +1707,7 @@ def layout_nih(
     least: float = 0.9,                  # refuse if a smaller share of the images is found
 ) -> Layout:
     "Lay out the study's X-rays from a download of NIH ChestX-ray14; `DataError` if few match."
-    folder, out = _folder(images_folder), resolve_path(out_folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f'{out} is there already, and not empty; name a new folder.')
+    folder, out = _folder(images_folder), _new_folder(out_folder)
     rows = _nih_manifest(manifest, collection)
     stems = rows['image'].str.removesuffix('.png')
     images, entries = _images_by_stem(folder, set(stems)), _nih_entries(folder)

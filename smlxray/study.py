@@ -29,9 +29,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from smlxray.base import (
-    ALGORITHMS, CLUSTERS, ConfigError, DataError, Fields, SmlxrayError, check_fields, check_format,
-    check_seal, choose, follow, for_folder, json_digest, logger, moved, only_one, own_file,
-    parse_json, resolve_path, same_name, sealed, set_seed, shipped_file, show_remarks, write_atomic,
+    ALGORITHMS, ConfigError, DataError, Fields, SmlxrayError, check_cluster, check_fields,
+    check_format, check_seal, choose, follow, for_folder, json_digest, logger, moved, only_one,
+    own_file, parse_json, resolve_path, same_name, sealed, set_seed, shipped_file, show_remarks,
+    write_atomic,
 )
 from .cache import open_pixels, to_float
 from .cluster import spread
@@ -184,7 +185,7 @@ def check_plan(plan: StudySettings) -> StudySettings:
     if not plan.folds: raise ConfigError('study.folds is empty: name a fold and its findings.')
     if plan.curve and (len({*plan.curve}) < 2 or min(plan.curve) < 1):
         raise ConfigError('study.curve needs two numbers of shots or more, each above 0.')
-    if not plan.cluster.startswith('dask:'): CLUSTERS.check(plan.cluster)
+    check_cluster(plan.cluster)
     if plan.cluster == 'threads':
         raise ConfigError('study.cluster is threads: the cells of a study need processes (loky).')
     networks = [*plan.backbones, *ALGORITHMS]
