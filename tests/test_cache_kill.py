@@ -49,8 +49,9 @@ def test_kill_nine_at_ten_random_moments(tmp_path):
     calm = ImageCache.build(table, (96, 96), tmp_path / 'calm', workers=2, progress=False)
     length, moments = time.monotonic() - began, random.Random(0)
     expected = (calm.path / 'pixels.npy').read_bytes()
-    killed = 0
-    for _ in range(10):
+    killed = tries = 0
+    while killed < 10 and tries < 40:  # one that was ready sooner counts as no kill
+        tries += 1
         builder = subprocess.Popen(
             [sys.executable, '-c', BUILDER, str(tmp_path)],
             stdout=subprocess.PIPE,
@@ -72,4 +73,4 @@ def test_kill_nine_at_ten_random_moments(tmp_path):
         for file in final.path.iterdir():
             file.unlink()
         final.path.rmdir()
-    assert killed >= 8, 'most of the builders must have been killed in their work'
+    assert killed == 10, f'of {tries} builders'

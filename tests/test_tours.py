@@ -156,7 +156,8 @@ def load_after_a_new_start(v):
 
 def ask_it_about_an_xray(v):
     v.open('Findings')
-    v.page.locator('.sx-table:visible').filter(has_text='Fluid (taught here)').wait_for()
+    taught = v.page.locator('.sx-table:visible').filter(has_text='Fluid (taught here)')
+    taught.wait_for(timeout=120_000)
     before = v.page.locator('.sx-table:visible').inner_text()
     v.field('Temperature').fill('8')
     changed = '''old => {
