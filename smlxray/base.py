@@ -58,6 +58,12 @@ def csv_text(
     def safe(value): return for_cell(value) if isinstance(value, str) else value
     return table.map(safe).rename(columns=safe).to_csv(index=False)
 
+def name_of(
+    row: dict,  # of a table of a study
+) -> str:
+    "The method of a row, and the point of a grid of settings at which it was asked, if any."
+    return f"{row['method']}, {row['point']}" if row.get('point') else row['method']
+
 def for_folder(name: str) -> str:
     "Name a folder after something: a-z, 0-9 and -; other signs than usual ones add a checksum."
     plain = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
@@ -730,10 +736,14 @@ def trust_code(place: str) -> None:
     "Note that the user, and not just a file, named an object of their own."
     _trusted.add(place)
 
+def trusted() -> list[str]:
+    "Objects that the user named, to this process or in SMLXRAY_TRUST; workers are told them."
+    told = map(str.strip, os.environ.get('SMLXRAY_TRUST', '').split(','))
+    return sorted(filter(is_own_code, {*_trusted, *told}))
+
 def check_trusted(place: str) -> None:
     "Raise `ConfigError` for own code that nothing but a file names."
-    told = os.environ.get('SMLXRAY_TRUST', '').split(',')
-    if not is_own_code(place) or place in _trusted or place in map(str.strip, told): return
+    if not is_own_code(place) or place in trusted(): return
     raise ConfigError(
         f"The model is built by '{place}', which loading it would run: have that code here, and "
         f'set SMLXRAY_TRUST={place} if you trust it.'

@@ -18,7 +18,8 @@ from .evaluate import evaluate, save_results
 from .lab import Lab, table_digest
 from .methods import METHODS, Context, pixel_method
 from .siamese import SiameseNet
-from .study import Cell, StudySettings, load_plan, networks_of
+from .plan import StudySettings, load_plan, networks_of
+from .study import Cell
 from smlxray.train import (
     checkpoint_path, fit_pair_logits, network_digest, recipe, save_checkpoint,
 )

@@ -488,7 +488,8 @@ def study(
     _no_input(output, plan)
     _keep_foreign(output, overwrite, '"at_chance"')
     if plan and not _here(plan).is_file(): raise SmlxrayError(f'{plan}: there is no such file.')
-    from smlxray.study import announce, load_plan, run_study
+    from smlxray.plan import load_plan
+    from smlxray.study import announce, run_study
     changes = dict(folder=folder and str(_here(folder)), cluster=cluster)
     settings = load_plan(plan and _here(plan), **changes)
     if announced: return _echo(f'Announced {settings.default} as {announce(settings)}; commit it.')
@@ -812,7 +813,7 @@ def run_stages(
 ) -> None:
     "Run the notebooks of some modes, and print what came out."
     parameters, settings = _parameters(config, given, resume=resume)
-    folder = make_run_folder(settings)
+    folder = _run_folder(settings)
     with only_one(folder / 'command', f'at work on the run {folder.name}'):
         with _goes_on(_how_to_resume(settings, config, given)):
             for mode in modes: run_notebook(STAGES[mode], parameters, folder)
@@ -820,6 +821,12 @@ def run_stages(
     rows = _last_rows(folder, settings, modes)
     if as_json: return _print_json(rows)
     for row in rows: _echo(', '.join(f'{k} {_short(v)}' for k, v in row.items()))
+
+def _run_folder(settings: Settings) -> Path:
+    "Make the folder of a run; raise `SmlxrayError`, and make nothing, where there are no data."
+    from smlxray.readers import _folder
+    if settings.data.dataset != 'phantom': _folder(settings.dataset_folder)
+    return make_run_folder(settings)
 
 def _how_to_resume(settings: Settings, config: Path | None, given: list[str] | None) -> str:
     "Say which command goes on with a run."
@@ -937,7 +944,7 @@ def _in_processes(
     words = ['train', what, *(['--resume'] if resume else [])]
     if config: words += ['--config', str(_here(config))]
     for word in given or (): words += ['-p', word]
-    folder = make_run_folder(settings)
+    folder = _run_folder(settings)
     log = folder / 'processes.log'
     _note(f'{processes} processes train; what they say goes to {log} ...')
     with only_one(folder / 'command', f'at work on the run {folder.name}'):
@@ -2008,11 +2015,17 @@ def power(
     needs = _needs(known, few, auc, half, design)
     if as_json:
         facts = dict(z=known.z, c=known.c, scale=known.scale, told=known.told)
+        facts |= dict(z_span=known.z_span, c_span=known.c_span)
         return _print_json(dict(facts, rows=rows, needs=needs))
-    _echo(f'z {known.z:.3f}, c {known.c:.1f}{_told(known)}\n')
+    z_span, c_span = _ends(known.z_span, 3), _ends(known.c_span, 1)
+    _echo(f'z {known.z:.3f}{z_span}, c {known.c:.1f}{c_span}{_told(known)}\n')
     _show(power_table(rows))
     _echo('\nColumns: patients with the finding + without; ± half of the 95 % interval.')
     for line in needs: _echo(line)
+
+def _ends(span: tuple[float, float] | None, digits: int) -> str:
+    "The ends of an interval, where there is one."
+    return f' [{span[0]:.{digits}f}, {span[1]:.{digits}f}]' if span else ''
 
 def _told(known) -> str:
     "Say where the law comes from, and what a pilot's intervals had to say."

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/18_cluster.ipynb #b0ed2bd3
-import logging, pickle, platform
+import io, logging, pickle, platform
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +21,7 @@ from typing import Any
 import joblib
 
 import smlxray
-from .base import CLUSTERS, ConfigError, SmlxrayError
+from .base import CLUSTERS, ConfigError, SmlxrayError, trust_code, trusted
 
 # %% ../nbs/18_cluster.ipynb #3782845e
 _DECIDE = ('torch', 'numpy', 'pandas', 'pillow', 'simplejpeg')  # packages that decide bytes
@@ -56,8 +56,8 @@ def another_file(path: Any, here: int, there: int) -> str:
 _opened: dict[str, Any] = {}  # the shared value of this process by its digest; the last one only
 
 def pickled(shared: Any) -> tuple[str, bytes]:
-    "A value as bytes, and their digest."
-    data = pickle.dumps(shared)
+    "The own code that is trusted here, and a value, as bytes; and their digest."
+    data = pickle.dumps(trusted()) + pickle.dumps(shared)
     return blake2b(data, digest_size=8).hexdigest(), data
 
 def opened(
@@ -66,9 +66,10 @@ def opened(
 ) -> Any:
     "The value that jobs share, unpickled once in each process."
     if digest not in _opened:
-        told = Path(data).read_bytes() if isinstance(data, str) else data
+        told = io.BytesIO(Path(data).read_bytes() if isinstance(data, str) else data)
+        for place in pickle.load(told): trust_code(place)
         _opened.clear()
-        _opened[digest] = pickle.loads(told)
+        _opened[digest] = pickle.load(told)
     return _opened[digest]
 
 def _on_worker(us: dict[str, str], work: Callable, digest: str, data: Any, *job) -> Any:

@@ -15,7 +15,9 @@ from scipy.sparse import csr_array
 from scipy.special import ndtri, stdtr, stdtrit
 
 from .base import DataError
-from .metrics import EpisodeScores, Support, auc, binary_scores, episode_groups
+from smlxray.metrics import (
+    MOST_NOISE, EpisodeScores, Support, auc, binary_scores, episode_groups, shots_law,
+)
 from .intervals import Interval, check_pairs
 
 # %% ../nbs/59_jackknife.ipynb #c0de0062
@@ -606,6 +608,48 @@ def shuffle_interval(
     low, high = max(value - half, 0.0), min(value + half, 1.0)
     episodes, covers = sum(map(len, each)), 'covers the shuffling of the labels'
     return Interval(value, float(low), float(high), level, 0, episodes, covers=covers)
+
+# %% ../nbs/59_jackknife.ipynb #03da87fc
+def law_slopes(
+    shots: np.ndarray,  # (K,)
+    z: float,
+    c: float,
+) -> np.ndarray:        # (2, K)
+    "By how much z and c of a least-squares fit follow each AUC of a curve."
+    root = np.sqrt(1 + c / shots)
+    density = np.exp(-((z / root) ** 2) / 2) / np.sqrt(2 * np.pi)
+    return np.linalg.pinv(np.c_[density / root, -density * z / (2 * shots * root**3)])
+
+# %% ../nbs/59_jackknife.ipynb #5d5167e0
+def law_intervals(
+    points: dict[int, dict[tuple, list[Won]]],  # shots -> runs, as in `runs_interval`
+    level: float = 0.95,
+) -> tuple[Interval, Interval]:                 # of z and of c
+    "Intervals of the law of a learning curve, for other patients in all roles."
+    shots = np.array(list(points), float)
+    z, c = shots_law(shots, np.array(list(map(_value, points.values()))))
+    found = []
+    for slopes in law_slopes(shots, z, c):
+        found.append(runs_interval(_sloped(points, slopes), level, bounded=False))
+    half_z, half_c = (i.high - i.value for i in found)
+    factor = np.exp(min(half_c / (1 + c), 50))
+    low, high = max((1 + c) / factor - 1, 0.0), min((1 + c) * factor - 1, MOST_NOISE)
+    return (
+        replace(found[0], value=z, low=z - half_z, high=z + half_z),
+        replace(found[1], value=c, low=float(low), high=float(high)),
+    )
+
+def _sloped(points: dict[int, dict[tuple, list[Won]]], slopes: np.ndarray) -> dict:
+    "Runs whose mean is the sum of all points, each times its slope."
+    runs: dict[tuple, list[Won]] = {}
+    for by_run, slope in zip(points.values(), slopes):
+        for run, parts in by_run.items():
+            whole = sum(part.weight for part in parts)
+            for part in parts:
+                shares = len(points) * slope * part.shares
+                scaled = part._replace(shares=shares, weight=part.weight / whole)
+                runs.setdefault(run, []).append(scaled)
+    return runs
 
 # %% ../nbs/59_jackknife.ipynb #59000031
 @dataclass(frozen=True)

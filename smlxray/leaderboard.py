@@ -13,15 +13,14 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from .base import ConfigError, csv_text, write_atomic
+from .base import ConfigError, csv_text, name_of, write_atomic
 from smlxray.look import (
     Html, bar_html, cards_html, escape, figure_html, figure_url, new_axes, number, page_html,
     plot_lines, span_html, table_html, tag_html,
 )
 from .methods import HEADS
-from smlxray.study import (
-    PROTOCOLS, BackboneSettings, StudySettings, check_plan, subgroup_table,
-)
+from .plan import BackboneSettings, StudySettings, check_plan
+from .study import PROTOCOLS, subgroup_table
 
 # %% ../nbs/77_leaderboard.ipynb #3254dcbf
 VECTOR_FILES = ('.npy', '.safetensors', '.parquet')
@@ -95,9 +94,9 @@ def board_rows(study: dict, protocol: str) -> list[dict]:
 
 def board_frame(study: dict) -> pd.DataFrame:
     "All rows of the summary, folds and protocols, as a table for programs."
-    keys = ['protocol', 'fold', 'method', 'auc', 'auc_low', 'auc_high', 'gain', 'gain_low']
+    keys = ['protocol', 'fold', 'method', 'point', 'auc', 'auc_low', 'auc_high']
     frame = pd.DataFrame(study['summary'])
-    return frame[[key for key in [*keys, 'gain_high', 'leak'] if key in frame]]
+    return frame[[key for key in [*keys, 'gain', 'gain_low', 'gain_high', 'leak'] if key in frame]]
 
 _TEX = {'&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#', '$': r'\$', '{': r'\{', '}': r'\}',
         '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '\\': r'\textbackslash{}'}
@@ -127,7 +126,7 @@ def board_tex(study: dict) -> str:
         if not rows: continue
         lines += [r'\midrule', rf'\multicolumn{{4}}{{l}}{{\emph{{{tex(protocol)}}}}} \\']
         for row in rows:
-            cells = [tex(row['method']), span(row, 'auc'), span(row, 'gain', '+')]
+            cells = [tex(name_of(row)), span(row, 'auc'), span(row, 'gain', '+')]
             lines.append(' & '.join([*cells, tex(row.get('leak', ''))]) + r' \\')
     lines += [r'\bottomrule', r'\end{tabular}']
     reference = tex(study['plan']['reference'])
@@ -148,7 +147,7 @@ def board_table(study: dict, protocol: str) -> Html:
         if row.get('gain') is not None:
             gain = span_html(row['gain'], row['gain_low'], row['gain_high'], signed=True)
         bar = bar_html(*auc, left=left)
-        cells.append([row['method'], span_html(*auc), bar, gain, _leak_html(row)])
+        cells.append([name_of(row), span_html(*auc), bar, gain, _leak_html(row)])
     marks = ['default' if row['method'] == reference else '' for row in rows]
     head = ['method', 'AUC, 95 %', '', f'minus {reference}, paired', 'what it has seen']
     return table_html(head, cells, marks)
@@ -160,8 +159,9 @@ def _leak_html(row: dict) -> Html:
 
 def finding_board(study: dict, protocol: str) -> Html:
     "The AUC of each finding, averaged over splits."
-    frame = pd.DataFrame([row for row in study['rows'] if row['protocol'] == protocol])
-    if not len(frame): return Html('')
+    rows = [row for row in study['rows'] if row['protocol'] == protocol]
+    if not rows: return Html('')
+    frame = pd.DataFrame(rows).assign(method=list(map(name_of, rows)))
     means = frame.pivot_table(index='method', columns='finding', values='auc', sort=False)
     cells = [[method, *map(number, values)] for method, values in zip(means.index, means.values)]
     return table_html(['method', *means.columns], cells)
@@ -176,7 +176,7 @@ def difference_board(study: dict) -> Html:
         verdict = 'no difference shown'
         if shown: verdict = 'better' if gain[0] > 0 else 'worse'
         tag = tag_html(verdict, verdict if shown else '')
-        names = [row['method'], row['over'], row['protocol']]
+        names = [name_of(row), row['over'], row['protocol']]
         cells.append([*names, span_html(*gain, signed=True), tag])
     head = ['method', 'minus', 'protocol', 'difference, 95 %', '']
     return table_html(head, cells) if cells else Html('')
@@ -184,8 +184,7 @@ def difference_board(study: dict) -> Html:
 # %% ../nbs/77_leaderboard.ipynb #c115dadd
 _LAW = (
     'AUC by shots. A curve follows Phi(z / sqrt(1 + c / k)): z is what the vectors know, c the '
-    'noise of learning from k examples of each class. A few points fit z and c nearly exactly, and '
-    'badly determine them, so they have no interval.'
+    'noise of learning from k examples of each class. Intervals are over patients, as all are.'
 )
 
 def _curve_point(row: dict) -> Html | str:
@@ -193,12 +192,19 @@ def _curve_point(row: dict) -> Html | str:
     low, high = (float(row.get(key) or 'nan') for key in ('auc_low', 'auc_high'))
     return number(row['auc']) if pd.isna(low) else span_html(row['auc'], low, high)
 
+def _law_span(row: pd.Series, key: str, digits: int) -> Html | str:
+    "A number of the law, with its interval where it has one."
+    value, low, high = (row.get(name) for name in (key, f'{key}_low', f'{key}_high'))
+    if pd.isna(low): return number(value, digits)
+    return span_html(value, low, high, digits=digits)
+
 def curve_board(study: dict, protocol: str, most: int = 8) -> Html:
     "Curves by shots of the best methods, with z and c."
     rows = [row for row in study.get('curves', []) if row['protocol'] == protocol]
     if not rows: return Html('')
-    curves = {method: part for method, part in pd.DataFrame(rows).groupby('method', sort=False)}
-    best = [row['method'] for row in board_rows(study, protocol) if row['method'] in curves]
+    frame = pd.DataFrame(rows).assign(method=list(map(name_of, rows)))
+    curves = {method: part for method, part in frame.groupby('method', sort=False)}
+    best = [name for name in map(name_of, board_rows(study, protocol)) if name in curves]
     lines = {method: (curves[method].shots, curves[method].auc) for method in best[:most]}
     ax = new_axes(size=(6.4, 3.2))
     plot_lines(lines, ax=ax, xlabel='shots', ylabel='AUC')
@@ -207,7 +213,7 @@ def curve_board(study: dict, protocol: str, most: int = 8) -> Html:
     for method in best:
         first = curves[method].iloc[0]
         values = map(_curve_point, curves[method].to_dict('records'))
-        cells.append([method, *values, number(first.z, 2), number(first.c, 1)])
+        cells.append([method, *values, _law_span(first, 'z', 2), _law_span(first, 'c', 1)])
     shots = [f'{k}-shot' for k in curves[best[0]].shots]
     return Html(figure + table_html(['method', *shots, 'z', 'c'], cells))
 
@@ -225,7 +231,7 @@ def control_board(study: dict) -> Html:
         holds = row.get('holds')
         tag = tag_html(words[holds], {True: 'better', False: 'worse', None: ''}[holds])
         auc = row['auc'], row['auc_low'], row['auc_high']
-        cells.append([row['method'], row['protocol'], span_html(*auc), bar_html(*auc), tag])
+        cells.append([name_of(row), row['protocol'], span_html(*auc), bar_html(*auc), tag])
     return table_html(['control', 'protocol', 'AUC, 99.9 %', '', ''], cells)
 
 # %% ../nbs/77_leaderboard.ipynb #8bbc6c35
@@ -242,7 +248,8 @@ def board_page(study: dict) -> Html:
     "Write the page of a leaderboard."
     plan, settings = study['plan'], study['settings']
     novel = sorted({row['finding'] for row in study['rows']})
-    facts = dict(shots=settings['meta']['shots'], novel=escape(', '.join(novel)))
+    shots = plan.get('grid', {}).get('shots', [settings['meta']['shots']])
+    facts = dict(shots=' or '.join(map(str, shots)), novel=escape(', '.join(novel)))
     facts |= dict(name=escape(study['data']['name']), covers=escape(study['covers']))
     facts |= {key: study['data'][key] for key in ('rows', 'patients')}
     facts |= dict(splits=len(study['splits']), episodes=plan['episodes'])
@@ -258,7 +265,7 @@ def board_page(study: dict) -> Html:
     text = escape(yaml.safe_dump(plan, sort_keys=False))
     sections['The plan'] = Html(f'<details><summary>All keys</summary><pre>{text}</pre></details>')
     best = board_rows(study, PROTOCOLS['normals'])[0]
-    shown: list[tuple] = [(f"{best['auc']:.3f}", 'best mean AUC', best['method'])]
+    shown: list[tuple] = [(f"{best['auc']:.3f}", 'best mean AUC', name_of(best))]
     shown.append((len(plan['methods']), 'methods', f"{len(plan['backbones'])} entries"))
     held = [row['holds'] for row in study['controls'] if row.get('holds') is not None]
     shown.append((f'{sum(held)} of {len(held)}', 'controls at chance', 'as they must be'))
@@ -267,12 +274,12 @@ def board_page(study: dict) -> Html:
     lead = _lead(best, len(novel), facts['shots'])
     return page_html(title, lead, sections, 'smlxray leaderboard', cards_html(shown), made_of)
 
-def _lead(best: dict, findings: int, shots: int) -> str:
+def _lead(best: dict, findings: int, shots: str) -> str:
     "Say in a sentence what came out."
     interval = f"{best['auc']:.3f} (95 % {best['auc_low']:.3f} to {best['auc_high']:.3f})"
     asked = f"{findings} finding{'s' * (findings > 1)}"
-    shown = f"{shots} example{'s' * (shots > 1)}"
-    return f"{best['method']} reaches an AUC of {interval} on {asked}, from {shown} of each class."
+    shown = f"{shots} example{'s' * (shots != '1')}"
+    return f"{name_of(best)} reaches an AUC of {interval} on {asked}, from {shown} of each class."
 
 def write_leaderboard(
     study: dict,   # as read by `read_study`

@@ -370,9 +370,15 @@ def number(
     if value is None or value != value: return ''
     return f'{value:{"+" if signed else ""}.{digits}f}'.replace('-', '\u2212')
 
-def span_html(value: float, low: float, high: float, signed: bool = False) -> Html:
+def span_html(
+    value: float,
+    low: float,
+    high: float,
+    signed: bool = False,
+    digits: int = 3,
+) -> Html:
     "Write a value with its interval."
-    middle, lower, upper = (number(v, signed=signed) for v in (value, low, high))
+    middle, lower, upper = (number(v, digits, signed=signed) for v in (value, low, high))
     return Html(f'<b>{middle}</b> <small>{lower} to {upper}</small>')
 
 # %% ../nbs/58_look.ipynb #63dfe2d7

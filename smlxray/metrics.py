@@ -383,17 +383,19 @@ def law_auc(
     "The AUC that is expected from so many examples."
     return ndtr(z / np.sqrt(1 + c / np.asarray(shots, float)))
 
+MOST_NOISE = 1000.0  # beyond this, c is not looked for
+
 def shots_law(
     shots: np.ndarray,     # (K,) examples per class
     auc: np.ndarray,       # (K,)
 ) -> tuple[float, float]:  # z and c of `law_auc`, by least squares
-    "Fit the law of learning curves; c is at most 1,000."
+    "Fit the law of learning curves; c is at most `MOST_NOISE`."
     from scipy.optimize import OptimizeWarning, curve_fit
     auc = np.asarray(auc, float)
     first = (ndtri(np.clip(auc.max(), 0.51, 0.99)), 5.0)
     with catch_warnings():
         simplefilter('ignore', OptimizeWarning)  # two points fit exactly, without an error
-        best, _ = curve_fit(law_auc, shots, auc, first, bounds=((-4, 0), (4, 1000)))
+        best, _ = curve_fit(law_auc, shots, auc, first, bounds=((-4, 0), (4, MOST_NOISE)))
     return float(best[0]), float(best[1])
 
 # %% ../nbs/55_metrics.ipynb #b3cbb31b

@@ -22,6 +22,7 @@ from scipy.special import (
 from smlxray.base import (
     DataError,
     choose,
+    name_of,
     own_file,
     parse_json,
 )
@@ -119,6 +120,8 @@ class Pilot:
     c: float
     scale: float = 1.0  # how much wider its interval was than the formula says
     told: str = ''      # where it comes from
+    z_span: tuple[float, float] | None = None  # intervals of both, where a study has them
+    c_span: tuple[float, float] | None = None
 
 def pilot_of_curve(shots: Sequence[int], auc: Sequence[float], told: str) -> Pilot:
     "Fit the law; raise `DataError` for less than two numbers of shots."
@@ -143,6 +146,7 @@ def read_curve(path: Path, method: str = '', protocol: str = '') -> Pilot:
         columns = ['method', 'protocol', 'shots', 'auc']
         table = pd.DataFrame(rows, columns=columns)
         if table.isna().to_numpy().any(): raise ValueError('a curve lacks an entry')
+        table['method'] = list(map(name_of, rows))
     if not len(table):
         raise DataError(
             f'{path.name} has no learning curves: give its plan a line `curve`.'
@@ -153,7 +157,13 @@ def read_curve(path: Path, method: str = '', protocol: str = '') -> Pilot:
         table = table[table[column] == value]
     first = table.iloc[0]
     told = f"{first['method']} in {path.name} ({first['protocol']})"
-    return pilot_of_curve(table['shots'], table['auc'], told)
+    pilot = pilot_of_curve(table['shots'], table['auc'], told)
+    pilot.z_span, pilot.c_span = (_span(rows[table.index[0]], key) for key in 'zc')
+    return pilot
+
+def _span(row: dict, key: str) -> tuple[float, float] | None:
+    low, high = (row.get(f'{key}_{end}') for end in ('low', 'high'))
+    return None if low is None else (float(low), float(high))
 
 def _csv_pilot(path: Path) -> Pilot:
     try:

@@ -164,7 +164,7 @@ backbones:
 
 
 def plan_of(home: Path):
-    from smlxray.study import load_plan
+    from smlxray.plan import load_plan
 
     (home / 'plan.yaml').write_text(PLAN)
     plan = load_plan(home / 'plan.yaml', folder=str(home / 'dataset'))
@@ -360,7 +360,7 @@ def fuzz_settings(seeds, place, rng):
 
 def fuzz_plan(seeds, place, rng):
     from smlxray.base import shipped_file
-    from smlxray.study import load_plan
+    from smlxray.plan import load_plan
 
     data = shipped_file('study.yaml').read_bytes() if rng.random() < 0.2 else PLAN.encode()
     if rng.random() < 0.5 and not isinstance(rng, Sound):

@@ -559,12 +559,23 @@ def test_results_are_alone_on_the_output(small, tmp_path):
 
 def test_a_notebook_that_stops_at_a_mistake_says_its_sentence(tmp_path):
     "The settings are fine; the folder is what is wrong, and only the notebook can know."
-    line = 'train siamese -p preset tiny -p dataset chexpert -p dataset_path nowhere -p run r'
+    line = 'train siamese -p preset tiny -p dataset chexpert -p dataset_path empty -p run r'
+    (tmp_path / 'empty').mkdir()
     code, out, err = smlxray(*line.split(), cwd=tmp_path)
     last = err.splitlines()[-1]
     assert code == 1 and not out, err
-    assert 'nowhere' in last and last.startswith('smlxray: '), err
+    assert 'empty' in last and last.startswith('smlxray: '), err
     assert (tmp_path / 'runs/r/train_siamese.ipynb').exists()
+
+
+@pytest.mark.parametrize('command', ['run', 'evaluate', 'train siamese --processes 2'])
+def test_a_run_without_data_leaves_nothing(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.chdir(tmp_path)
+    line = f'{command} -p preset tiny -p dataset chexpert -p dataset_path nowhere'
+    assert call(line.split()) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith('smlxray: The data folder ') and "nowhere' does not exist" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_remarks_are_no_results(tmp_path):

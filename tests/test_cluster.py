@@ -29,7 +29,8 @@ from smlxray.phantom import write_phantoms
 from smlxray.processes import _free_port
 from smlxray.readers import read_chexpert
 from smlxray.siamese import SiameseNet
-from smlxray.study import load_plan, read_study, run_study
+from smlxray.plan import load_plan
+from smlxray.study import read_study, run_study
 
 distributed = pytest.importorskip('distributed', reason="smlxray[cluster] is not installed")
 

@@ -5,8 +5,12 @@ import json, os, subprocess, sys
 import pytest
 import torch
 
+from smlxray import base
+from smlxray.base import ConfigError
+from smlxray.cache import open_pixels
 from smlxray.cli import call
 from smlxray.config import load_settings
+from smlxray.encoders import embed_table, open_encoder
 from smlxray.lab import open_lab
 from smlxray.train import ensure_siamese
 
@@ -67,6 +71,22 @@ def test_a_bundle_runs_own_code_only_where_the_user_says_so(home, tmp_path, monk
     (tmp_path / 'nets_of_mine.py').write_text(NETS.replace('nn.ReLU()', 'nn.Sigmoid()'))
     code, said = elsewhere(tmp_path, *verify, **usual, **trust)
     assert code == 1 and 'has changed since this bundle was made' in said, said
+
+
+@pytest.mark.parametrize('cluster', ['loky', 'dask'])
+def test_workers_trust_what_the_user_trusts(home, tmp_path, monkeypatch, cluster):
+    "Each opens the bundle anew, and knows of its code what was named here, in no variable."
+    if cluster == 'dask': pytest.importorskip('distributed', reason='needs smlxray[cluster]')
+    folder, lab, _ = home
+    monkeypatch.delenv('SMLXRAY_TRUST', raising=False)
+    encoder = open_encoder(str(folder / 'shared'))
+    pixels = open_pixels(lab.table, encoder.size, cache_path=tmp_path)
+    alone = embed_table(encoder, lab.table, pixels, 32)
+    with monkeypatch.context() as nobody, pytest.raises(ConfigError, match=f'TRUST={PLACE}'):
+        nobody.setattr(base, '_trusted', set())
+        embed_table(encoder, lab.table, pixels, 32, workers=2, cluster=cluster)
+    there = embed_table(encoder, lab.table, pixels, 32, workers=2, cluster=cluster)
+    assert torch.equal(there.values, alone.values)
 
 
 def test_the_card_and_the_hub_name_the_factory(home, capsys):

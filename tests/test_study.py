@@ -11,16 +11,8 @@ from real import NIH, REAL, needs_nih, needs_real
 from smlxray import study as study_module
 from smlxray.base import ConfigError, SmlxrayError, check_seal, resolve_path, show_remarks
 from smlxray.episodes import strata
-from smlxray.study import (
-    PROTOCOLS,
-    Cell,
-    cell_settings,
-    checked_episodes,
-    fair_splits,
-    load_plan,
-    read_study,
-    run_study,
-)
+from smlxray.plan import cell_settings, load_plan
+from smlxray.study import PROTOCOLS, Cell, checked_episodes, fair_splits, read_study, run_study
 
 FILE = resolve_path('nbs/nih_confirm.json')
 PLAN = load_plan()

@@ -119,7 +119,8 @@ backbones: {{supervised: {{objective: naming, epochs: 1, augment: {{}}}}}}
 
 
 def study(home, workers=1):
-    from smlxray.study import load_plan, run_study
+    from smlxray.plan import load_plan
+    from smlxray.study import run_study
 
     plan = load_plan(home / 'plan.yaml', folder=str(home / 'dataset'))
     there = dict(cache_path=str(home / 'cache'), runs_path=str(home / 'out'), patients=160)
