@@ -21,7 +21,7 @@ from smlxray.base import (
     same_name, shipped_file, shipped_notebook, show_remarks, write_atomic,
 )
 from smlxray.config import (
-    PRESETS, DataSettings, Settings, load_settings, make_run_folder, stated_preset,
+    BENCHMARKS, PRESETS, DataSettings, Settings, load_settings, make_run_folder, stated_preset,
 )
 
 # %% ../nbs/90_cli.ipynb #08eeb49a
@@ -624,10 +624,15 @@ _RUN = 'Name of the run, which keeps the answers.'
 _OWN_HEAD = 'A head, or package.module:Class of a classifier. Repeatable; left out, all heads.'
 _SHOTS_OF = 'Further numbers of shots for the curves, with commas between; 0: no curves.'
 
+_AS_OTHERS = 'Ask by a published protocol as well, with its findings, split, shots and queries.'
+_ASKED = 'Episodes per finding, and at most of the protocol.'
+_MATCHED = 'Columns that negatives match [projection].'
+
 @app.command(epilog=_examples(
     'smlxray leaderboard vectors.safetensors --data data/phantoms-tiny --novel Cardiomegaly '
     '--shots 2 --curve 0 --splits 1 --episodes 50',
     'smlxray leaderboard mine.npy timm/resnet50.a1_in1k --data data/nih --novel "Edema, Mass"',
+    'smlxray leaderboard mine.npy --data data/nih-full --protocol metachest',
     'smlxray leaderboard runs/study/study.json --output board',
 ))
 def leaderboard(
@@ -635,12 +640,13 @@ def leaderboard(
     data: Annotated[Optional[Path], _option('Folder of the data set.')] = None,
     novel: Annotated[Optional[list[str]], _option(_NOVEL)] = None,
     head: Annotated[Optional[list[str]], _option(_OWN_HEAD)] = None,
-    shots: Annotated[int, typer.Option(min=1, help='Examples of each class.')] = 7,
-    queries: Annotated[int, typer.Option(min=1, help='Queries of each class.')] = 15,
+    protocol: Annotated[Optional[_one_of(BENCHMARKS)], _option(_AS_OTHERS)] = None,
+    shots: Annotated[Optional[int], _option('Examples of each class [7].', min=1)] = None,
+    queries: Annotated[Optional[int], _option('Queries of each class [15].', min=1)] = None,
     curve: Annotated[str, typer.Option(help=_SHOTS_OF)] = '1,2,5,10,20',
     splits: Annotated[int, typer.Option(min=1, help='Patient splits.')] = 3,
-    episodes: Annotated[int, typer.Option(min=2, help='Episodes per finding.')] = 1000,
-    match_on: Annotated[str, typer.Option(help='Columns that negatives match.')] = 'projection',
+    episodes: Annotated[int, typer.Option(min=2, help=_ASKED)] = 1000,
+    match_on: Annotated[Optional[str], _option(_MATCHED)] = None,
     dataset: _Dataset = 'auto',
     views: _Views = _DEFAULT.views,
     workers: Annotated[int, typer.Option(min=1, help='Cells side by side, a thread each.')] = 2,
@@ -659,17 +665,19 @@ def leaderboard(
     if entries[0].endswith('.json'):
         study = read_study(_here(entries[0]))
         return _echo(os.path.relpath(write_leaderboard(study, _here(output))))
-    if not data or not novel:
+    if not data or not (novel or protocol):
         raise typer.BadParameter('Name the data set with --data, and findings with --novel.')
     reader = str(_here(dataset)) if dataset.endswith('.yaml') else dataset
-    task: dict = dict(shots=shots, queries=queries, match_on=_names(match_on))
+    task: dict = dict(shots=shots, queries=queries, match_on=match_on and _names(match_on))
+
     more: dict = dict(heads=head) if head else {}
-    more |= dict(settings=task | dict(views=views, dataset=reader))
+    more |= dict(settings=task | dict(views=views, dataset=reader), protocol=protocol or '')
     more |= dict(splits=splits, episodes=episodes, run=run, curve=_shots_of(curve), cluster=cluster)
-    where = list(map(_entry, entries)), str(_here(data)), list(map(_names, novel))
+    where = list(map(_entry, entries)), str(_here(data)), list(map(_names, novel or []))
     plan = leaderboard_plan(*where, **more)
     path = run_study(plan, None, workers, _here(output) / 'leaderboard.json')
     _echo(os.path.relpath(write_leaderboard(read_study(path), _here(output))))
+
 
 def _names(text: str) -> list[str]:
     "Cut a text at its commas."

@@ -13,14 +13,16 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from .base import ConfigError, csv_text, name_of, write_atomic
+from .base import ConfigError, choose, csv_text, name_of, shipped_file, write_atomic
+from .config import BENCHMARKS, read_yaml
 from smlxray.look import (
     Html, bar_html, cards_html, escape, figure_html, figure_url, new_axes, number, page_html,
     plot_lines, span_html, table_html, tag_html,
 )
 from .methods import HEADS
 from .plan import BackboneSettings, StudySettings, check_plan
-from .study import PROTOCOLS, subgroup_table
+from .report import published_section
+from .study import PROTOCOLS, published_tables, subgroup_table
 
 # %% ../nbs/77_leaderboard.ipynb #3254dcbf
 VECTOR_FILES = ('.npy', '.safetensors', '.parquet')
@@ -45,13 +47,25 @@ def entry_backbones(
 def leaderboard_plan(
     entries: Sequence[str],             # as in `entry_backbones`
     folder: str,                        # the data set
-    novel: Sequence[Sequence[str]],     # novel findings, fold by fold
+    novel: Sequence[Sequence[str]] = (),  # novel findings, fold by fold; (): of the protocol
     heads: Sequence[str] = tuple(HEADS),  # names, or package.module:Class
     curve: Sequence[int] = (1, 2, 5, 10, 20),  # numbers of shots
+    protocol: str = '',                 # of others, as in `protocol_settings`, to be asked as well
     **changes,                          # keys of the plan, `settings` among them
 ) -> StudySettings:
     "Plan a leaderboard; raise `ConfigError` for what is unknown."
     backbones = entry_backbones(entries)
+    given = {key: v for key, v in changes.pop('settings', {}).items() if v is not None}
+    settings = dict(dataset='auto', valid_fraction=0, progress=False)
+    settings |= protocol_settings(protocol) if protocol else {}
+    if protocol:
+        most = changes.get('episodes', StudySettings().episodes)
+        settings['published_episodes'] = min(int(settings['published_episodes']), most)
+    settings |= given
+    if 'split' in settings: changes['splits'] = [0]  # the protocol's own
+    if not novel:
+        if not protocol: raise ConfigError('A leaderboard names novel findings, or a protocol.')
+        novel = [settings.pop('novel_findings')]
     methods = {}
     for name in backbones:
         for head in heads:
@@ -59,7 +73,6 @@ def leaderboard_plan(
             methods[f'{name}, {head}'] = how
     reference = next(iter(methods))
     shuffled = f'{reference}, shuffled support'
-    settings = dict(dataset='auto', valid_fraction=0, progress=False) | changes.pop('settings', {})
     plan = dict(
         run='leaderboard',
         preset='paper',
@@ -85,6 +98,19 @@ def _pairs(names: list[str], heads: Sequence[str]) -> list[list[str]]:
     for a, b in combinations(names, 2):
         for head in heads: pairs.append([f'{b}, {head}', f'{a}, {head}'])
     return pairs
+
+# %% ../nbs/77_leaderboard.ipynb #639df920
+def protocol_settings(
+    protocol: str,  # a name of `BENCHMARKS`
+) -> dict:          # leaf keys
+    "The settings of a protocol of others; raise `ConfigError` for one that is unknown."
+    choose('a protocol of others', protocol, BENCHMARKS)
+    name = f'benchmark/{protocol}.yaml'
+    out = {}
+    for section in read_yaml(shipped_file(name), name).values():
+        if isinstance(section, dict): out |= section
+    return {key: value for key, value in out.items() if key not in ('run', 'dataset_path')}
+
 
 # %% ../nbs/77_leaderboard.ipynb #b0f5b19b
 def board_rows(study: dict, protocol: str) -> list[dict]:
@@ -254,6 +280,8 @@ def board_page(study: dict) -> Html:
     facts |= {key: study['data'][key] for key in ('rows', 'patients')}
     facts |= dict(splits=len(study['splits']), episodes=plan['episodes'])
     sections = {'What was asked': Html(_ASKED.format(**facts))}
+    if tables := published_tables(study):
+        sections['Protocols of others'] = Html(''.join(map(published_section, tables.values())))
     for protocol in PROTOCOLS.values():
         sections[f'All methods, {protocol}'] = board_table(study, protocol)
     sections['Between entries'] = difference_board(study)
@@ -283,9 +311,11 @@ def _lead(best: dict, findings: int, shots: str) -> str:
 
 def write_leaderboard(
     study: dict,   # as read by `read_study`
-    folder: Path,  # gets leaderboard.csv, .tex and .html
+    folder: Path,  # gets leaderboard.csv, .tex and .html; published.csv for a protocol of others
 ) -> Path:         # the page
     "Write the tables and the page of a study."
+    if rows := study.get('published'):
+        write_atomic(folder / 'published.csv', csv_text(pd.DataFrame(rows)))
     write_atomic(folder / 'leaderboard.csv', csv_text(board_frame(study)))
     write_atomic(folder / 'leaderboard.tex', board_tex(study))
     return write_atomic(folder / 'leaderboard.html', board_page(study))

@@ -19,6 +19,7 @@ from smlxray.base import (
 )
 from .config import Section, Settings, load_settings, read_yaml
 from .methods import METHODS, head_of
+from .published import PUBLISHED
 
 # %% ../nbs/72_plan.ipynb #cd756a6a
 class BackboneSettings(Section):
@@ -137,6 +138,13 @@ ELSEWHERE = {  # settings that change no number, or that are said elsewhere
 
 COUNTED = ('data', 'siamese', 'meta', 'training')  # sections whose settings change a number
 
+OF_OTHERS = ('protocol', 'published_episodes', 'ways', 'unseen')  # and of a published protocol
+
+def told_protocol(settings: Settings) -> dict:
+    "What the settings ask of a protocol of others; {} if they name none."
+    asked = settings.evaluation
+    return asked.model_dump(include={*OF_OTHERS}) if asked.protocol in PUBLISHED else {}
+
 SINCE = {  # settings that came after the first committed cells; so they change no digest
     'meta': dict(adapts='all', tasks=[], valid_every=0, valid_tasks=40, patience=0)
     | dict(learned_rates=False),
@@ -171,6 +179,7 @@ def check_grid(plan: StudySettings) -> None:
         except ConfigError as error:
             raise ConfigError(f'study.grid: {error}') from None
     able = settings.model_dump(include={*COUNTED}, exclude=ELSEWHERE)
+    able['of others'] = told_protocol(settings)
     for key in plan.grid:
         if any(key in section for section in able.values()): continue
         raise ConfigError(f'study.grid: {key} changes no answer of a study; take it out.')

@@ -7,7 +7,7 @@ __all__ = ['way_rows', 'verification_rows', 'fold_settings', 'propose_folds', 'a
            'control_problems', 'control_limits', 'calibrate']
 
 # %% ../nbs/71_protocols.ipynb #e32af188
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -188,17 +188,20 @@ def published_sampler(lab: Lab) -> MetaChestSampler | SingleSampler | LabelSampl
         lab.table, lab.test, *sides, novel=e.unseen, apart=apart, **many
     )
 
+def published_episodes(lab: Lab, episodes: int | None = None) -> Iterator[WayEpisode]:
+    "Draw the episodes of the protocol that the settings name, as many as they say or fewer."
+    sampler = published_sampler(lab)
+    for i in range(episodes or lab.settings.evaluation.published_episodes): yield sampler.episode(i)
+
 def published_rows(
     lab: Lab,
     methods: list[Method],
     episodes: int | None = None,  # how many; None: as the settings say
+    tasks: Iterable[WayEpisode] | None = None,  # that were drawn before
 ) -> list[dict]:
     "One row per method, with the measures of the protocol that the settings name."
-    sampler = published_sampler(lab)
-    count = episodes or lab.settings.evaluation.published_episodes
     answers: dict[str, list] = {method.name: [] for method in methods}
-    for i in range(count):
-        episode = sampler.episode(i)
+    for episode in tasks or published_episodes(lab, episodes):
         for method in methods:
             answers[method.name].append(answer_ways(method, episode, lab))
     rows = dict(bscd_fsl=_single_row, medimeta=_label_row)

@@ -623,8 +623,10 @@ def published_section(rows: list[dict]) -> Html:
         told = [number(row[key]) for key in plain]
         told += [f'{number(row[key])} ± {number(row[half])}' for key, half in halves.items()]
         told += [span_html(row[key], row[f'{key}_low'], row[f'{key}_high']) for key in spans]
-        cells.append([row['method'], *told, row['episodes']])
+        seen = [row['leak']] if 'leak' in row else []
+        cells.append([row['method'], *told, row['episodes'], *seen])
     head = ['method', *plain, *halves, *spans, 'episodes']
+    if 'leak' in first: head.append('what it has seen')
     return Html(_PUBLISHED.format(title=escape(first['protocol'])) + table_html(head, cells))
 
 PROTOCOLS = {

@@ -39,7 +39,7 @@ from smlxray.data import (
 from smlxray.encoders import (
     EncoderCard, Vectors, embed_to_file, join_vectors, made_by_encoder, open_encoder, read_vectors,
 )
-from .episodes import EpisodeBlock, age_band, strata
+from .episodes import PROTOCOL_VERSION, EpisodeBlock, age_band, strata
 from .evaluate import GridMean, _git, grid_means, interval_columns, repeat_facts, span
 from .intervals import Interval
 from smlxray.jackknife import (
@@ -53,8 +53,9 @@ from smlxray.methods import (
 )
 from smlxray.plan import (
     BackboneSettings, StudySettings, cell_settings, grid_plans, networks_of, point_of,
-    told_settings,
+    told_protocol, told_settings,
 )
+from .protocols import published_episodes, published_rows, published_sampler
 from .siamese import SiameseNet
 from .tasks import Trunk
 from smlxray.train import (
@@ -599,6 +600,7 @@ def is_answered(cell: Cell, method: str) -> bool:
     "Whether all scores of a method are there, whole, and its learning curve."
     protocols = protocols_of(cell.plan, method)
     if any(read_scores(cell, method, negatives) is None for negatives in protocols): return False
+    if asks_others(cell, method) and read_published(cell, method) is None: return False
     if not has_curve(cell.plan, method): return True
     return all(read_curve(cell, method, negatives) is not None for negatives in protocols)
 
@@ -621,6 +623,7 @@ def answer(cell: Cell, name: str) -> None:
         path = score_path(cell, name, negatives)
         keep(path, scores, score_origin(cell, name, negatives))
         if has_curve(cell.plan, name): keep_curve(cell, name, method, negatives)
+    if asks_others(cell, name): keep_published(cell, name, method)
 
 # %% ../nbs/73_study.ipynb #177b0a05
 def has_curve(plan: StudySettings, method: str) -> bool:
@@ -776,8 +779,77 @@ def save_cell(cell: Cell) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     told = dict(format=CELL_FORMAT, cell=cell.name, answers=answers)
     if training := cell.training: told['training'] = training
+    if rows := _all_published(cell): told['published'] = rows
     whole = sealed(told)
     write_atomic(path, json.dumps(whole, indent=0))
+
+def _all_published(cell: Cell) -> dict[str, dict]:
+    "The rows of a protocol of others, with what they were made of, by method."
+    asked = [method for method in cell.plan.every if asks_others(cell, method)]
+    rows = {method: read_published(cell, method) for method in asked}
+    return {
+        method: dict(made_of=published_origin(cell, method), row=row)
+        for method, row in rows.items()
+        if row is not None
+    }
+
+# %% ../nbs/73_study.ipynb #d0925aa6
+def asks_others(cell: Cell, method: str) -> bool:
+    "Whether a method answers a protocol of others as well."
+    return method in cell.plan.methods and bool(told_protocol(cell.lab.settings))
+
+def published_path(cell: Cell, method: str) -> Path:
+    "Where a method's row of a protocol of others is kept."
+    return score_path(cell, method, 'published').with_suffix('.json')
+
+def published_origin(cell: Cell, method: str) -> dict[str, str]:  # digests
+    "What such a row is made of."
+    options = cell.plan.every[method]
+    asked = json_digest([told_protocol(cell.lab.settings), PROTOCOL_VERSION])
+    told = dict(method=method, options=json_digest(options), asked=asked)
+    return cell.origin(*networks_of(options)) | told
+
+def keep_published(cell: Cell, name: str, method: Method) -> None:
+    "Let a method answer the episodes of a protocol of others, and keep its row."
+    if 'published' not in cell.blocks: cell.blocks['published'] = [*published_episodes(cell.lab)]
+    row, = published_rows(cell.lab, [method], tasks=cell.blocks['published'])
+    told = dict(made_of=published_origin(cell, name), row=row | dict(method=name))
+    published_path(cell, name).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(published_path(cell, name), json.dumps(sealed(told)))
+
+def read_published(cell: Cell, method: str) -> dict | None:
+    "A method's row of a protocol of others; None where it has not answered."
+    path, file, told = published_path(cell, method), cell_file(cell), None
+    if path.exists(): told = _sealed_file(path)
+    elif file is not None and file.exists():
+        told = _sealed_file(file).get('published', {}).get(method)
+    if told is None: return None
+    _check_origin(f'{method} in {cell.name}', told['made_of'], published_origin(cell, method))
+    return told['row']
+
+def others_rows(cells: list[Cell]) -> list[dict]:
+    "One row per method and cell, with the measures of a protocol of others."
+    rows = []
+    for cell in cells:
+        place = dict(fold=cell.fold, split=cell.split, seed=cell.seed)
+        for method in cell.plan.methods:
+            row = read_published(cell, method) or {}
+            told = {key: round(v, 4) if isinstance(v, float) else v for key, v in row.items()}
+            if told: rows.append(place | told)
+    return with_leaks(cells[0].plan, rows)
+
+def published_tables(study: dict) -> dict[str, list[dict]]:
+    "The rows of protocols of others by protocol; a name says the cell where there are several."
+    tables: dict[str, list[dict]] = {}
+    rows = study.get('published', [])
+    several = len({(row['fold'], row['split'], row['seed']) for row in rows}) > 1
+    for row in rows:
+        told = {key: value for key, value in row.items() if key not in _PLACE}
+        cell = ', fold {fold}, split {split}, seed {seed}'.format(**row) if several else ''
+        tables.setdefault(row['protocol'], []).append(told | dict(method=name_of(row) + cell))
+    return tables
+
+_PLACE = ('fold', 'split', 'seed', 'point')
 
 # %% ../nbs/73_study.ipynb #ee55cce0
 def made_by(cell: Cell) -> dict:
@@ -1160,7 +1232,7 @@ def study_file(
         subgroups=subgroup_rows(cells) if plan.subgroups else [],
         controls=control_rows(plan, won),
         slow=slow_rows(cell) if any(is_answered(cell, name) for name in plan.slow) else [],
-    )
+    ) | (dict(published=others_rows(cells)) if told_protocol(lab.settings) else {})
 
 def grid_file(
     plan: StudySettings,  # with its grid
@@ -1175,18 +1247,22 @@ def grid_file(
         parts[point] = study_file(here, late)
     whole, *others = parts.values()
     if not plan.grid: return whole
-    for table in TABLES: whole[table] = _with_point(parts, table)
+    for table in TABLES:
+        if rows := _with_point(parts, table): whole[table] = rows
     for part in others:
         whole['made_of'] |= part['made_of']
         whole['splits'] = sorted({*whole['splits'], *part['splits']})
     whole['plan']['grid'] = plan.grid
     return whole | dict(complete=not missing, missing=missing)
 
-TABLES = ('rows', 'summary', 'compared', 'curves', 'subgroups', 'controls', 'slow')
+TABLES = ('rows', 'summary', 'compared', 'curves', 'subgroups', 'controls', 'slow', 'published')
 
 def _with_point(parts: dict[str, dict], table: str) -> list[dict]:
     "The rows of a table at all points."
-    return [row | dict(point=point) for point, part in parts.items() for row in part[table]]
+    rows = []
+    for point, part in parts.items():
+        rows += [row | dict(point=point) for row in part.get(table, [])]
+    return rows
 
 def told_plan(plan: StudySettings) -> dict:
     "A plan for others to read, without the folders of this machine."
@@ -1244,6 +1320,15 @@ class _StudyRow(Fields):
 class _FoldRow(_StudyRow):
     fold: str
 
+class _PublishedRow(Fields):
+    method: str
+    point: str = ''
+    protocol: str
+    fold: str
+    split: int
+    seed: int
+    episodes: int
+
 class _GroupRow(_StudyRow):
     column: str
     group: str
@@ -1293,6 +1378,7 @@ class _StudyFields(Fields):
     slow: list[_SlowRow]
     curves: list[_CurveRow] = []
     subgroups: list[_GroupRow] = []
+    published: list[_PublishedRow] = []
     covers: str = ''
     oracles: list[str] = []
     missing: dict[str, list[str]] = {}
@@ -1400,6 +1486,9 @@ def print_study(study: dict) -> None:
         if len(table): tables[f'Paired differences, {protocol}'] = table.set_index('method')
         curves = curve_table(study, protocol)
         if len(curves): tables[f'AUC by shots, {protocol}'] = curves
+    for protocol, rows in published_tables(study).items():
+        told = pd.DataFrame(rows).drop(columns='protocol').dropna(axis=1, how='all')
+        tables[protocol] = told.set_index('method').round(3)
     if study['controls']: tables['Controls'] = control_table(study).set_index('control')
     for protocol in PROTOCOLS.values():
         tables[f'Subgroups, {protocol}'] = subgroup_table(study, protocol)
@@ -1511,7 +1600,7 @@ def _cells_at(plan: StudySettings) -> list[Cell]:
     splits = fair_splits(table, plan.splits) if isinstance(plan.splits, int) else plan.splits
     every = product(plan.seeds, splits, plan.folds)
     cells = [Cell(plan, fold, split, seed) for seed, split, fold in every]
-    for cell in cells[:1]: _check_vectors(cell)
+    for cell in cells[:1]: _check_first(cell)
     return cells
 
 def by_point(cells: list[Cell]) -> dict[str, list[Cell]]:
@@ -1520,8 +1609,12 @@ def by_point(cells: list[Cell]) -> dict[str, list[Cell]]:
     for cell in cells: points.setdefault(cell.point, []).append(cell)
     return points
 
-def _check_vectors(cell: Cell) -> None:
-    "Raise `DataError` early if vectors of others do not fit the table."
+def _check_first(cell: Cell) -> None:
+    "Raise `DataError` early if vectors of others do not fit the table, or a protocol the plan."
+    if told_protocol(cell.lab.settings):
+        if cell.plan.asked:
+            raise ConfigError('study.asked asks other X-rays, and a protocol of others its own.')
+        published_sampler(cell.lab)  # which says what the table lacks
     rows = np.concatenate([cell.lab.train, cell.lab.test])
     for how in cell.plan.backbones.values():
         if how.vectors: join_vectors(foreign_vectors(how), cell.lab.table, rows)
