@@ -623,7 +623,6 @@ _NOVEL = 'Novel findings, with commas between. Repeatable: each time a fold of i
 _RUN = 'Name of the run, which keeps the answers.'
 _OWN_HEAD = 'A head, or package.module:Class of a classifier. Repeatable; left out, all heads.'
 _SHOTS_OF = 'Further numbers of shots for the curves, with commas between; 0: no curves.'
-
 _AS_OTHERS = 'Ask by a published protocol as well, with its findings, split, shots and queries.'
 _ASKED = 'Episodes per finding, and at most of the protocol.'
 _MATCHED = 'Columns that negatives match [projection].'
@@ -667,17 +666,20 @@ def leaderboard(
         return _echo(os.path.relpath(write_leaderboard(study, _here(output))))
     if not data or not (novel or protocol):
         raise typer.BadParameter('Name the data set with --data, and findings with --novel.')
-    reader = str(_here(dataset)) if dataset.endswith('.yaml') else dataset
-    task: dict = dict(shots=shots, queries=queries, match_on=match_on and _names(match_on))
-
+    task = _task(dataset, match_on, shots=shots, queries=queries, views=views)
     more: dict = dict(heads=head) if head else {}
-    more |= dict(settings=task | dict(views=views, dataset=reader), protocol=protocol or '')
-    more |= dict(splits=splits, episodes=episodes, run=run, curve=_shots_of(curve), cluster=cluster)
+    more |= dict(settings=task, protocol=protocol or '', splits=splits, episodes=episodes)
+    more |= dict(run=run, curve=_shots_of(curve), cluster=cluster)
     where = list(map(_entry, entries)), str(_here(data)), list(map(_names, novel or []))
     plan = leaderboard_plan(*where, **more)
     path = run_study(plan, None, workers, _here(output) / 'leaderboard.json')
     _echo(os.path.relpath(write_leaderboard(read_study(path), _here(output))))
 
+def _task(dataset: str, match_on: str | None, **more) -> dict:
+    "The settings of a leaderboard's task; what is None is as usual, or as the protocol says."
+    reader = str(_here(dataset)) if dataset.endswith('.yaml') else dataset
+    matched = None if match_on is None else _names(match_on)
+    return dict(dataset=reader, match_on=matched, **more)
 
 def _names(text: str) -> list[str]:
     "Cut a text at its commas."

@@ -55,17 +55,10 @@ def leaderboard_plan(
 ) -> StudySettings:
     "Plan a leaderboard; raise `ConfigError` for what is unknown."
     backbones = entry_backbones(entries)
-    given = {key: v for key, v in changes.pop('settings', {}).items() if v is not None}
-    settings = dict(dataset='auto', valid_fraction=0, progress=False)
-    settings |= protocol_settings(protocol) if protocol else {}
-    if protocol:
-        most = changes.get('episodes', StudySettings().episodes)
-        settings['published_episodes'] = min(int(settings['published_episodes']), most)
-    settings |= given
+    settings = _settings(protocol, changes)
     if 'split' in settings: changes['splits'] = [0]  # the protocol's own
-    if not novel:
-        if not protocol: raise ConfigError('A leaderboard names novel findings, or a protocol.')
-        novel = [settings.pop('novel_findings')]
+    novel = novel or [settings.pop('novel_findings', [])]
+    if not novel[0]: raise ConfigError('A leaderboard names novel findings, or a protocol.')
     methods = {}
     for name in backbones:
         for head in heads:
@@ -92,6 +85,16 @@ def leaderboard_plan(
     )
     return check_plan(StudySettings(**(plan | changes)))
 
+def _settings(protocol: str, changes: dict) -> dict:
+    "The settings of a leaderboard: its own, those of a protocol, and changes that are not None."
+    settings: dict = dict(dataset='auto', valid_fraction=0, progress=False)
+    if protocol:
+        settings |= protocol_settings(protocol)
+        most = changes.get('episodes', StudySettings().episodes)
+        settings['published_episodes'] = min(int(settings['published_episodes']), most)
+    given = changes.pop('settings', {})
+    return settings | {key: value for key, value in given.items() if value is not None}
+
 def _pairs(names: list[str], heads: Sequence[str]) -> list[list[str]]:
     "All pairs of entries, head by head."
     pairs = []
@@ -110,7 +113,6 @@ def protocol_settings(
     for section in read_yaml(shipped_file(name), name).values():
         if isinstance(section, dict): out |= section
     return {key: value for key, value in out.items() if key not in ('run', 'dataset_path')}
-
 
 # %% ../nbs/77_leaderboard.ipynb #b0f5b19b
 def board_rows(study: dict, protocol: str) -> list[dict]:

@@ -129,7 +129,6 @@ def point_of(plan: StudySettings) -> str:  # such as 'shots=5, embedding_dim=64'
 def _short(value) -> str:
     return '+'.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
-
 # %% ../nbs/72_plan.ipynb #c22eecc3
 ELSEWHERE = {  # settings that change no number, or that are said elsewhere
     'data': {'dataset_path', 'cache_path', 'workers', 'cluster'},
