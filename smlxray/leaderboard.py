@@ -66,7 +66,7 @@ def leaderboard_plan(
             methods[f'{name}, {head}'] = how
     reference = next(iter(methods))
     shuffled = f'{reference}, shuffled support'
-    plan = dict(
+    plan: dict = dict(
         run='leaderboard',
         preset='paper',
         folder=str(folder),
@@ -277,7 +277,7 @@ def board_page(study: dict) -> Html:
     plan, settings = study['plan'], study['settings']
     novel = sorted({row['finding'] for row in study['rows']})
     shots = plan.get('grid', {}).get('shots', [settings['meta']['shots']])
-    facts = dict(shots=' or '.join(map(str, shots)), novel=escape(', '.join(novel)))
+    facts: dict = dict(shots=' or '.join(map(str, shots)), novel=escape(', '.join(novel)))
     facts |= dict(name=escape(study['data']['name']), covers=escape(study['covers']))
     facts |= {key: study['data'][key] for key in ('rows', 'patients')}
     facts |= dict(splits=len(study['splits']), episodes=plan['episodes'])

@@ -162,8 +162,8 @@ def read_curve(path: Path, method: str = '', protocol: str = '') -> Pilot:
     return pilot
 
 def _span(row: dict, key: str) -> tuple[float, float] | None:
-    low, high = (row.get(f'{key}_{end}') for end in ('low', 'high'))
-    return None if low is None else (float(low), float(high))
+    if row.get(f'{key}_low') is None: return None
+    return float(row[f'{key}_low']), float(row[f'{key}_high'])
 
 def _csv_pilot(path: Path) -> Pilot:
     try:
