@@ -7,12 +7,14 @@ __all__ = ['label_similarity', 'contrastive_loss', 'supcon_loss', 'support_pairs
            'query_scores', 'query_loss']
 
 # %% ../nbs/40_losses.ipynb #a45d97ae
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import ConfigError, DataError, choose
-from .siamese import cosine_similarity, pairwise_distance
+from .base import LOSSES, ConfigError, DataError, choose, is_own_code, own_object
+from .siamese import _in_short, cosine_similarity, pairwise_distance
 
 # %% ../nbs/40_losses.ipynb #fc31e923
 SIMILARITY_RULES = ('jaccard', 'any', 'exact')
@@ -87,6 +89,23 @@ def supcon_loss(
     total = alike.sum(1)
     losses = -(alike * log_shares).sum(1) / total.where(total > 0, 1)
     return losses.sum() / (total > 0).sum().clamp(min=1)
+
+# %% ../nbs/40_losses.ipynb #e806d234
+def _find_loss(
+    name: str,  # a name in `LOSSES`, or package.module:function
+) -> Callable:  # takes embeddings, similarities and a margin
+    "Find a loss; one of the user is tried on four X-rays first, and `ConfigError` if that fails."
+    if not is_own_code(name): return LOSSES[name]
+    loss = own_object(name)
+    kinds = torch.tensor([0, 0, 1, 1])
+    points = torch.eye(4, requires_grad=True)
+    try:
+        value = loss(points, (kinds[:, None] == kinds).float(), 1.0)
+        value.backward()
+    except Exception as problem:
+        raise ConfigError(f"loss '{name}' fails on four X-rays ({_in_short(problem)}).") from None
+    if value.isfinite() and points.grad is not None: return loss
+    raise ConfigError(f"loss '{name}' gives no number, or no gradient, on four X-rays.")
 
 # %% ../nbs/40_losses.ipynb #c4ec5a01
 def check_support(

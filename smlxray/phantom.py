@@ -1923,7 +1923,7 @@ def ensure_phantoms(
         kept = os.environ.get('SMLXRAY_PHANTOMS')
         if kept: return _copy_phantoms(Path(kept), folder, *drawn)
         return write_phantoms(folder, *drawn)
-    found = _known_manifest(folder, 'choose another dataset_path, or remove the folder')
+    found = _known_manifest(folder, 'for X-rays of your own say `dataset: auto`')
     wanted = _manifest(patients, size, seed)
     other = [
         f'{k} {found.get(k)} instead of {v}'

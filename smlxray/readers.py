@@ -45,7 +45,7 @@ def _folder(folder: str | Path) -> Path:
     if path.is_dir(): return path
     what = 'is a file, not a folder' if path.exists() else 'does not exist'
     raise DataError(f"The data folder {str(folder)!r} {what} (looked at {path}); "
-                    "set dataset_path to the folder that holds the label file.")
+                    "name the folder that holds the label file (in settings: dataset_path).")
 
 def _listing(root: Path, most: int = 6) -> str:
     "Say what a folder holds, for errors."
@@ -1125,7 +1125,7 @@ def _folder_columns(
             names = ', '.join(_FOLDER_COLUMNS[ours])
             has = ', '.join(columns)
             raise DataError(f"The label file {file} has no column for the {what} ({names}); "
-                            f"it has {has}. Rename one, or write a column mapping.")
+                            f"it has {has}. Rename one, or let `smlxray start` propose a mapping.")
     return found
 
 def _check_one_meaning(raw: pd.DataFrame, columns: dict[str, str], file: Path):

@@ -710,7 +710,7 @@ class Proposal:
         words = self.words
         if self.rule:
             write_atomic(
-                mapping, _MADE + f' {_MAPPING}\n' + _as_yaml(self.rule)
+                mapping, f'{_MADE}{_KEEP}\n# {_MAPPING}\n' + _as_yaml(self.rule)
             )
             words['dataset'] = str(mapping)
         return write_atomic(path, _settings_text(self, words))
@@ -746,7 +746,8 @@ def _no_labels(named: _Named) -> str:
         f'(it has {columns}); say which one does with findings.'
     )
 
-_MADE = '# Written by `smlxray start`.'
+_MADE = '# Written by `smlxray start`'
+_KEEP = ', which replaces this file while this line stands.'
 _MAPPING = (
     'How the columns of the label file are to be read: see the chapter readers.'
 )
@@ -786,7 +787,8 @@ def _settings_text(proposal: Proposal, words: dict) -> str:
         if ours:
             sections[section] = {key: ours[key] for key in words if key in ours}
     about = f'# {len(proposal.table):,} X-rays of {proposal.table.frame["patient"].nunique():,} '
-    return f'{_MADE}\n{about}patients. Run it: smlxray run --config FILE\n{_as_yaml(sections)}'
+    said = f'{_MADE}{_KEEP}\n{about}patients. Run it: smlxray run --config FILE'
+    return f'{said}\n{_as_yaml(sections)}'
 
 # %% ../nbs/78_start.ipynb #78a00025
 def _say_images(p: Proposal) -> str:

@@ -37,7 +37,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tqdm.auto import tqdm
 
 from smlxray.base import (
-    ALGORITHMS, LOSSES, ConfigError, SmlxrayError, atomic_path, check_format, is_own_code,
+    ALGORITHMS, ConfigError, SmlxrayError, atomic_path, check_format, is_own_code,
     json_digest, logger, moved, only_one, own_file, parse_json, set_seed, write_atomic,
 )
 from .cache import sent
@@ -47,7 +47,7 @@ from .drawn import DrawnSampler
 from .engines import checkpointed, meta_gradients
 from .episodes import Episode, EpisodeSampler, balanced_batches
 from .lab import Lab, float_batch, open_lab, pick_device, table_digest
-from .losses import label_similarity, query_scores
+from .losses import _find_loss, label_similarity, query_scores
 from .maml import AdaptationError, MetaGradient, accumulate, meta_gradient
 from .metrics import auc, choose_threshold, similarity_accuracy
 from smlxray.processes import (
@@ -886,7 +886,7 @@ class SiameseObjective(ImageObjective):
     ):
         super().__init__(lab, **options)
         s = lab.settings.siamese
-        self.contrast, self.targets = LOSSES[s.loss], lab.targets()
+        self.contrast, self.targets = _find_loss(s.loss), lab.targets()
         self.label_weight = s.label_weight if label_weight is None else label_weight
 
     def loss(self, model: NamingSiamese, rows, generator):
