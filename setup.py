@@ -25,7 +25,7 @@ for folder in [ROOT / 'config' / 'example', *(ROOT / 'config' / 'example').rglob
 ini = configparser.ConfigParser(delimiters=['='], interpolation=None)
 ini.read(ROOT / 'settings.ini', encoding='utf-8')
 cfg = ini['DEFAULT']
-OPTIONAL = ('dicom', 'onnx', 'pretrained', 'app', 'cluster')
+OPTIONAL = ('dicom', 'onnx', 'pretrained', 'app', 'cluster', 'remote')
 
 
 class BuildWithExtras(build_py):

@@ -118,12 +118,10 @@ def fingerprints(
     return Fingerprints(digest, shape)
 
 # %% ../nbs/22_audit.ipynb #ee029df1
-def _middle_lines(pixels: ImageCache | DirectPixels, rows: np.ndarray) -> list[bytes]:
-    "What tells most images apart: a line of pixels; for files that are not cached, their size."
+def _signs(pixels: ImageCache | DirectPixels, rows: np.ndarray) -> list[bytes]:
+    "What tells images apart before they are read: digests in a cache, otherwise sizes of files."
     if isinstance(pixels, DirectPixels): return [_size(pixels, row) for row in rows]
-    stored = pixels.pixels
-    middle = stored.shape[-2] // 2
-    return [stored[row][..., middle, :].tobytes() for row in rows]
+    return [pixels.row_digests[row].tobytes() for row in rows]
 
 def _size(pixels: DirectPixels, row: int) -> bytes:
     "The size of a file as text; a text of its own for a file that is not there."
@@ -143,8 +141,8 @@ def copies(
 ) -> np.ndarray:                        # (M, 2): row of a copy, and the first row that it repeats
     "Find the X-rays that show the same pixels as an earlier row."
     rows = np.flatnonzero(pixels.usable)
-    lines = pd.Series(_middle_lines(pixels, rows), rows, dtype=object)
-    candidates = rows[lines.duplicated(keep=False).to_numpy()]
+    signs = pd.Series(_signs(pixels, rows), rows, dtype=object)
+    candidates = rows[signs.duplicated(keep=False).to_numpy()]
     first: dict[int, int] = {}
     found = []
     for row in candidates:

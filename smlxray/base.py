@@ -17,7 +17,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -612,6 +612,28 @@ def resolve_path(
 ) -> Path:  # absolute path; it need not exist
     "Make `path` absolute, from the root of the checkout or, outside of one, the working folder."
     return ((repo_root() or Path.cwd()) / os.path.expanduser(path)).resolve()
+
+# %% ../nbs/00_base.ipynb #23792f25
+class RemoteFolder(NamedTuple):
+    "A folder elsewhere, as fsspec reaches it, and the folder here for copies of its files."
+
+    url: str          # such as s3://bucket/caches
+    scratch: Path     # where copies lie
+    gigabytes: float  # that they may take
+
+    def __str__(self) -> str:
+        return re.sub('//[^/@]*@', '//', self.url)  # without a password
+
+def resolve_place(
+    path: str | os.PathLike | RemoteFolder,  # a path, or a URL; file:// is a path
+    scratch: str | os.PathLike = 'data/scratch',
+    gigabytes: float = 20.0,
+) -> Path | RemoteFolder:
+    "Make a path absolute as `resolve_path` does, and give a URL its folder for copies."
+    if isinstance(path, RemoteFolder): return path
+    text = os.fspath(path).removeprefix('file://')
+    if '://' not in text: return resolve_path(text)
+    return RemoteFolder(text.rstrip('/'), resolve_path(scratch), gigabytes)
 
 # %% ../nbs/00_base.ipynb #03feca8a
 def shipped_file(

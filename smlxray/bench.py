@@ -14,14 +14,14 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
 
-from .base import moved
+from .base import RemoteFolder, moved
 from .cache import ImageCache, to_float
 from .config import CHEXPERT_FINDINGS, Settings, load_settings
 from .data import XrayTable, clean_negatives, index_rows
@@ -388,6 +388,22 @@ def random_batches(images: int) -> Iterator[np.ndarray]:
     "Repeat a long list of random batches of 32 rows for ever."
     return itertools.cycle(np.random.default_rng(0).integers(0, images, (997, 32)))
 
+def shard_rows(cache: ImageCache, table: XrayTable, home: Path, rounds: int) -> list[dict]:
+    "Time the reading of batches from shards, here and fetched, against one file."
+    batches, how = random_batches(len(cache)), (1, False)  # one thread, no bar
+    elsewhere = RemoteFolder(f'memory://{home}', home / 'scratch', 1.0)
+    places: dict[str, Any] = dict(gather_shards=home / 'shards', gather_fetched=elsewhere)
+    def one_file(): return cache.gather(next(batches))
+    rows = []
+    for case, place in places.items():
+        parts = ImageCache.build(table, cache.image_size, place, *how, shard=4)
+        def ours(parts=parts): return parts.gather(next(batches))
+        for start in range(0, len(table), 64): parts.gather(np.arange(start, len(table))[:64])
+        timed = paired(ours, one_file, 10 * rounds)
+        count = len(range(0, len(table), parts.manifest['shard']))
+        rows.append(row(case, f'{count} shards', 'one file', timed, 'warm; random batches of 32'))
+    return rows
+
 def reading_rows(cache: ImageCache, plain: PlainCache, rounds: int) -> list[dict]:
     "Time the reading of batches."
     batches = random_batches(len(cache))
@@ -413,7 +429,7 @@ def bench_cache(
     images: int = 256,  # JPEG files to write
     rounds: int = 40,   # batches of 32 that are timed
 ) -> list[dict]:        # rows
-    "Measure `build`, `bytes`, `gather`, `gather_contiguous` and `deliver` at 224 x 224 pixels."
+    "Measure building, bytes and reading at 224 x 224 pixels, from one file and from shards."
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         table = write_jpegs(home / 'jpeg', images)
@@ -421,7 +437,8 @@ def bench_cache(
         built = build_row(table, plain, home)
         cache = ImageCache.build(table, plain.size, home / 'cache0', progress=False)
         _check_same_pixels(cache, plain, range(min(64, images)))
-        return [built, bytes_row(cache, plain), *reading_rows(cache, plain, rounds)]
+        read = reading_rows(cache, plain, rounds) + shard_rows(cache, table, home, rounds)
+        return [built, bytes_row(cache, plain), *read]
 
 # %% ../nbs/75_bench.ipynb #184f6490
 VARIANTS = {'anil, one pass': 'anil', 'meta-sgd': 'maml', 'maml++': 'maml'}

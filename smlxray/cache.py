@@ -7,7 +7,7 @@ __all__ = ['ImageCache', 'cache_info', 'verify_caches', 'DirectPixels', 'open_pi
            'convert_cache']
 
 # %% ../nbs/20_cache.ipynb #caa118ae
-import csv, hashlib, io, json, os, shutil, time
+import csv, hashlib, json, os, shutil, time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -24,13 +24,18 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from smlxray.base import (
-    DataError, ImageError, check_seal, for_cell, for_terminal, logger, moved, parse_json,
-    recover_folder, replace_folder, resolve_path, sealed, write_atomic,
+    DataError, ImageError, RemoteFolder, check_seal, draft_folder, for_cell, for_terminal, logger,
+    moved, parse_json, recover_folder, replace_folder, resolve_path, resolve_place, sealed,
+    write_atomic,
 )
 from .cluster import another_file, spread
 from .data import XrayTable
 from .dicom import flat
 from .images import TRANSFORM, Picture, read_picture, resize_image
+from smlxray.shards import (
+    PIECE, Fetched, Layout, Window, check_writable, copy_there, fetch, lengths, remove,
+    rows_per_shard, scratch_of, send,
+)
 
 # %% ../nbs/20_cache.ipynb #475d4559
 def _digest(*parts) -> str:
@@ -64,25 +69,26 @@ def _sources(table: XrayTable, rows: slice = slice(None)) -> np.ndarray:
 def cache_key(
     table: XrayTable,           # the table whose images are kept
     image_size: Sequence[int],  # (height, width) in pixels
+    elsewhere: bool = False,    # leave the root out, which may differ from machine to machine
 ) -> str:                       # name of the folder: table, size, and eight digits of a hash
     "Name the cache of a table at a size, from its paths, its root and the transform's version."
-    return _key_of_first(len(table), table, image_size)
+    return _key_of_first(len(table), table, image_size, elsewhere)
 
 def _key_of_first(
     rows: int,                  # of the table, from its beginning
     table: XrayTable,
     image_size: Sequence[int],
+    elsewhere: bool,
 ) -> str:
     "Name the cache that a table had when it ended after so many rows."
     height, width = _size(image_size)
-    root, paths = str(Path(table.root).resolve()), list(table.frame['path'].iloc[:rows])
+    root = '' if elsewhere else str(Path(table.root).resolve())
+    paths = list(table.frame['path'].iloc[:rows])
     digest = _digest([TRANSFORM, height, width, root, paths])
     name = ''.join(c if c.isalnum() else '_' for c in table.name)[:40]
     return f'{name}-{height}x{width}-{digest[:8]}'
 
 # %% ../nbs/20_cache.ipynb #e2b2a14d
-PIECE = 64  # rows that are decoded, written and recorded together
-
 def _read_row(table: XrayTable, row: int, size: tuple[int, int]) -> Picture:
     "Read one row at its final size, with remarks; raises `ImageError` naming the file."
     picture = read_picture(os.path.join(table.root, table.frame['path'].iat[row]))
@@ -193,40 +199,42 @@ def _is_record(record: dict) -> bool:
     return isinstance(remarks, dict) and ''.join([*record['quarantine'], *remarks, '0']).isdecimal()
 
 # %% ../nbs/20_cache.ipynb #0b7b7a51
-def _npy_header(rows: int, size: tuple[int, int]) -> bytes:
-    "The first bytes of a .npy file that holds (rows, H, W) uint8."
-    out = io.BytesIO()
-    what = {'descr': '|u1', 'fortran_order': False, 'shape': (rows, *size)}
-    np.lib.format.write_array_header_1_0(out, what)
-    return out.getvalue()
+def _stored_rows(folder: Path, layout: Layout, start: int) -> list[bytes]:
+    "The digests of the rows of a piece, read from the files of a folder; [] if they are not there."
+    shard, at = layout.find(start)
+    count = min(PIECE, layout.rows - start)
+    try:
+        with open(folder/layout.file(shard), 'rb') as file:
+            file.seek(at)
+            data = file.read(count * layout.image)
+    except FileNotFoundError:
+        return []
+    if count <= 0 or len(data) < count * layout.image: return []
+    return _row_digests(np.frombuffer(data, np.uint8).reshape(count, -1))
 
 def _safe_pieces(
     folder: Path,              # of a draft
     sources: np.ndarray,       # of the image files as they are now
-    size: tuple[int, int],
+    layout: Layout,
+    sent: '_Sent | None' = None,
 ) -> dict[int, dict]:          # their records, by first row
     "Find the pieces of a draft that are whole and made from the files as they are now."
     try:
-        before, file = np.load(folder/'sources.npy'), open(folder/'pixels.npy', 'rb')
+        before = np.load(folder/'sources.npy')
     except Exception:  # numpy's parser of headers raises errors of several families
         return {}
-    header = len(_npy_header(len(sources), size))
-    image = size[0] * size[1]
+    if before.shape != sources.shape: return {}
+    records = _read_journal(folder)
+    there = sent.rows(records) if sent else {}
 
     def is_safe(start, record):
-        now = sources[start:start + PIECE]
-        unchanged = (before[start:start + PIECE] == now).all()
-        if record['quarantine'] or not unchanged: return False
-        file.seek(header + start * image)
-        data = file.read(len(now) * image)
-        if not len(now) or len(data) < len(now) * image: return False
-        rows = _row_digests(np.frombuffer(data, np.uint8).reshape(-1, image))
+        piece = slice(start, start + PIECE)
+        if record['quarantine'] or not (before[piece] == sources[piece]).all(): return False
+        rows = there.get(start) or _stored_rows(folder, layout, start)
         record['rows'] = b''.join(rows).hex()
-        return _root(rows).hex() == record['digest']
+        return bool(rows) and _root(rows).hex() == record['digest']
 
-    with file:
-        if before.shape != sources.shape: return {}
-        return {start: r for start, r in _read_journal(folder).items() if is_safe(start, r)}
+    return {start: record for start, record in records.items() if is_safe(start, record)}
 
 # %% ../nbs/20_cache.ipynb #8a2b4997
 def _write_at(fd: int, data, offset: int):
@@ -237,25 +245,46 @@ def _write_at(fd: int, data, offset: int):
         view, offset = view[done:], offset + done
 
 class _Draft:
-    "The file of pixels that is being built, with its journal."
+    "The files of pixels that are being built, with their journal."
 
     def __init__(
         self,
         folder: Path,
-        rows: int,
-        size: tuple[int, int],
+        layout: Layout,
+        turned: Callable[[int], None] | None = None,  # told of each file that is left
     ):
-        self.header = _npy_header(rows, size)
-        self.image = size[0] * size[1]                 # bytes
+        self.folder, self.layout, self.turned = folder, layout, turned
         self.waiting, self.last = [], time.monotonic()
-        self.fd = os.open(folder/'pixels.npy', os.O_RDWR | os.O_CREAT, 0o644)
-        self.journal = open(folder/'journal.jsonl', 'ab')
-        _write_at(self.fd, self.header, 0)
-        os.ftruncate(self.fd, len(self.header) + rows * self.image)
+        self.shard, self.fd = -1, -1                   # the file that is open
+
+    def _turn_to(self, shard: int) -> None:
+        "Leave the file that is open, and open another one."
+        if shard == self.shard: return
+        self._leave()
+        file = self.folder/self.layout.file(shard)
+        _own(file)
+        self.fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        self.shard = shard
+        _write_at(self.fd, self.layout.header, 0)
+        os.ftruncate(self.fd, self.layout.length(shard))
+
+    def _leave(self) -> None:
+        "Settle the file that is open, and close it."
+        if self.fd < 0: return
+        self.settle()
+        os.close(self.fd)
+        left, self.shard, self.fd = self.shard, -1, -1
+        if self.turned: self.turned(left)
+
+    def write(self, start: int, pixels: np.ndarray) -> None:
+        "Write rows to their place, all in one file."
+        shard, at = self.layout.find(start)
+        self._turn_to(shard)
+        _write_at(self.fd, pixels, at)
 
     def add(self, piece: _Piece) -> dict:
         "Write a piece to its place; its line in the journal follows when the disk has it."
-        _write_at(self.fd, piece.pixels, len(self.header) + piece.start * self.image)
+        self.write(piece.start, piece.pixels)
         rows = _row_digests(piece.pixels)
         record = {
             'start': piece.start,
@@ -270,39 +299,49 @@ class _Draft:
 
     def settle(self):
         "Make sure that what was written is on the disk, then say so in the journal."
-        os.fsync(self.fd)
-        self.journal.write(b''.join(self.waiting))
-        self.journal.flush()
+        if self.fd >= 0: os.fsync(self.fd)
+        if self.waiting:
+            with open(self.folder/'journal.jsonl', 'ab') as journal:
+                journal.write(b''.join(self.waiting))
         self.waiting, self.last = [], time.monotonic()
 
     def close(self):
-        "Let go of both files; what was not settled is lost."
-        os.close(self.fd)
-        self.journal.close()
+        "Let go of the file that is open; what was not settled is lost."
+        if self.fd >= 0: os.close(self.fd)
+
+def _own(file: Path) -> None:
+    "Copy a file that an older cache shares by a hard link, before it is written to."
+    if not file.exists() or file.stat().st_nlink == 1: return
+    copy = file.with_suffix('.own')
+    shutil.copyfile(file, copy)
+    os.replace(copy, file)
 
 # %% ../nbs/20_cache.ipynb #a1fa33b5
 def _fill(
     table: XrayTable,
-    size: tuple[int, int],
+    layout: Layout,
     draft: Path,          # the folder to fill
     sources: np.ndarray,  # of the image files as they are now
     workers: int,
     cluster: str,         # as in `spread`
     progress: bool,
+    sent: '_Sent | None' = None,  # shards elsewhere
 ) -> dict[int, dict]:     # the records of all pieces
     "Decode every piece that a draft does not hold yet."
-    records = _safe_pieces(draft, sources, size)
+    records = _safe_pieces(draft, sources, layout, sent)
+    todo = [start for start in range(0, len(table), PIECE) if start not in records]
+    if sent: sent.begin(records, {layout.find(start)[0] for start in todo})
     _write_journal(draft, records.values())  # forget the others before new sources are noted
     np.save(draft/'sources.npy', sources)
-    todo = [start for start in range(0, len(table), PIECE) if start not in records]
-    file = _Draft(draft, len(table), size)
-    us = _Reading(table, size, None if cluster == 'threads' else sources)
+    file = _Draft(draft, layout, sent.send if sent else None)
+    us = _Reading(table, layout.size, None if cluster == 'threads' else sources)
     try:
         for piece in _read_pieces(us, todo, workers, cluster, progress):
             records[piece.start] = file.add(piece)
         file.settle()
     finally:
         file.close()
+    if sent: sent.finish()
     return records
 
 # %% ../nbs/20_cache.ipynb #1a71987f
@@ -336,13 +375,13 @@ class StaleCache(DataError):
     "The cache is missing, incomplete, or was made from something else than what is wanted."
 
 # %% ../nbs/20_cache.ipynb #8ab1932c
-FORMAT = 3  # of the folder: pixels, sources, rows (.npy), manifest.json, perhaps two lists
+FORMAT = 3  # of the folder: pixels (one file or shards), sources, rows, manifest, perhaps two lists
 
 def _read_manifest(folder: Path) -> dict:
     "Read the manifest of a finished cache; raise `StaleCache` if there is none, or it is damaged."
     try:
         manifest = check_seal(parse_json((folder/'manifest.json').read_bytes()))
-        if manifest.get('format') == FORMAT: _check_pieces(manifest.get('pieces'))
+        if manifest.get('format') == FORMAT: _check_pieces(manifest)
         return manifest
     except FileNotFoundError:
         raise StaleCache(f'There is no cache {folder.name} yet; build it.') from None
@@ -350,22 +389,32 @@ def _read_manifest(folder: Path) -> dict:
         message = f'The manifest of cache {folder.name} is damaged; build it again.'
         raise StaleCache(message) from None
 
-def _check_pieces(pieces: Any) -> None:
-    "Raise `ValueError` unless these are the records of pieces."
+def _check_pieces(manifest: dict) -> None:
+    "Raise `ValueError` unless there are records of pieces, and shards are made of whole ones."
+    pieces, per = manifest.get('pieces'), manifest.get('shard', 0)
     if not isinstance(pieces, list): raise ValueError('there is no list of pieces')
+    if not isinstance(per, int) or per < 0 or per % PIECE: raise ValueError('no rows of a shard')
     for piece in pieces:
         if not isinstance(piece, dict) or not _is_record(piece): raise ValueError('no piece')
+
+def _layout(manifest: dict) -> Layout:
+    "Which rows of a cache lie in which file."
+    return Layout(manifest['rows'], tuple(manifest['image_size']), manifest.get('shard', 0))
 
 def _manifest(
     table: XrayTable,
     size: Sequence[int],
-    folder: Path,           # where caches live
-    sources: np.ndarray,    # of the image files as they are now
+    folder: Path | RemoteFolder,  # where caches live
+    sources: np.ndarray,          # of the image files as they are now
 ) -> dict:
     "Read the manifest of a cache that fits; raise `StaleCache` saying what does not."
-    key, size = cache_key(table, size), list(_size(size))
+    elsewhere = isinstance(folder, RemoteFolder)
+    key, size = cache_key(table, size, elsewhere), list(_size(size))
+    if isinstance(folder, RemoteFolder): folder = _mirrored(folder, key)
     manifest, again = _read_manifest(folder/key), 'build it again.'
-    if manifest.get('sources') != _digest(sources.tobytes()):
+    if elsewhere and (sources == -1).all():
+        logger.info(f'No image of {table.name} is here; cache {key} is taken as it was built.')
+    elif manifest.get('sources') != _digest(sources.tobytes()):
         changed = f'Image files of {table.name} have changed since cache {key} was built'
         raise StaleCache(f'{changed}; {again}')
     wanted = {
@@ -377,8 +426,7 @@ def _manifest(
     differs = [name for name, value in wanted.items() if manifest.get(name) != value]
     if differs:
         raise StaleCache(f'Cache {key} was built with another {" and ".join(differs)}; {again}')
-    pixels = folder/key/'pixels.npy'
-    if not pixels.exists() or pixels.stat().st_size != manifest.get('bytes'):
+    if not elsewhere and not _layout(manifest).are_whole(folder/key):
         raise StaleCache(f'The pixels of cache {key} are incomplete; {again}')
     if _known_rows(folder/key, manifest) is None:
         raise StaleCache(f'The digests of cache {key} are damaged; {again}')
@@ -435,7 +483,7 @@ def _by_row(pieces: Iterable[dict], key: str) -> dict[int, Any]:
 # %% ../nbs/20_cache.ipynb #0651ee03
 def _finish(
     table: XrayTable,
-    size: tuple[int, int],
+    layout: Layout,
     draft: Path,               # a folder whose pixels are complete
     sources: np.ndarray,       # of the image files that they were made from
     records: dict[int, dict],  # of all its pieces
@@ -455,13 +503,13 @@ def _finish(
     manifest = {
         'table': table.name,
         'rows': len(table),
-        'image_size': list(size),
+        'image_size': list(layout.size),
         'transform': TRANSFORM,
         'format': FORMAT,
         'sources': _digest(sources.tobytes()),
         'sha256': _digest([r['digest'] for r in pieces]),
         'rows_digest': _hash(rows).hex(),
-        'bytes': (draft/'pixels.npy').stat().st_size,
+        'bytes': sum(map(layout.length, layout.shards)),
         'quarantined': len(quarantine),
         'remarked': len(remarks),
         'pillow': PIL.__version__,
@@ -469,6 +517,7 @@ def _finish(
         'pieces': pieces,
         **more,
     }
+    if layout.per: manifest['shard'] = layout.per
     manifest = sealed(json.loads(json.dumps(manifest)))
     write_atomic(draft/'manifest.json', json.dumps(manifest))
     return manifest
@@ -487,8 +536,8 @@ def _mended(table: XrayTable, manifest: dict, size: tuple[int, int]) -> bool:
 def _fitting(
     table: XrayTable,
     size: tuple[int, int],
-    folder: Path,           # where caches live
-    sources: np.ndarray,    # of the image files as they are now
+    folder: Path | RemoteFolder,  # where caches live
+    sources: np.ndarray,          # of the image files as they are now
 ) -> dict | None:
     "The manifest of a finished cache that needs no work, or None."
     try:
@@ -497,24 +546,48 @@ def _fitting(
         return None
     return None if _mended(table, manifest, size) else manifest
 
-def _take_over(old: Path, draft: Path, rows: int, size: tuple[int, int]):
-    "Begin a draft of some rows with the pieces of an older cache that was decoded here."
+def _take_over(
+    old: Path,                   # the folder of an older cache that was decoded here
+    draft: Path,                 # to be made
+    layout: Layout,
+    sent: '_Sent | None' = None,
+):
+    "Begin a draft with the pieces of an older cache."
     draft.mkdir()
     try:
         manifest = _read_manifest(old)
-        records = [] if manifest.get('converted') else manifest['pieces']
-        sources, known = np.full((rows, 2), -2, np.int64), np.load(old/'sources.npy')
+        if manifest.get('converted'): return
+        rows, had = np.load(old/'rows.npy'), _layout(manifest)
+        sources, known = np.full((layout.rows, 2), -2, np.int64), np.load(old/'sources.npy')
         sources[:len(known)] = known
         np.save(draft/'sources.npy', sources)
-        with open(old/'pixels.npy', 'rb') as pixels, open(draft/'pixels.npy', 'wb') as grown:
-            pixels.seek(len(_npy_header(len(known), size)))
-            grown.write(_npy_header(rows, size))
-            shutil.copyfileobj(pixels, grown, 1 << 24)
+        if sent: sent.take_over(old.name, manifest)
+        else: _copy_pixels(old, had, draft, layout)
     except (OSError, StaleCache, KeyError, ValueError):
         return
-    _write_journal(draft, records)
+    def with_rows(piece): return rows[piece['start'] : piece['start'] + PIECE].tobytes().hex()
+    _write_journal(draft, ({**piece, 'rows': with_rows(piece)} for piece in manifest['pieces']))
 
-def _predecessor(table: XrayTable, size: tuple[int, int], final: Path) -> Path:
+def _copy_pixels(old: Path, had: Layout, draft: Path, layout: Layout) -> None:
+    "Fill a draft with the pixels of an older cache; full shards of the same length are shared."
+    if not had.are_whole(old): raise StaleCache(f'Cache {old.name} is incomplete.')
+    shared = had.rows // had.per if had.per and had.per == layout.per else 0
+    for shard in range(shared):
+        try:
+            os.link(old/had.file(shard), draft/layout.file(shard))
+        except OSError:  # a disk without hard links
+            shutil.copyfile(old/had.file(shard), draft/layout.file(shard))
+    pixels, file = _all_pixels(old, had), _Draft(draft, layout)
+    for start in range(shared * layout.per, min(had.rows, layout.rows), PIECE):
+        file.write(start, np.ascontiguousarray(pixels[start : start + PIECE]))
+    file.close()
+
+def _predecessor(
+    table: XrayTable,
+    size: tuple[int, int],
+    final: Path,
+    elsewhere: bool = False,
+) -> Path:
     "The cache to begin with: this table's own, else the largest of its beginning."
     if final.exists(): return final
     found = {0: final}
@@ -524,45 +597,235 @@ def _predecessor(table: XrayTable, size: tuple[int, int], final: Path) -> Path:
         except (StaleCache, KeyError):
             continue
         if not isinstance(rows, int) or not 0 < rows < len(table): continue
-        if _key_of_first(rows, table, size) == manifest.parent.name: found[rows] = manifest.parent
+        key = _key_of_first(rows, table, size, elsewhere)
+        if key == manifest.parent.name: found[rows] = manifest.parent
     if len(found) == 1: return final
     grown = found[max(found)]
     logger.info(f'{final.name} begins with the {max(found):,} rows of {grown.name}, which is kept.')
     return grown
 
 # %% ../nbs/20_cache.ipynb #ca8468ec
+SHARD = 256  # MB per file of a cache elsewhere, unless another number is given
+
+class _Site(NamedTuple):
+    "Where a cache is built: in a folder here; if it is for elsewhere, in that of the copies."
+
+    key: str
+    here: Path                  # where caches live, or their copies
+    there: RemoteFolder | None
+
+    @property
+    def draft(self) -> Path: return self.here/f'{self.key}.building'
+
+    @property
+    def final(self) -> Path: return self.here/self.key
+
+def _site(table: XrayTable, size: Sequence[int], folder: Path | RemoteFolder) -> _Site:
+    "Where the cache of a table is built."
+    if not isinstance(folder, RemoteFolder): return _Site(cache_key(table, size), folder, None)
+    return _Site(cache_key(table, size, True), scratch_of(folder), folder)
+
+def _planned(site: _Site, old: Path, rows: int, size: tuple[int, int], shard: float) -> Layout:
+    "Choose the shards of a new cache; elsewhere, those of an older one are kept."
+    per = rows_per_shard(shard or (SHARD if site.there else 0), size)
+    if site.there and (old/'manifest.json').exists():
+        per = _finished_manifest(old, True).get('shard', per)
+    layout = Layout(rows, size, per)
+    need = 2 * layout.length(0) if site.there else rows * layout.image
+    held = sum(map(_bytes_on_disk, site.draft.glob('pixels*')))
+    _check_folder(site.here, max(need - held, 0))
+    return layout
+
+def _remove_others(draft: Path, layout: Layout) -> None:
+    "Remove the files of a draft that was begun with shards of another length."
+    ours = {layout.file(shard) for shard in layout.shards}
+    for file in draft.glob('pixels*'):
+        if file.name not in ours: file.unlink()
+
+# %% ../nbs/20_cache.ipynb #0d5f996e
+def _digest_of_shard(pieces: Sequence[dict]) -> str:
+    "The first digits of the digest of a shard, from the records of its pieces."
+    return _root([bytes.fromhex(piece['digest']) for piece in pieces]).hex()[:12]
+
+def _shard_names(manifest: dict) -> list[str]:
+    "What the shards of a finished cache are called elsewhere."
+    per, pieces = manifest.get('shard', 0) // PIECE, manifest['pieces']
+    if not per: raise StaleCache('A cache in one file is none that is kept elsewhere.')
+    parts = (pieces[start : start + per] for start in range(0, len(pieces), per))
+    return [f'pixels-{k:05}-{_digest_of_shard(part)}.bin' for k, part in enumerate(parts)]
+
+def _small_files(manifest: dict) -> dict[str, str]:
+    "The other files of a cache, by their names here, and what they are called elsewhere."
+    names = {
+        'rows.npy': f"rows-{manifest['rows_digest'][:12]}.npy",
+        'sources.npy': f"sources-{manifest['sources'][:12]}.npy",
+    }
+    if manifest.get('quarantined'): names['quarantine.csv'] = 'quarantine.csv'
+    if manifest.get('remarked'): names['remarks.csv'] = 'remarks.csv'
+    return names
+
+class _Sent:
+    "The shards of a draft that are elsewhere already."
+
+    def __init__(
+        self,
+        place: RemoteFolder,
+        key: str,             # of the cache
+        draft: Path,
+        layout: Layout,
+    ):
+        self.place, self.key = place, key
+        self.draft, self.layout = draft, layout
+        self.there = lengths(place, key)
+        self.records: dict[int, dict] = {}    # of pieces, by first row
+        self.known: dict[int, str] = {}       # names of the shards that a journal tells of
+
+    def _starts(self, shard: int) -> range:
+        "The pieces of a shard, by first row."
+        rows = self.layout.rows_of(shard)
+        return range(rows.start, rows.stop, PIECE)
+
+    def name(self, shard: int, records: dict[int, dict]) -> str:
+        "What a shard is called; '' if not all of its pieces are known."
+        found = [records[start] for start in self._starts(shard) if start in records]
+        if len(found) < len(self._starts(shard)): return ''
+        return f'pixels-{shard:05}-{_digest_of_shard(found)}.bin'
+
+    def _is_there(self, shard: int, name: str) -> bool:
+        return self.there.get(name) == self.layout.length(shard)
+
+    def rows(self, records: dict[int, dict]) -> dict[int, list[bytes]]:
+        "The digests of the rows of each piece that is elsewhere, as its record says."
+        self.known = {shard: self.name(shard, records) for shard in self.layout.shards}
+        held = [k for k, name in self.known.items() if self._is_there(k, name)]
+        starts = [start for shard in held for start in self._starts(shard)]
+        return {start: _cut(records[start].get('rows')) for start in starts}
+
+    def begin(self, records: dict[int, dict], shards: set[int]) -> None:
+        "Note the records of a draft, and fetch the shards of which some pieces are to be changed."
+        self.records = records
+        for shard in sorted(shards):
+            name, file = self.known.get(shard, ''), self.draft/self.layout.file(shard)
+            if file.exists() or not self._is_there(shard, name): continue
+            fetch(self.place, f'{self.key}/{name}', file)
+
+    def send(self, shard: int) -> None:
+        "Send a shard that is complete, and remove it here."
+        name, file = self.name(shard, self.records), self.draft/self.layout.file(shard)
+        if not self._is_there(shard, name): send(self.place, file, f'{self.key}/{name}')
+        file.unlink()
+
+    def finish(self) -> None:
+        "Send what is still here."
+        for shard in self.layout.shards:
+            if (self.draft/self.layout.file(shard)).exists(): self.send(shard)
+
+    def take_over(self, old: str, manifest: dict) -> None:
+        "Copy the full shards of an older cache elsewhere, and fetch its last one if that is not."
+        had = _layout(manifest)
+        for shard, name in enumerate(_shard_names(manifest)):
+            length = had.length(shard)
+            if length < self.layout.length(shard):
+                fetch(self.place, f'{old}/{name}', self.draft/self.layout.file(shard))
+            elif self.there.get(name) != length:
+                copy_there(self.place, f'{old}/{name}', f'{self.key}/{name}')
+                self.there[name] = length
+
+    def publish(self, manifest: dict) -> None:
+        "Send the small files, the manifest last, and remove what it does not name."
+        names = _small_files(manifest) | {'manifest.json': 'manifest.json'}
+        for name, called in names.items(): send(self.place, self.draft/name, f'{self.key}/{called}')
+        ours = {*names.values(), *_shard_names(manifest)}
+        for name in lengths(self.place, self.key):
+            if name not in ours: remove(self.place, f'{self.key}/{name}')
+
+def _cut(rows: Any) -> list[bytes]:
+    "Digests from the digits of a journal; [] if they are none."
+    digits = rows if isinstance(rows, str) and len(rows) % 32 == 0 else ''
+    try:
+        whole = bytes.fromhex(digits)
+    except ValueError:
+        return []
+    return [whole[at : at + 16] for at in range(0, len(whole), 16)]
+
+# %% ../nbs/20_cache.ipynb #4b101eab
+def _mirrored(place: RemoteFolder, key: str) -> Path:  # where mirrors live
+    "Bring the mirror of a cache up to date, or remove it if there is no such cache any more."
+    here = scratch_of(place)
+    mirror = here/key
+    with draft_folder(here) as draft:
+        if not fetch(place, f'{key}/manifest.json', draft/'manifest.json'):
+            shutil.rmtree(mirror, ignore_errors=True)
+            return here
+        new, old = draft/'manifest.json', mirror/'manifest.json'
+        if old.exists() and old.read_bytes() == new.read_bytes(): return here
+        try:
+            for name, called in _small_files(_read_manifest(draft)).items():
+                fetch(place, f'{key}/{called}', draft/name)
+        except (StaleCache, KeyError):
+            logger.debug(f'The manifest of {key} in {place} is damaged.')  # which opening it says
+        replace_folder(draft, mirror)
+    return here
+
+def _mirror_beginnings(site: _Site) -> None:
+    "Mirror the caches elsewhere that a new one may begin with, and no others."
+    assert site.there is not None
+    check_writable(site.there, f'{site.key}/probe')
+    like = f"{site.key.rpartition('-')[0]}-"
+    there = [key for key in lengths(site.there) if key.startswith(like)]
+    for old in site.here.glob(f'{like}*/manifest.json'):
+        if old.parent.name not in there: shutil.rmtree(old.parent, ignore_errors=True)
+    for key in there: _mirrored(site.there, key)
+
+# %% ../nbs/20_cache.ipynb #6ac9bcc5
 def _build(
     table: XrayTable,
     size: tuple[int, int],
-    folder: Path,           # where caches live
-    workers: int,           # 0: one per core
-    cluster: str,           # as in `spread`
+    folder: Path | RemoteFolder,  # where caches live
+    workers: int,                 # 0: one per core
+    cluster: str,                 # as in `spread`
     progress: bool,
+    shard: float = 0,             # MB per file; 0: one file, or `SHARD` elsewhere
 ) -> dict:
     "Build the cache unless a fitting one is there; return its manifest."
-    key, sources = cache_key(table, size), _sources(table)
-    draft, final = folder/f'{key}.building', folder/key
-    _check_folder(folder, 0)
-    with _only_builder(folder, key):
-        recover_folder(final)
+    site, sources = _site(table, size, folder), _sources(table)
+    _check_folder(site.here, 0)
+    with _only_builder(site.here, site.key):
+        recover_folder(site.final)
         manifest = _fitting(table, size, folder, sources)
         if manifest is not None:
-            _remove_leftovers(final)
+            _remove_leftovers(site.final)
             return manifest
-        need = len(table) * size[0] * size[1]
-        _check_folder(folder, need - _bytes_on_disk(draft/'pixels.npy'))
+        if site.there: _mirror_beginnings(site)
+        old = _predecessor(table, size, site.final, site.there is not None)
+        layout = _planned(site, old, len(table), size, shard)
         try:
-            if not (draft/'journal.jsonl').exists():  # nothing is known of what a draft holds
-                shutil.rmtree(draft, ignore_errors=True)
-                _take_over(_predecessor(table, size, final), draft, len(table), size)
-            records = _fill(table, size, draft, sources, workers, cluster, progress)
-            manifest = _finish(table, size, draft, sources, records)
-            _install(draft, final)
+            return _complete(site, table, layout, old, sources, (workers, cluster, progress))
         except OSError as error:
             raise DataError(
-                f'The cache {key} cannot be written ({error.strerror}); make room or choose '
+                f'The cache {site.key} cannot be written ({error.strerror}); make room or choose '
                 'another cache_path. What was finished is kept, and the next build resumes there.'
             ) from None
+
+def _complete(
+    site: _Site,
+    table: XrayTable,
+    layout: Layout,
+    old: Path,            # the cache to begin with, if it is there
+    sources: np.ndarray,
+    how: tuple[int, str, bool],  # workers, cluster, progress
+) -> dict:                # the manifest
+    "Begin a draft or go on with one, and put it in its place."
+    draft = site.draft
+    sent = _Sent(site.there, site.key, draft, layout) if site.there else None
+    if not (draft/'journal.jsonl').exists():  # nothing is known of what a draft holds
+        shutil.rmtree(draft, ignore_errors=True)
+        _take_over(old, draft, layout, sent)
+    _remove_others(draft, layout)
+    records = _fill(table, layout, draft, sources, *how, sent=sent)
+    manifest = _finish(table, layout, draft, sources, records)
+    if sent: sent.publish(manifest)
+    _install(draft, site.final)
     return manifest
 
 # %% ../nbs/20_cache.ipynb #a227bcbe
@@ -600,80 +863,105 @@ def _plain(index) -> bool:
 
 # %% ../nbs/20_cache.ipynb #24f74a7b
 class ImageCache:
-    "The pixels of a table at one size, (N, H, W) uint8 in one file mapped into memory, read-only."
+    "The pixels of a table at one size, (N, H, W) uint8 in files mapped into memory, read-only."
 
     def __init__(
         self,
         path: Path,      # the cache's own folder; use `ImageCache.build` or `ImageCache.open`
         manifest: dict,  # what it was made from
+        place: RemoteFolder | None = None,  # where it lies, if that is not here
     ):
-        self.path, self.manifest = Path(path), manifest
+        self.path, self.manifest, self.place = Path(path), manifest, place
         self.image_size = tuple(manifest['image_size'])
         self._pixels = None
-        self._digests: Any = _known_rows(self.path, manifest)
-        self._unseen: Any = None if self._digests is None else np.ones(len(self), bool)
+        self.row_digests: Any = _known_rows(self.path, manifest)  # (N, 16) uint8
+        self._unseen: Any = None if self.row_digests is None else np.ones(len(self), bool)
 
     @classmethod
     def build(
         cls,
         table: XrayTable,                   # unreadable images go into quarantine
         image_size: Sequence[int],          # (height, width) in pixels
-        folder: str | Path = 'data/cache',  # where caches live
+        folder: str | Path | RemoteFolder = 'data/cache',  # where caches live, or its URL
         workers: int = 0,                   # 0: one per core
         progress: bool = True,
         cluster: str = 'threads',           # who decodes, as in `spread`
+        shard: float = 0,                   # MB per file; 0: one file, elsewhere 256 MB
     ) -> 'ImageCache':
         "Build the cache, resume it, or open it if it fits; `ImageError` if no image can be read."
         if not len(table):
             raise DataError(f'The table {table.name} has no rows, so there is nothing to cache.')
-        folder, size = resolve_path(folder), _size(image_size)
-        manifest = _build(table, size, folder, workers, cluster, progress)
-        return cls(folder/cache_key(table, size), manifest)
+        folder, size = resolve_place(folder), _size(image_size)
+        manifest = _build(table, size, folder, workers, cluster, progress, shard)
+        site = _site(table, size, folder)
+        return cls(site.final, manifest, site.there)
 
     @classmethod
     def open(
         cls,
-        folder: str | Path,
+        folder: str | Path | RemoteFolder,
         table: XrayTable,
         image_size: Sequence[int],
     ) -> 'ImageCache':
         "Open a cache that fits table, size and files; raises `StaleCache` otherwise."
-        folder = resolve_path(folder)
+        folder = resolve_place(folder)
         manifest = _manifest(table, image_size, folder, _sources(table))
-        return cls(folder/cache_key(table, image_size), manifest)
+        site = _site(table, image_size, folder)
+        return cls(site.final, manifest, site.there)
 
     @property
     def pixels(self) -> np.ndarray:
-        "All pixels, (N, H, W) uint8, read-only."
-        if self._pixels is None:
-            mapped = _mapped(self.path/'pixels.npy', (len(self), *self.image_size))
-            self._pixels = mapped.view(np.ndarray)   # without memmap's ceremony at every index
+        "All pixels, (N, H, W) uint8, read-only; of a cache elsewhere, raise `DataError`."
+        if self.place:
+            raise DataError(f'{self.where} is not here as a whole; read batches with `gather`.')
+        if self._pixels is None: self._pixels = _all_pixels(self.path, _layout(self.manifest))
         return self._pixels
+
+    @property
+    def where(self) -> str:
+        "The folder of the cache, or its URL."
+        return f'{self.place}/{self.path.name}' if self.place else str(self.path)
 
     @cached_property
     def _taking(self) -> tuple:
         "For `gather`: numpy's `take` (the quickest) over one long row per image, and two more."
         batch_shape = (-1, 1, *self.image_size)
         usable = self.usable if self.quarantined else None
-        return self.pixels.reshape(len(self), -1).take, batch_shape, usable
+        if not self.place: return self.pixels.reshape(len(self), -1).take, batch_shape, usable
+        names = [f'{self.path.name}/{name}' for name in _shard_names(self.manifest)]
+        fetched = Fetched(_layout(self.manifest), self.place, names, self._check_shard)
+        return fetched.take, batch_shape, usable
+
+    def _check_shard(self, shard: int, file: Path) -> None:
+        "Raise `DataError` for a shard from elsewhere that is not what was written."
+        layout, name = _layout(self.manifest), f'Shard {shard} of {self.where}'
+        found, length = file.stat().st_size, layout.length(shard)
+        if found != length:
+            raise DataError(f'{name} has {found:,} bytes and not {length:,}; {_DELETE}')
+        pixels = np.memmap(file, np.uint8, 'r').reshape(-1, layout.image)
+        for piece in self.manifest['pieces'][layout.rows_of(shard)[0] // PIECE:]:
+            start = piece['start'] - layout.rows_of(shard)[0]
+            if start >= len(pixels): return
+            if _root(_row_digests(pixels[start:start + PIECE])).hex() == piece['digest']: continue
+            raise DataError(f'{name} is not what was written there; {_DELETE}')
 
     @property
     def digest(self) -> str:  # 16 hex digits
         "Fingerprint the pixels of all rows: the root of a tree over them."
         return _root([bytes.fromhex(p['digest']) for p in self.manifest['pieces']]).hex()[:16]
 
-    def _check(self, rows: np.ndarray) -> None:
-        "Compare rows with their digests when they are used for the first time."
+    def _check(self, rows: np.ndarray, pixels: np.ndarray) -> None:
+        "Compare the pixels (B, H * W) of rows with their digests when these are used first."
         if self._unseen is None: return
-        fresh = rows[self._unseen[rows]]
-        if not len(fresh): return
-        for row in np.unique(fresh).tolist():
-            if _hash(self.pixels[row]) == self._digests[row].tobytes(): continue
+        fresh = np.flatnonzero(self._unseen[rows])
+        for at in fresh.tolist():
+            if _hash(pixels[at]) == self.row_digests[rows[at]].tobytes(): continue
             raise StaleCache(
-                f'The pixels of row {row} of cache {self.path.name} were altered; delete the '
+                f'The pixels of row {rows[at]} of cache {self.path.name} were altered; delete the '
                 'folder to build it again (`smlxray cache verify` reads every row of it).'
             )
-        self._unseen[fresh] = False
+        if not len(fresh): return
+        self._unseen[rows[fresh]] = False
         if not self._unseen.any(): self._unseen = None
 
     @cached_property
@@ -699,8 +987,9 @@ class ImageCache:
         rows = index if _plain(index) else row_numbers(index, len(self))
         try:
             if usable is None or usable[rows].all():
-                if self._unseen is not None: self._check(rows)
-                return torch.from_numpy(take(rows, 0).reshape(shape))
+                pixels = take(rows, 0)
+                if self._unseen is not None: self._check(rows, pixels)
+                return torch.from_numpy(pixels.reshape(shape))
         except IndexError:
             row_numbers(rows, len(self))   # says which row it was
             raise
@@ -712,7 +1001,7 @@ class ImageCache:
         "Compare every pixel with the checksums; raises `StaleCache` naming rows that were altered."
         for piece in self.manifest['pieces']:
             start = piece['start']
-            pixels = np.ascontiguousarray(self.pixels[start:start + PIECE])
+            pixels = self._taking[0](np.arange(start, min(start + PIECE, len(self))), 0)
             if _root(_row_digests(pixels)).hex() != piece['digest']:
                 rows = f'rows {start} to {start + len(pixels) - 1} of cache {self.path.name}'
                 raise StaleCache(f'The pixels of {rows} were altered; '
@@ -722,7 +1011,7 @@ class ImageCache:
         return self.manifest['rows']
 
     def __reduce__(self):
-        return _reopen, (self.path,)
+        return _reopen, (self.path, self.place)
 
     def __repr__(self) -> str:
         size, megabytes = ' x '.join(map(str, self.image_size)), self.manifest['bytes'] / 1e6
@@ -741,9 +1030,24 @@ def _mapped(file: Path, shape: tuple) -> np.ndarray:
         f'The pixels of cache {file.parent.name} are damaged; delete the folder to build it again.'
     )
 
-def _reopen(path: Path) -> ImageCache:
-    "Open a cache by its own folder, as another process does."
-    return ImageCache(path, _read_manifest(path))
+_DELETE = 'delete that folder to build it again.'
+
+def _all_pixels(folder: Path, layout: Layout) -> np.ndarray:  # (N, H, W)
+    "Map the pixels of a folder into memory; raise `StaleCache` if they are not what they must be."
+    if not layout.per:  # as an array without memmap's ceremony at every index
+        return _mapped(folder/layout.file(0), (layout.rows, *layout.size)).view(np.ndarray)
+    window = Window(layout)
+    try:
+        for shard in layout.shards: window.lay(shard, folder/layout.file(shard))
+    except OSError as error:
+        said = f'Shard {shard} of cache {folder.name} is damaged ({error.strerror})'
+        raise StaleCache(f'{said}; delete the folder to build it again.') from None
+    return window.array
+
+def _reopen(path: Path, place: RemoteFolder | None = None) -> ImageCache:
+    "Open a cache by its own folder, as another process does, perhaps on another machine."
+    if place: path = _mirrored(place, path.name)/path.name
+    return ImageCache(path, _read_manifest(path), place)
 
 # %% ../nbs/20_cache.ipynb #7b28a681
 _STATES = {
@@ -751,49 +1055,56 @@ _STATES = {
     '.old': 'left over',
 }
 
-def _finished_manifest(path: Path) -> dict:
+def _finished_manifest(path: Path, elsewhere: bool) -> dict:
     "The manifest of a finished cache, or {} if that or the pixels are damaged."
     try:
         manifest = _read_manifest(path)
     except (OSError, StaleCache):
         return {}
     complete = {'table', 'rows', 'image_size', 'pieces'} <= set(manifest)
-    whole = (path/'pixels.npy').stat().st_size == manifest.get('bytes')
-    return manifest if complete and whole else {}
+    whole = complete and (elsewhere or _layout(manifest).are_whole(path))
+    return manifest if whole else {}
 
-def _cache_row(path: Path) -> dict:
+def _cache_row(path: Path, elsewhere: bool = False) -> dict:
     "What `cache_info` says of one folder."
     state, manifest = _STATES.get(path.suffix, 'complete'), {}
     if state == 'complete':
-        manifest = _finished_manifest(path)
+        manifest = _finished_manifest(path, elsewhere)
         state = 'complete' if manifest else 'damaged'
+    held = sum(map(_bytes_on_disk, path.glob('pixels*')))
     return {
         'cache': path.name,
         'table': manifest.get('table', ''),
         'rows': manifest.get('rows', 0),
         'size': ' x '.join(map(str, manifest.get('image_size', []))),
-        'MB': round(_bytes_on_disk(path/'pixels.npy') / 1e6, 1),
+        'shards': len(_layout(manifest).shards) if manifest else 0,
+        'MB': round((manifest.get('bytes', 0) if elsewhere else held) / 1e6, 1),
         'quarantined': manifest.get('quarantined', 0),
         'state': state,
     }
 
 # %% ../nbs/20_cache.ipynb #7b28a682
 def cache_info(
-    folder: str | Path = 'data/cache',  # where caches live
-) -> pd.DataFrame:  # cache, table, rows, size, MB, quarantined, state
+    folder: str | Path | RemoteFolder = 'data/cache',  # where caches live, or its URL
+) -> pd.DataFrame:  # cache, table, rows, size, shards, MB, quarantined, state
     "List the caches of a folder: complete, half built, left over or damaged."
-    columns = ['cache', 'table', 'rows', 'size', 'MB', 'quarantined', 'state']
-    folders = sorted(path for path in resolve_path(folder).glob('*') if path.is_dir())
-    rows = [_cache_row(path) for path in folders if (path/'pixels.npy').exists()]
+    columns = ['cache', 'table', 'rows', 'size', 'shards', 'MB', 'quarantined', 'state']
+    place = resolve_place(folder)
+    if isinstance(place, RemoteFolder):
+        found = [_mirrored(place, key)/key for key in sorted(lengths(place))]
+        rows = [_cache_row(path, True) for path in found if path.is_dir()]
+    else:
+        folders = sorted(path for path in place.glob('*') if path.is_dir())
+        rows = [_cache_row(path) for path in folders if any(path.glob('pixels*'))]
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../nbs/20_cache.ipynb #da013299
-def _verdict(path: Path, state: str) -> str:
+def _verdict(path: Path, state: str, place: RemoteFolder | None) -> str:
     "'sound', or a sentence that says what is wrong with a cache."
     if state != 'complete': return f'{state}; building it again mends it'
     try:
-        _reopen(path).verify()
-    except StaleCache as error:
+        _reopen(path, place).verify()
+    except DataError as error:
         return str(error)
     except Exception:  # a damaged .npy file raises errors of several families
         return f'Cache {path.name} is damaged; delete the folder to build it again.'
@@ -801,12 +1112,14 @@ def _verdict(path: Path, state: str) -> str:
 
 # %% ../nbs/20_cache.ipynb #da01329a
 def verify_caches(
-    folder: str | Path = 'data/cache',  # where caches live
+    folder: str | Path | RemoteFolder = 'data/cache',  # where caches live, or its URL
 ) -> pd.DataFrame:  # as `cache_info`, and 'found': 'sound', or a sentence that says what is wrong
     "Read every finished cache of a folder and compare it with its checksums."
-    info, home = cache_info(folder), resolve_path(folder)
-    found = [_verdict(home/cache, state) for cache, state in zip(info['cache'], info['state'])]
-    return info.assign(found=found)
+    info, home = cache_info(folder), resolve_place(folder)
+    place = home if isinstance(home, RemoteFolder) else None
+    here = scratch_of(home) if isinstance(home, RemoteFolder) else home
+    caches = zip(info['cache'], info['state'])
+    return info.assign(found=[_verdict(here/cache, state, place) for cache, state in caches])
 
 # %% ../nbs/20_cache.ipynb #c9f71dbe
 class DirectPixels:
@@ -864,10 +1177,11 @@ def open_pixels(
     table: XrayTable,                       # the whole table; splits are row numbers into it
     image_size: Sequence[int],              # (height, width) in pixels
     use_cache: bool = True,                 # False: read the image files every time
-    cache_path: str | Path = 'data/cache',  # where caches live; from the root when in a checkout
+    cache_path: str | Path | RemoteFolder = 'data/cache',  # where caches live, or its URL
     workers: int = 0,                       # that build, 0: one per core
     progress: bool = True,                  # show a bar while building
     cluster: str = 'threads',               # who decodes, as in `spread`
+    shard: float = 0,                       # MB per file of a new cache, as in `ImageCache.build`
 ) -> ImageCache | DirectPixels:
     "Open the pixels of a table, building their cache when it is missing or stale."
     if not use_cache: return DirectPixels(table, image_size)
@@ -875,7 +1189,7 @@ def open_pixels(
         cache = ImageCache.open(cache_path, table, image_size)
     except StaleCache as error:
         if 'There is no cache' not in str(error): logger.info(str(error))
-        cache = ImageCache.build(table, image_size, cache_path, workers, progress, cluster)
+        cache = ImageCache.build(table, image_size, cache_path, workers, progress, cluster, shard)
     if cache.quarantined: _warn(cache, 'in quarantine', 'quarantine.csv', cache.quarantined)
     if cache.remarks: _warn(cache, 'doubtful', 'remarks.csv', cache.remarks)
     return cache
@@ -994,7 +1308,8 @@ def _convert_pieces(
     progress: bool,
 ) -> dict[int, dict]:
     "Write the pieces of a draft from old files; return their records."
-    file, records, starts = _Draft(draft, len(table), size), {}, range(0, len(table), PIECE)
+    layout = Layout(len(table), size)
+    file, records, starts = _Draft(draft, layout), {}, range(0, len(table), PIECE)
     read = partial(_old_or_decoded, found=found)
     look = dict(desc=f'converting {for_terminal(table.name)}', unit='piece', disable=not progress)
     try:
@@ -1020,18 +1335,22 @@ def _convert(
     np.save(draft/'sources.npy', sources)
     records = _convert_pieces(table, found, size, draft, progress)
     converted = sum(file is not None for file in found)
-    return _finish(table, size, draft, sources, records, converted=converted)
+    layout = Layout(len(table), size)
+    return _finish(table, layout, draft, sources, records, converted=converted)
 
 # %% ../nbs/20_cache.ipynb #7aad5a77
 def convert_cache(
     source: str | Path,                 # folder of the old cache: .pt or .npy files at any depth
     table: XrayTable,                   # the table of its images; these need not exist any more
     image_size: Sequence[int],          # (height, width) that the old cache was made for
-    folder: str | Path = 'data/cache',  # where caches live
+    folder: str | Path | RemoteFolder = 'data/cache',  # where caches live; no URL
     progress: bool = True,
 ) -> ImageCache:
     "Turn an SML-X-ray cache into an `ImageCache`, leaving the old one as it is."
-    source, folder, size = resolve_path(source), resolve_path(folder), _size(image_size)
+    source, place, size = resolve_path(source), resolve_place(folder), _size(image_size)
+    if isinstance(place, RemoteFolder):
+        raise DataError(f'An old cache is converted into a folder here, not into {place}.')
+    folder = place
     if not source.is_dir(): raise DataError(f'There is no folder {source}.')
     found, strangers = _match_old(table, source)
     if not any(found):

@@ -16,9 +16,9 @@ import typer, typer.core
 
 from . import __version__
 from smlxray.base import (
-    ALGORITHMS, BACKBONES, BENCHES, CLUSTERS, LOSSES, READERS, Registry, SmlxrayError,
+    ALGORITHMS, BACKBONES, BENCHES, CLUSTERS, LOSSES, READERS, Registry, RemoteFolder, SmlxrayError,
     check_cluster, csv_text, did_you_mean, for_cell, for_terminal, moved, only_one, resolve_path,
-    same_name, shipped_file, shipped_notebook, show_remarks, write_atomic,
+    resolve_place, same_name, shipped_file, shipped_notebook, show_remarks, write_atomic,
 )
 from smlxray.config import (
     BENCHMARKS, PRESETS, DataSettings, Settings, load_settings, make_run_folder, stated_preset,
@@ -44,9 +44,10 @@ _Views = Annotated[_one_of(['frontal', 'all']), typer.Option(help='Lateral image
 _Size = Annotated[
     str, typer.Option(help='Pixels: one number, or height x width, such as 224 or 256x224.')
 ]
-_Place = Annotated[
-    Optional[Path], _option(f'Where caches live; {_DEFAULT.cache_path} if left out.')
-]
+_WHERE = f'Where caches live, a folder or a URL; {_DEFAULT.cache_path} if left out.'
+_Place = Annotated[Optional[str], _option(_WHERE)]
+_SCRATCH = f'Copies of files of a cache that a URL names; {_DEFAULT.scratch_path} if left out.'
+_Scratch = Annotated[Optional[Path], _option(_SCRATCH)]
 _Workers = Annotated[int, typer.Option(min=0, help='Threads; 0 takes every core.')]
 _CLUSTER = 'Who works: threads, loky (processes), dask, dask:tcp://HOST:PORT, or slurm.'
 _Cluster = Annotated[str, typer.Option(help=_CLUSTER, parser=check_cluster)]
@@ -92,6 +93,11 @@ def _here(path: Path | str | None) -> Path:
     "Return a path of the command line, or the place of the caches."
     if path is None: return resolve_path(_DEFAULT.cache_path)
     return Path.cwd() / Path(path).expanduser()
+
+def _caches(path: str | None, scratch: Path | None = None) -> Path | RemoteFolder:
+    "Return the place of the caches: a folder, or a URL with its folder for copies."
+    if path is None or '://' not in path: return _here(path)
+    return resolve_place(path, _here(scratch) if scratch else _DEFAULT.scratch_path)
 
 def _pixels(size: str) -> tuple[int, int]:
     "Read '224' or '256x224'."
@@ -357,9 +363,11 @@ def _common(version: _Version = False):
 
 # %% ../nbs/90_cli.ipynb #915ea640
 _cache = _group('cache', 'Prepare pixels once, so that training reads them at memory speed.')
+_SHARD = 'Megabytes per file of a new cache; 0: one file, behind a URL 256 MB.'
 
 @_cache.command('build', epilog=_examples(
     'smlxray cache build data/phantoms-tiny --size 32',
+    'smlxray cache build data/phantoms-tiny --size 48 --shard 1',
     'smlxray cache info',
 ))
 def _cache_build(
@@ -368,6 +376,8 @@ def _cache_build(
     dataset: _Dataset = 'auto',
     views: _Views = _DEFAULT.views,
     cache_path: _Place = None,
+    scratch: _Scratch = None,
+    shard: Annotated[float, _option(_SHARD, min=0)] = _DEFAULT.cache_shard,
     workers: _Workers = 0,
     cluster: _Cluster = 'threads',
 ):
@@ -379,12 +389,13 @@ def _cache_build(
     table = _table(path, dataset, views)
     from smlxray.cache import ImageCache
     with _goes_on('the same command goes on where it stopped'):
-        cache = ImageCache.build(table, pixels, _here(cache_path), workers, progress, cluster)
+        place = _caches(cache_path, scratch)
+        cache = ImageCache.build(table, pixels, place, workers, progress, cluster, shard)
     _describe(cache)
 
 def _describe(cache) -> None:
     "Say what a cache holds, where it is, and what is lost or doubtful, three of each at most."
-    _echo(f'{cache}\n{cache.path}')
+    _echo(f'{cache}\n{cache.where}')
     said = {row: '; '.join(remarks) for row, remarks in cache.remarks.items()}
     _list_rows('quarantine', cache.quarantined, cache.path / 'quarantine.csv')
     _list_rows('doubtful', said, cache.path / 'remarks.csv')
@@ -396,26 +407,26 @@ def _list_rows(what: str, rows: dict[int, str], place: Path) -> None:
 
 # %% ../nbs/90_cli.ipynb #b4d8e210
 @_cache.command('info', epilog=_examples('smlxray cache info --json'))
-def _cache_info(cache_path: _Place = None, as_json: _Json = False):
-    "List the caches there are: table, rows, size, megabytes, quarantine, state."
+def _cache_info(cache_path: _Place = None, scratch: _Scratch = None, as_json: _Json = False):
+    "List the caches there are: table, rows, size, shards, megabytes, quarantine, state."
     from smlxray.cache import cache_info
-    _list(cache_info(_here(cache_path)), cache_path, as_json)
+    _list(cache_info(_caches(cache_path, scratch)), cache_path, as_json)
 
 @_cache.command('verify', epilog=_examples('smlxray cache verify'))
-def _cache_verify(cache_path: _Place = None, as_json: _Json = False):
+def _cache_verify(cache_path: _Place = None, scratch: _Scratch = None, as_json: _Json = False):
     """Read every cache whole and compare it with its checksums.
 
     Exit code 1 if one is not sound.
     """
     from smlxray.cache import verify_caches
-    seen = verify_caches(_here(cache_path))
+    seen = verify_caches(_caches(cache_path, scratch))
     _list(seen[['cache', 'rows', 'found']], cache_path, as_json)
     raise typer.Exit(not len(seen) or bool((seen['found'] != 'sound').any()))
 
 def _list(frame, cache_path, as_json=False) -> None:
     "Print a table of caches, or that there are none."
     if len(frame) or as_json: return _show(frame, as_json)
-    _echo(f'There is no cache in {_here(cache_path)}.')
+    _echo(f'There is no cache in {_caches(cache_path)}.')
 
 # %% ../nbs/90_cli.ipynb #0633b689
 _OLD = 'Folder of an SML-X-ray cache: .pt or .npy files, one per image.'
@@ -435,7 +446,7 @@ def convert(
     _exists(source)
     table = _table(data, dataset, views)
     from smlxray.cache import convert_cache
-    cache = convert_cache(_here(source), table, pixels, _here(cache_path), progress=progress)
+    cache = convert_cache(_here(source), table, pixels, _caches(cache_path), progress=progress)
     _describe(cache)
 
 # %% ../nbs/90_cli.ipynb #bb8a6ea6
@@ -506,6 +517,7 @@ _ENCODER = (
     'A bundle, a file .onnx or .pt2, a name such as timm/resnet18, package.module:factory, or a '
     'card (.yaml).'
 )
+_EITHER = 'Name an --encoder, or --vectors that are there already.'
 _WANTS = 'Pixels that the encoder wants, such as 224 or 256x224.'
 _FROM = 'Instead: vectors of another library (.npy, .safetensors, .parquet), to seal.'
 _THEIR_PATHS = 'With --vectors: the paths, as text or CSV; left out, the file of the same name.'
@@ -534,6 +546,7 @@ def embed(
     dataset: _Dataset = 'auto',
     views: _Views = _DEFAULT.views,
     cache_path: _Place = None,
+    scratch: _Scratch = None,
     workers: _Workers = 0,
     cluster: _Cluster = 'threads',
     batch_size: Annotated[int, typer.Option(min=1, help='X-rays at once.')] = 64,
@@ -545,15 +558,14 @@ def embed(
     The file tells what it was made of and what the encoder has seen; `leaderboard` and `study`
     read it. Stopped, the same command goes on where it was.
     """
-    if bool(encoder) == bool(vectors):
-        raise typer.BadParameter('Name an --encoder, or --vectors that are there already.')
+    if bool(encoder) == bool(vectors): raise typer.BadParameter(_EITHER)
     _no_folder(output)
     _writable(output)
     _no_input(output, data, vectors, paths)
     _keep_foreign(output, overwrite, 'left_out')
     seen = dict(findings_seen=findings_seen, patients_seen=patients_seen)
     card = _card(size, trained_on=trained_on, channels=channels, **seen)
-    where: dict = dict(cache_path=_here(cache_path), workers=workers, cluster=cluster)
+    where: dict = dict(cache_path=_caches(cache_path, scratch), workers=workers, cluster=cluster)
     how: dict = dict(batch_size=batch_size, overwrite=overwrite, cluster=cluster)
     if cluster != 'threads': how['workers'] = workers  # among threads the network has its own
     table = _table(data, dataset, views)

@@ -20,7 +20,9 @@ from pydantic_core.core_schema import no_info_after_validator_function
 
 from .base import ALGORITHMS, BACKBONES, CLUSTERS, LOSSES, OWN_CODE, READERS, Registry
 from .base import ConfigError, moved, nearest, trust_code
-from .base import repo_root, resolve_path, shipped_file, write_atomic
+from smlxray.base import (
+    RemoteFolder, repo_root, resolve_path, resolve_place, shipped_file, write_atomic,
+)
 
 # %% ../nbs/00_config.ipynb #2eaa85ab
 CHEXPERT_FINDINGS = (
@@ -254,7 +256,10 @@ class DataSettings(Section):
     batch_size: _Pair = 32             # images per step of Siamese training; all pairs are used
     image_size: _Size = (224, 224)     # height, width in pixels
     use_cache: bool = True             # keep decoded pixels in one memory-mapped file
-    cache_path: _Text = 'data/cache'   # where that file goes
+    cache_path: _Text = 'data/cache'   # where that file goes: a folder, or a URL as s3://bucket/x
+    cache_shard: _Weight = 0.0         # MB per file of a cache; 0: one file, 256 MB behind a URL
+    scratch_path: _Text = 'data/scratch'  # copies of files of a cache that a URL names
+    scratch_gb: _Positive = 20.0       # what these copies may take
     uncertain: _Uncertain = 'ignore'   # what a label of -1 means in training
     blanks: _Blanks = 'negative'       # what no label means in training
     views: _Views = 'frontal'          # lateral images or not
@@ -359,6 +364,7 @@ _PlainDumper.add_representer(list, _list_in_brackets)
 PATH_SETTINGS = (
     ('data', 'dataset_path'),
     ('data', 'cache_path'),
+    ('data', 'scratch_path'),
     ('data', 'dataset'),
     ('evaluation', 'runs_path'),
 )
@@ -376,7 +382,7 @@ class Settings(Section):
     _root: Path = PrivateAttr(default_factory=lambda: repo_root() or Path.cwd())
 
     def _place(self, path: str) -> Path:
-        return (self._root / os.path.expanduser(path)).resolve()
+        return (self._root / os.path.expanduser(path.removeprefix('file://'))).resolve()
 
     @property
     def dataset_folder(self) -> Path:
@@ -384,9 +390,13 @@ class Settings(Section):
         return self._place(self.data.dataset_path)
 
     @property
-    def cache_folder(self) -> Path:
-        "The folder of decoded pixels."
-        return self._place(self.data.cache_path)
+    def cache_folder(self) -> Path | RemoteFolder:
+        "The folder of decoded pixels, here or elsewhere."
+        place = resolve_place(self.data.cache_path)
+        if isinstance(place, Path): return self._place(self.data.cache_path)
+        return place._replace(
+            scratch=self._place(self.data.scratch_path), gigabytes=self.data.scratch_gb
+        )
 
     @property
     def runs_folder(self) -> Path:

@@ -325,6 +325,7 @@ def _open_pixels(settings: Settings, table: XrayTable) -> ImageCache | DirectPix
         workers=d.workers,
         progress=settings.training.progress,
         cluster=d.cluster,
+        shard=d.cache_shard,
     )
 
 # %% ../nbs/63_lab.ipynb #1283c2f6

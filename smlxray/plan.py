@@ -131,7 +131,8 @@ def _short(value) -> str:
 
 # %% ../nbs/72_plan.ipynb #c22eecc3
 ELSEWHERE = {  # settings that change no number, or that are said elsewhere
-    'data': {'dataset_path', 'cache_path', 'workers', 'cluster'},
+    'data': {'dataset_path', 'cache_path', 'cache_shard', 'scratch_path', 'scratch_gb', 'workers'}
+    | {'cluster'},
     'training': {'save_dir', 'device', 'progress', 'resume'},
 }
 

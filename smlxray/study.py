@@ -292,7 +292,8 @@ def _embedded(plan: StudySettings, name: str, table: XrayTable) -> Path:
     encoder = open_encoder(how.encoder, card, device)
     progress = settings.training.progress
     work: dict = dict(progress=progress, cluster=settings.data.cluster)
-    pixels = open_pixels(table, encoder.size, cache_path=settings.cache_folder, **work)
+    place: dict = dict(cache_path=settings.cache_folder, shard=settings.data.cache_shard)
+    pixels = open_pixels(table, encoder.size, **place, **work)
     key = json_digest(made_by_encoder(encoder, table, pixels))
     folder = make_run_folder(settings) / 'vectors'
     path = folder / f'{file_name(name)}-{key}.safetensors'

@@ -25,6 +25,7 @@ from smlxray.cache import (
     cache_key,
 )
 from smlxray.data import XrayTable
+from smlxray.shards import Layout
 
 SIZE, COUNT = (32, 32), 200
 
@@ -34,6 +35,7 @@ import sys, time
 import pandas as pd
 import smlxray.cache as cache
 from smlxray.data import XrayTable
+from smlxray.shards import Layout
 folder, log, pause = sys.argv[1], open(sys.argv[2], 'a', buffering=1), float(sys.argv[3])
 read = cache.read_picture
 def slow_read(path, **options):
@@ -131,7 +133,7 @@ def test_a_stopped_builder_leaves_no_cache_and_the_next_goes_on(table, tmp_path,
 def test_a_damaged_draft_is_not_believed(table, tmp_path):
     whole = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
     expected, key = (whole.path / 'pixels.npy').read_bytes(), whole.path.name
-    _take_over(whole.path, tmp_path / f'cache/{key}.building', COUNT, SIZE)
+    _take_over(whole.path, tmp_path / f'cache/{key}.building', Layout(COUNT, SIZE))
     with open(tmp_path / f'cache/{key}.building/pixels.npy', 'r+b') as file:
         file.seek(128 + 70 * 32 * 32)
         file.write(b'damage')  # in the second piece

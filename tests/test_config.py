@@ -134,10 +134,11 @@ def test_folders_stay_when_the_working_folder_changes(tmp_path, monkeypatch):
 def test_published_settings_name_no_folder():
     paths = dict(dataset_path='/hospital/xrays', cache_path='~/hospital/cache')
     paths |= dict(runs_path='../hospital/runs', dataset='/hospital/mine.yaml')
+    paths |= dict(scratch_path='/hospital/copies')
     shared = load_settings('tiny', **paths).without_folders()
     assert 'hospital' not in str(shared)
     assert [getattr(getattr(shared, section), key) for section, key in PATH_SETTINGS] == [
-        'xrays', 'cache', 'mine.yaml', 'runs',
+        'xrays', 'cache', 'copies', 'mine.yaml', 'runs',
     ]  # fmt: skip
 
 
