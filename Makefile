@@ -53,7 +53,7 @@ seeds: $(STAMP)  ## run the demo with three seeds and write nbs/demo_seeds.json 
 
 example: $(STAMP)  ## train the small run that ships with the pages and pack it (10 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/smlxray run --config config/example.yaml
-	@$(BIN)/python -c "from pathlib import Path; from smlxray.app.serve import pack_example; pack_example(Path('runs/example'), Path('config/example'))"
+	@$(BIN)/python -c "from pathlib import Path; from smlxray.app.nursery import pack_example; pack_example(Path('runs/example'), Path('config/example'))"
 
 real: $(STAMP)  ## run the study on real X-rays; resumes if interrupted (options: REAL='--folder PATH')
 	OMP_NUM_THREADS=1 $(BIN)/smlxray study $(REAL)

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.spatial import cKDTree
 from tqdm.auto import tqdm
 
 from .base import ImageError, logger, nearest
@@ -192,6 +191,7 @@ def _candidates(
     distance: float,
 ) -> Iterator[np.ndarray]:          # (M, 2) of rows i < j, perhaps near
     "Pairs that are near along some directions: all at once, or by their rows where they are many."
+    from scipy.spatial import cKDTree  # only here, as it takes a while to load
     tree = cKDTree(short)
     if tree.count_neighbors(tree, distance) < NEAR_MANY:
         pairs = tree.query_pairs(distance, output_type='ndarray')

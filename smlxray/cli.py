@@ -2153,11 +2153,7 @@ def _app(
 ):
     "Serve pages to compare, teach, explore and read results; on phantoms if nothing is named."
     if _here(store).is_file(): raise SmlxrayError(f'{store} is a file; name a folder.')
-    try:
-        from smlxray.app.serve import serve
-    except ModuleNotFoundError as error:
-        needs = f"The pages need the package {error.name}; pip install 'smlxray[app]'."
-        raise SmlxrayError(needs) from None
+    from smlxray.app.serve import serve
     serve(run, bundle, port, str(store), visitors, host or (), browser and _can_browse())
 
 # %% ../nbs/90_cli.ipynb #626bdee7

@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import yaml
 from PIL import Image
-from pydicom.filereader import read_partial
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from smlxray.base import (
@@ -1346,6 +1345,7 @@ def person_in(stem: str) -> tuple[str, bool]:
 
 def _dicom_person(file: Path) -> str:
     "The patient that a DICOM file names, '' for none or for a placeholder."
+    from pydicom.filereader import read_partial  # only here, as it takes a while to load
     try:
         with file.open('rb') as stream:
             head = io.BytesIO(stream.read(65536))          # the patient stands far in front

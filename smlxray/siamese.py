@@ -321,7 +321,8 @@ class Probe(nn.Module):
         super().__init__()
         wide = channels + 1  # the last coordinate is the prior: how abnormal an X-ray looks
         self.register_buffer('centre', torch.zeros(channels))             # of the training features
-        self.register_buffer('whitener', torch.eye(channels, wide))       # of unit vectors
+        eye = torch.zeros(channels, wide).fill_diagonal_(1)  # `eye` takes a second on 'meta'
+        self.register_buffer('whitener', eye)                             # of unit vectors
         self.register_buffer('shift', torch.zeros(wide))                  # of what it gives
         self.weight = nn.Parameter(torch.zeros(wide))                     # what adapts
         self.stride = nn.Parameter(torch.tensor(0.0))                     # what is meta-learned

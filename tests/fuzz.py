@@ -181,7 +181,7 @@ def make_study(home: Path) -> None:
 
 def save_loop(home: Path):
     "Take one step of a training and keep its state; return the loop, and the recipe."
-    from smlxray.app.serve import lab_of_run
+    from smlxray.app.nursery import lab_of_run
     from smlxray.train import (
         Course, Loop, NamingSiamese, SiameseObjective, make_accelerator, new_network, one_round,
         recipe, save_state,

@@ -15,8 +15,8 @@ _HOMES = {
                    'in_background',
     'app.pages': 'PREVALENCES TEMPERATURES overlay tsne_map turn_onto ComparePage TeachPage '
                  'ExplorePage FindingsPage run_names answers_html ResultsPage App',
-    'app.serve': 'bundle_folder prepare open_session write_template notebook_file '
-                 'serve served_app',
+    'app.nursery': 'bundle_folder prepare open_session write_template notebook_file served_app',
+    'app.serve': 'serve',
     'look': 'INK BLUE RED GREY PALETTE figure_url probability_svg curve_svg',
     'dicom': 'COLOURFUL colour_spread',
 }
@@ -37,8 +37,8 @@ _GONE = {
     'STYLE': 'the style sheet is the file app/static/pages.css.',
     'nearest_cases': 'call `Session.nearest`.',
     'voila_command': '`serve` starts the server itself.',
-    'DEMO': 'the pages begin with the run that is shipped; see smlxray.app.serve.',
-    'make_demo': 'the pages begin with the run that is shipped; see smlxray.app.serve.',
+    'DEMO': 'the pages begin with the run that is shipped; see smlxray.app.nursery.',
+    'make_demo': 'the pages begin with the run that is shipped; see smlxray.app.nursery.',
     'listening': 'give `on_step` to smlxray.maml.adapt.',
 }
 __getattr__ = moved(__name__, _MOVED, _GONE)

@@ -8,7 +8,7 @@ __all__ = ['App']
 # %% ../../nbs/83_pages.ipynb #c1447977
 import hashlib, threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -1456,28 +1456,23 @@ def head_html(session: Session) -> Html:
     )
 
 # %% ../../nbs/83_pages.ipynb #b811f232
-class App:
-    "All pages of a session under one roof; show `.widget`."
+class Pages(Mapping):
+    "The pages of a session by their names, each made when it is first asked for."
 
-    def __init__(
-        self,
-        session: Session,
-        stores: str | Path = '',  # folder for the findings of all visitors; '': nothing is kept
-    ):
-        self.session, self.stores = session, stores
-        self.pages = {name: self._page(name) for name in PAGES}
-        self.tabs, self.link = Tabs(labels=[*self.pages]), Link(self.enter)
-        session.give = self.link.give
-        self.places = [
-            box(page.widget, classes='sx-page') for page in self.pages.values()
-        ]
-        self.tabs.observe(lambda change: self.open(), 'value')
-        self.widget = styled(
-            piece(head_html(session)), self.tabs, *self.places, self.link
-        )
-        self.open()
+    def __init__(self, session: Session):
+        self.session = session
+        self.names = [*PAGES]
+        self.made: dict[str, Any] = {}
 
-    def _page(self, name: str) -> Any:
+    def __iter__(self) -> Iterator[str]: return iter(self.names)
+    def __len__(self) -> int: return len(self.names)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.names: raise KeyError(name)
+        if name not in self.made: self.made[name] = self._make(name)
+        return self.made[name]
+
+    def _make(self, name: str) -> Any:
         "Make a page; if that fails, one that says so, so that the others can be used."
         try:
             return PAGES[name](self.session)
@@ -1487,10 +1482,34 @@ class App:
             notice.say(fault(error), level='wrong')
             return SimpleNamespace(widget=card(name, notice))
 
+# %% ../../nbs/83_pages.ipynb #b811f233
+class App:
+    "All pages of a session under one roof; show `.widget`."
+
+    def __init__(
+        self,
+        session: Session,
+        stores: str | Path = '',  # folder for the findings of all visitors; '': nothing is kept
+    ):
+        self.session, self.stores = session, stores
+        self.pages = Pages(session)
+        self.tabs, self.link = Tabs(labels=[*self.pages]), Link(self.enter)
+        session.give = self.link.give
+        self.places = [box(classes='sx-page') for _ in self.pages]
+        self.tabs.observe(lambda change: self.open(), 'value')
+        self.widget = styled(
+            piece(head_html(session)), self.tabs, *self.places, self.link
+        )
+        self.open()
+
     def open(self) -> None:
-        "Show the page whose tab is open."
+        "Show the page whose tab is open; the first time, make it."
         for k, place in enumerate(self.places):
             place.layout.display = '' if k == self.tabs.value else 'none'
+        place, name = self.places[self.tabs.value], self.tabs.labels[self.tabs.value]
+        if name not in self.pages.made: place.children = (piece('<p>Opening ...</p>'),)
+        page = self.pages[name].widget
+        if place.children != (page,): place.children = (page,)
 
     def enter(self, key: str) -> None:
         "Let a visitor in by the key that their browser keeps."
