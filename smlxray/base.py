@@ -846,6 +846,7 @@ BENCHES = Registry('benchmark', {
     'vectors': ('smlxray.bench:bench_vectors', 'heads and intervals on vectors of others'),
     'device': ('smlxray.bench:bench_device', 'training on this device, and what it waits for'),
     'processes': ('smlxray.bench:bench_processes', 'two processes next to two runs'),
+    'app': ('smlxray.bench:bench_app', 'what the pages cost to start and for each visitor'),
 })
 
 # %% ../nbs/00_base.ipynb #a8fff613

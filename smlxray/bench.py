@@ -6,7 +6,8 @@
 __all__ = ['paired', 'bench_episodes', 'bench_metrics', 'bench_cache', 'bench_engines']
 
 # %% ../nbs/75_bench.ipynb #c1c51edb
-import copy, itertools, json, os, platform, random, subprocess, sys, tempfile, time, warnings
+import contextlib, copy, itertools, json, os, platform, random, re, signal, socket, subprocess
+import sys, tempfile, time, warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,13 +16,15 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from PIL import Image
 
-from .base import RemoteFolder, moved
+from .base import RemoteFolder, SmlxrayError, moved
 from .cache import ImageCache, to_float
 from .config import CHEXPERT_FINDINGS, Settings, load_settings
 from .data import XrayTable, clean_negatives, index_rows
@@ -971,6 +974,50 @@ def bench_processes(
 ) -> list[dict]:      # rows
     "Measure the share of two independent runs that two processes of one training reach, on a CPU."
     return [processes_row(case, count, rounds) for case in cases]
+
+# %% ../nbs/75_bench.ipynb #3893ef11
+def _spent(process: psutil.Process) -> float:
+    "Processor seconds of a process and of all that it has started, those that ended included."
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            used = one.cpu_times()
+            total += used.user + used.system + used.children_user + used.children_system
+    return total
+
+def bench_app(
+    visits: int = 3,   # pages that are fetched
+) -> list[dict]:       # rows
+    "Start the pages in an empty folder and fetch them; say what that takes of the processor."
+    app = ['app', '--no-browser', '--port', str(_free_port())]
+    words = [sys.executable, '-m', 'smlxray.cli', *app]
+    with tempfile.TemporaryDirectory() as home, open(f'{home}/log', 'w+') as log:
+        command = subprocess.Popen(words, cwd=home, stdout=log, stderr=subprocess.STDOUT)
+        seen, rows = psutil.Process(command.pid), []
+        for visit in range(visits + 1):
+            spent, start = _spent(seen), time.perf_counter()
+            if not visit: address = _address(command, Path(log.name))
+            else: urlopen(address, timeout=120).read()
+            wall = time.perf_counter() - start
+            time.sleep(3 * bool(visit))  # the kernel for the next visitor is made meanwhile
+            case = f'page {visit}' if visit else 'start, until the address is printed'
+            took = dict(cpu_s=_spent(seen) - spent, wall_s=wall)
+            rows.append(dict(case=case, **{kind: round(s, 2) for kind, s in took.items()}))
+        command.send_signal(signal.SIGINT)
+        command.wait(60)
+    return rows
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+def _address(command: subprocess.Popen, log: Path) -> str:
+    "Wait for the address that the pages print; raise `SmlxrayError` if they end before."
+    while command.poll() is None:
+        if found := re.search(r'http://\S+', log.read_text()): return found[0]
+        time.sleep(0.1)
+    raise SmlxrayError(f'The pages did not start: {log.read_text().strip()}')
 
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:

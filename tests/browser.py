@@ -199,12 +199,25 @@ class Visitor:
             .locator('.sx-thumb')
         )
 
-    def mark(self, k, words):
-        "Press a button below the X-ray with that number in the gallery."
+    def marker(self, k, words):
+        "A button below the X-ray with that number in the gallery."
         gallery = self.page.locator('.sx-gallery:visible').and_(
             self.page.get_by_label('X-rays to choose from')
         )
-        gallery.locator('.sx-item').nth(k).locator(f'button[title="{words}"]').click()
+        return gallery.locator('.sx-item').nth(k).locator(f'button[title="{words}"]')
+
+    def mark(self, k, words):
+        "Press that button."
+        self.marker(k, words).click()
+
+    def drag(self, k, to, words):
+        "Hold that button, and go with the mouse to another X-ray."
+        self.marker(k, words).scroll_into_view_if_needed()
+        boxes = [self.marker(n, words).bounding_box() for n in (k, to)]
+        places = [(box['x'] + box['width'] / 2, box['y'] + box['height'] / 2) for box in boxes]
+        self.page.mouse.move(*places[0])
+        self.page.mouse.down()
+        self.page.mouse.move(*places[1], steps=8)
 
     def close(self):
         self.context.close()

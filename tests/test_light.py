@@ -32,9 +32,22 @@ print(len(cases))
 '''
 
 
-def python(code):
+FIRST_PAGE = '''
+import sys
+from smlxray.app.nursery import open_parts, open_session, prepare
+from smlxray.app.pages import App
+
+told = prepare(say=lambda words: None)
+app = App(open_session(told=told, opened=open_parts(told)))
+assert app.pages['Compare'].pair is not None
+print([*app.pages.made], {SLOW} & {*sys.modules})
+'''
+SLOW = {'torch._dynamo', 'sympy', 'torchvision', 'sklearn', 'pydicom', 'scipy.spatial'}
+
+
+def python(code, home=None):
     "Run some code in a new Python; give what it prints."
-    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=home)
     assert run.returncode == 0, run.stderr[-1500:]
     return run.stdout.strip()
 
@@ -46,6 +59,14 @@ def test_a_wrong_argument_is_refused_before_torch_is_loaded():
 def test_maml_needs_no_notebooks_and_no_dicom():
     names = "{'papermill', 'pydicom', 'ipykernel', 'voila'} & {*sys.modules}"
     assert python(f'import sys, smlxray.maml; print({names})') == 'set()'
+
+
+def test_the_pages_begin_with_what_the_first_page_needs(tmp_path):
+    loaded = "{'torch', 'pandas', 'voila'} & {*sys.modules}"
+    assert python(f'import sys, smlxray.app.serve; print({loaded})') == 'set()'
+    code = FIRST_PAGE.replace('{SLOW}', str(SLOW))
+    assert python(code, tmp_path) == "['Compare'] set()"
+    assert not list(tmp_path.glob('runs/example/*.zip')), 'the drawings are unpacked, not copied'
 
 
 def test_the_help_is_quick():

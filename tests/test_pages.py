@@ -60,6 +60,7 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
         v.changes('.sx-big', before)
 
         teach_fluid(v)
+        mark_several(v)
         sights = dict(Explore='.sx-dot', Findings='.sx-bar', Results='.sx-chart')
         for page, sight in sights.items():
             v.open(page)
@@ -69,6 +70,29 @@ def test_a_visitor_compares_teaches_and_looks_around(served):
         find_no_barrier(v)
         assert v.outside() == [] and v.errors == []
         v.close()
+
+
+def mark_several(v):
+    "Mark many X-rays at once: by a drag, by Shift and a click, by Shift and Enter."
+    p = v.page
+    v.drag(8, 11, 'with the finding')
+    assert p.locator('.sx-covered').count() == 4
+    p.keyboard.press('Escape')
+    p.mouse.up()
+    assert p.locator('.sx-covered').count() == 0
+    v.drag(8, 10, 'with the finding')
+    p.mouse.up()
+    v.says("3 X-rays are marked 'with'")
+    v.marker(12, 'without the finding').click(modifiers=['Shift'])
+    v.says("3 X-rays are marked 'without'")  # from 10, where the drag ended
+    v.marker(9, 'a query').focus()
+    p.keyboard.press('Shift+Enter')
+    v.says("4 X-rays are marked 'query'")  # backwards, from 12
+    marks = [('with', 8), *(('query', k) for k in range(9, 13))]
+    words = dict(with_='with the finding', query='a query')
+    for mark, k in marks:
+        button = v.marker(k, words.get(mark, words['with_']))
+        assert button.get_attribute('aria-pressed') == 'true', (mark, k)
 
 
 def read_an_xray(v):

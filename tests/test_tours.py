@@ -244,7 +244,7 @@ def test_explore_by_mouse_and_keyboard(visitor):
     p.keyboard.press('Enter')
     p.wait_for_function('() => document.querySelectorAll(".sx-dot.sx-chosen").length === 1')
     p.get_by_role('button', name='Use as examples with the finding').click()
-    v.says('1 X-rays are marked')
+    v.says('1 X-ray is marked')
     v.field('Layout').select_option(label='t-SNE')
     v.says('t-SNE is ready', 120_000)
     v.field('Colour by').select_option(label='Pleural Effusion')

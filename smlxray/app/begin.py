@@ -183,8 +183,8 @@ class StartPage:
         return button(words, partial(guarded, notice, work), look)
 
     def _lay_out(self) -> widgets.Widget:
-        goes_on = small('A run takes minutes. It goes on if you close this page; the pages '
-                        'Results, and `smlxray report`, show it later.')
+        goes_on = small('A run takes minutes. It goes on if you close this page; the page Results '
+                        'and the command smlxray report show it later.')
         return box(
             card('1. Name a folder', self.folder, box(self.look_button, classes='sx-row'),
                  self.looked, self.lines.widget),

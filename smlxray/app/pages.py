@@ -143,15 +143,15 @@ def _density(values: np.ndarray, at: np.ndarray) -> np.ndarray:
     return height / max(height.max(), 1e-9)
 
 _SCALE = """
-<svg class="sx-scale" viewBox="0 0 320 134" role="img" aria-label="{said}">
+<svg class="sx-scale" viewBox="0 0 320 142" role="img" aria-label="{said}">
 <path d="{other}" fill="#8ea0ae" fill-opacity=".45" stroke="#52616f"/>
 <path d="{same}" fill="#2563a8" fill-opacity=".3" stroke="#2563a8"/>
 <path d="M10,84H310" stroke="#52616f"/>
-<path d="M{x:.1f},8V90" stroke="#a8432e" stroke-width="2.5"/>
-<text x="{x:.1f}" y="104" text-anchor="{anchor}" font-weight="700">these two: {s:.2f}</text>
-<text x="10" y="96">{low:.2f}</text><text x="310" y="96" text-anchor="end">{high:.2f}</text>
-<text x="10" y="118">blue: known pairs that share a finding</text>
-<text x="10" y="131">grey: known pairs that share none</text>
+<path d="M{x:.1f},8V86" stroke="#a8432e" stroke-width="2.5"/>
+<text x="10" y="98">{low:.2f}</text><text x="310" y="98" text-anchor="end">{high:.2f}</text>
+<text x="{x:.1f}" y="112" text-anchor="{anchor}" font-weight="700">these two: {s:.2f}</text>
+<text x="10" y="126">blue: known pairs that share a finding</text>
+<text x="10" y="139">grey: known pairs that share none</text>
 </svg>
 """
 
@@ -185,8 +185,8 @@ def likeness_words(pair: Comparison) -> str:
     elif strangers >= 75: lead = 'More alike than most pairs that share no finding'
     elif strangers > 25: lead = 'As alike as any two chest X-rays'
     else: lead = 'Less alike than most pairs, even of those that share no finding'
-    return (f'{lead}: {strangers:.0f} % of such pairs are less alike than these two, and '
-            f'{kin:.0f} % of the pairs that share a finding.')
+    return (f'{lead}. Of known pairs that share no finding, {strangers:.0f}\u00a0% are less alike '
+            f'than these two; of those that share one, {kin:.0f}\u00a0%.')
 
 def likeness_html(
     pair: Comparison | None,
@@ -557,6 +557,14 @@ def reason_html(answer: Answer, j: int, current: Current) -> Html:
         x.thumb if x else '', f'{sign}{abs(influence):.2g} {name}', words
     )
 
+def doubt_html(x: Xray) -> Html:
+    "Say what is doubtful about an X-ray, if anything is."
+    return Html(f'<p class="sx-doubt">! {escape(" ".join(x.notes))}</p>' if x.notes else '')
+
+def faint_html(x: Xray, answer: str) -> Html:
+    "Keep an answer in the background if the X-ray is doubtful."
+    return Html(f'<div class="sx-faint">{answer}</div>' if x.notes else answer)
+
 def answer_cells(answer: Answer, current: Current) -> list[Html]:
     "Lay out an answer as a row of the table."
     x, p = answer.xray, answer.probability
@@ -566,8 +574,9 @@ def answer_cells(answer: Answer, current: Current) -> list[Html]:
     decided = np.argsort(-np.abs(answer.influence))[:3]
     reasons = [reason_html(answer, j, current) for j in decided]
     remark = f'<br><small>{escape(answer.remark)}</small>' if answer.remark else ''
-    said = Html(f'<b>{p:.3f}</b> {interval}{bar}{score}{remark}')
-    return [why_html(x.thumb, x.name, x.said), said, Html(''.join(reasons))]
+    said = faint_html(x, f'<b>{p:.3f}</b> {interval}{bar}{score}{remark}')
+    which = Html(why_html(x.thumb, x.name, x.said) + doubt_html(x))
+    return [which, said, Html(''.join(reasons))]
 
 # %% ../../nbs/83_pages.ipynb #674a2eb6
 class Queries:
@@ -692,6 +701,20 @@ def library_example(
         raise BundleError('This library has too few X-rays for an example; upload some.')
     return finding, [x for x in library if finding in x.findings], without
 
+def mark_all(
+    session: Session,
+    keys: Sequence[str],
+    mark: str,
+    notice: Notice,
+    where: str = '',  # that is to be seen, if not here
+) -> None:
+    "Mark X-rays, and say how many have the mark now."
+    left_out = session.marks.add(keys, mark)
+    count = sum(session.marks.by_key.get(key) == mark for key in keys)
+    which = '1 X-ray is' if count == 1 else f'{count} X-rays are'
+    line = f'{which} marked {mark!r}{where}.'
+    notice.say(line, *left_out, level='warn' if left_out else 'good')
+
 class TeachPage:
     "Teach a finding from a few X-rays, and query it."
 
@@ -720,7 +743,10 @@ class TeachPage:
         self.widget = self._lay_out()
 
     def _lay_out(self) -> widgets.Widget:
-        words = 'Mark X-rays: + with the finding, \u2212 without it, ? to be queried.'
+        words = (
+            'Mark X-rays: + with the finding, \u2212 without it, ? to be queried. To mark several, '
+            'drag from a button over the others, or hold Shift and press it on the last of them.'
+        )
         gallery = card('Gallery', small(words), self.marked, self.shelf.widget)
         work = partial(guarded, self.started, self.example)
         example = button('Try an example', work, 'sx-quiet')
@@ -742,11 +768,12 @@ class TeachPage:
         line = f'An example: {finding}. Its X-rays are marked below; go on at 3 and press Teach.'
         self.started.say(line, level='good')
 
-    def mark(self, key: str, mark: str) -> None:
-        "Mark an X-ray, or take the same mark back."
-        if mark not in MARKS: return
+    def mark(self, keys: Sequence[str], mark: str) -> None:
+        "Mark an X-ray, or take the same mark back; mark all of several."
+        if mark not in MARKS or not keys: return
+        if len(keys) > 1: return mark_all(self.session, keys, mark, self.marked)
         self.marked.say()
-        guarded(self.marked, self.session.marks.toggle, key, mark)
+        guarded(self.marked, self.session.marks.toggle, keys[0], mark)
 
     def use(self, finding: TaughtFinding, line: str) -> None:
         "Take a finding from elsewhere, if it is for this network."
@@ -817,7 +844,7 @@ class EmbeddingMap:
         findings = sorted(
             {finding for x in session.library for finding in x.findings}
         )
-        self.layout = Field(kind='select', label='Layout', options=['main components', 't-SNE'])
+        self.layout = Field(kind='select', label='Layout', options=['two components', 't-SNE'])
         self.colour = Field(kind='select', label='Colour by')
         self.colour.options = [SPLIT, PROJECTION, *findings]
         self.weights = Field(kind='select', label='Weights', options=[self.PLAIN])
@@ -873,7 +900,7 @@ class EmbeddingMap:
         key = hashlib.sha256(z.numpy().tobytes()).hexdigest()
         if key in self.tsne: return self.tsne[key]
         self.tsne[key] = None
-        line = 't-SNE is being computed; until then the main components are shown.'
+        line = 't-SNE is being computed; until then two principal components are shown.'
         self.notice.progress(0, 1, line)
         self.jobs.append(
             in_background(self.notice, partial(self._compute_tsne, key, z))
@@ -956,10 +983,7 @@ class ExplorePage:
         keys = [x.key for x in self.map.chosen()]
         if not keys:
             raise BundleError('Nothing is chosen: click points of the map, or drag a rectangle.')
-        left_out = self.session.marks.add(keys, mark)
-        count = sum(self.session.marks.by_key.get(key) == mark for key in keys)
-        line = f'{count} X-rays are marked {mark!r} on the page Teach.'
-        self.notice.say(line, *left_out, level='warn' if left_out else 'good')
+        mark_all(self.session, keys, mark, self.notice, ' on the page Teach')
 
 # %% ../../nbs/83_pages.ipynb #fae1109f
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -1054,7 +1078,8 @@ class FindingTable:
         for part in (useful, rest):
             cells = [finding_cells(*row, row[0] in novel, share) for row in part]
             tables.append(table_html(self.HEAD, cells) if cells else '')
-        self.table.value = _folded(*tables) + f'<p class="sx-small">{self.NOTE}</p>'
+        shown = doubt_html(self.xray) + faint_html(self.xray, _folded(*tables))
+        self.table.value = f'{shown}<p class="sx-small">{self.NOTE}</p>'
 
     def waiting(self) -> str:
         "Keep the old rows, greyed, while the findings are adapted."
@@ -1114,8 +1139,7 @@ def ratio_svg(
 def ratio_words(p: float, share: float) -> str:
     "Say how many times the prevalence a probability is."
     times = p / share
-    if 0.95 < times < 1.05: return 'as likely as the prevalence'
-    return f'{times:.1f} times the prevalence' if times > 1 else f'1/{1 / times:.1f} of it'
+    return f'{times:.2g} \u00d7 prevalence'
 
 def finding_cells(
     name: str,
@@ -1167,7 +1191,7 @@ class FindingsPage:
         "Query an X-ray."
         x = self.session[key]
         self.key = key
-        self.notice.say(*x.notes, level='warn')
+        self.notice.say()
         self.shelf.refresh()
         self.table.show(x)
         self.draw()
@@ -1291,7 +1315,7 @@ def chart_html(figure: Figure, words: str, title: str = '') -> Html:
     heading = f'<h3>{escape(title)}</h3>' if title else ''
     image = f'<img class="sx-chart" src="{figure_url(figure)}" alt="{escape(words)}">'
     close(figure)
-    return Html(heading + image)
+    return Html(f'{heading}<div class="sx-wide">{image}</div>')
 
 def answers_html(folder: Path, method: str) -> Html:
     "Draw curves and decisions of a method on five findings at most; nothing without answers."
@@ -1448,11 +1472,13 @@ def head_html(session: Session) -> Html:
     "Write the head of the application."
     bundle = session.bundle
     height, width = bundle.size
-    network = f'{bundle.settings.siamese.backbone} at {height} x {width} pixels'
-    words = f'{bundle.version}: {network}, {len(bundle.findings)} findings. {session.about}'
+    learned = bundle.version.partition('-')[0]
+    network = f'{bundle.settings.siamese.backbone} with {learned}, {height} x {width} pixels'
+    words = escape(f'{session.about} Network: {network}, {len(bundle.findings)} findings.')
     return Html(
-        f'<div role="banner"><div class="sx-head"><h1>smlxray</h1><p>{escape(words)}</p></div>'
-        '<div class="sx-research" role="note">Research use, not for diagnosis.</div></div>'
+        f'<div role="banner" class="sx-head"><h1>smlxray</h1><p title="{words}">{words}</p>'
+        '<div class="sx-research" role="note">Research use, not for diagnosis.</div>'
+        f'<details><summary>About</summary><p>{words}</p></details></div>'
     )
 
 # %% ../../nbs/83_pages.ipynb #b811f232

@@ -7,9 +7,11 @@ __all__ = ['serve']
 
 # %% ../../nbs/84_serve.ipynb #84b00001
 import json, os, re, secrets, signal, socket, subprocess, sys, tempfile, threading, time, webbrowser
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..base import SmlxrayError, draft_folder, resolve_path
 
@@ -38,23 +40,32 @@ def serve(
         if find_spec(package): continue
         raise SmlxrayError(f"The pages need the package {package}; pip install 'smlxray[app]'.")
     check_port(port)
-    told = dict(run=run, bundle=bundle, store=str(resolve_path(store)), boss=os.getpid())
-    told |= dict(port=port, visitors=visitors, hosts=[host.lower() for host in hosts])
+    told: dict[str, Any] = dict(run=run, bundle=bundle, port=port, visitors=visitors)
+    told |= dict(store=str(resolve_path(store)), hosts=[host.lower() for host in hosts])
+    told |= dict(boss=os.getpid())
     with draft_folder(tempfile.gettempdir()) as folder:
         token, ready = secrets.token_hex(24), folder / 'ready'
         server = _start(folder, {**told, 'token': token, 'ready': str(ready)})
-        for end in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(end, signal.default_int_handler)  # what ends us ends the server
         try:
-            _wait_for(ready, server, f'http://127.0.0.1:{port}/?token={token}', browse)
-            status = server.wait()
+            with _interrupted_by(signal.SIGTERM, signal.SIGINT):
+                _wait_for(ready, server, f'http://127.0.0.1:{port}/?token={token}', browse)
+                status = server.wait()
         except KeyboardInterrupt:
-            server.terminate()
+            server.terminate()  # what ends us ends the server
             server.wait()
             return
         refused = folder / 'refused'
         if refused.exists(): raise SmlxrayError(refused.read_text('utf-8'))
     sys.exit(status)
+
+@contextmanager
+def _interrupted_by(*ends: signal.Signals) -> Iterator[None]:
+    "Turn signals into `KeyboardInterrupt` for a while."
+    before = {end: signal.signal(end, signal.default_int_handler) for end in ends}
+    try:
+        yield
+    finally:
+        for end, how in before.items(): signal.signal(end, how)
 
 _PACKAGES = ('voila', 'ipywidgets', 'anywidget')  # of the extra `app`
 def _start(folder: Path, told: dict) -> subprocess.Popen:

@@ -263,7 +263,8 @@ class Marks(Told):
 
     def add(self, keys: Iterable[str], mark: str) -> list[str]:
         "Mark as many X-rays as there is room for; say how many were left out."
-        keys, room = list(keys), self.room(mark)
+        keys = [key for key in keys if self.by_key.get(key) != mark]
+        room = self.room(mark)
         self.by_key = self.by_key | dict.fromkeys(keys[:room], mark)  # others may be reading it
         self.tell()
         return [f'{_full(mark)} {len(keys) - room} more were left out.'] if len(keys) > room else []
@@ -328,9 +329,10 @@ class Session(Told):
                 said.append(f'{file_name(name)} is left out: {MANY}')
                 continue
             digest = hashlib.sha256(data).hexdigest()
-            if before := self.xrays.get(self._known.get(digest, '')):
+            fresh = {x.key: x for x in good}
+            if before := {**self.xrays, **fresh}.get(self._known.get(digest, '')):
                 said.append(f'{file_name(name)} is among your uploads already, as {before.name}.')
-                good.append(before)
+                if before not in good: good.append(before)
                 continue
             try:
                 good.append(open_upload(self.bundle, name, data, f'yours-{self._uploads + 1}'))

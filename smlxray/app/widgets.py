@@ -139,9 +139,12 @@ class Gallery(anywidget.AnyWidget):
         "Have `call` called with the key of an X-ray that is clicked."
         self._on('click', lambda told: call(str(told.get('id'))))
 
-    def on_mark(self, call: Callable[[str, str], Any]) -> None:
-        "Have `call` called with a key and a mark, when a button below an X-ray is pressed."
-        self._on('mark', lambda told: call(str(told.get('id')), str(told['mark'])))
+    def on_mark(self, call: Callable[[list[str], str], Any]) -> None:
+        "Have `call` called with keys and a mark: of one X-ray, or of a range that was marked."
+        def marked(told):
+            keys = told.get('ids')
+            if isinstance(keys, list): call([*map(str, keys)], str(told['mark']))
+        self._on('mark', marked)
 
     def on_remove(self, call: Callable[[str], Any]) -> None:
         "Have `call` called with the key of an upload that is to be removed."
@@ -330,7 +333,7 @@ class Shelf:
     def __init__(
         self,
         session: Session,
-        on_click: Callable[..., Any],        # gets a key; with `marking`, a mark too
+        on_click: Callable[..., Any],        # gets a key; with `marking`, keys and a mark
         marks: Callable[[], dict] = dict,    # gives the mark of each key
         page: int = 18,                      # X-rays at once
         controls: Sequence[widgets.Widget] = (),  # shown before the filter
@@ -343,8 +346,10 @@ class Shelf:
         self.gallery = Gallery(label=words, marking=[list(told) for told in marking])
         self.count = piece('', 'sx-count')
         self.filter.on_input(lambda: self.turn(-self.at))
-        def known(key, *mark): return on_click(key, *mark) if key in session.xrays else None
-        (self.gallery.on_mark if marking else self.gallery.on_click)(known)
+        def one(key): return on_click(key) if key in session.xrays else None
+        def several(keys, mark): on_click([key for key in keys if key in session.xrays], mark)
+        if marking: self.gallery.on_mark(several)
+        else: self.gallery.on_click(one)
         self.gallery.on_remove(session.remove)
         session.on_change(self.refresh)
         back = button('Previous', lambda: self.turn(-1), 'sx-quiet')

@@ -1,5 +1,7 @@
 // A grid of X-rays, each with its picture, its name and its findings. Each is a button, or it has
-// buttons below it that mark it. A mark is said in words and signs as well as in colour.
+// buttons below it that mark it. A mark is said in words and signs as well as in colour. Several are
+// marked at once by Shift and a click (or Shift and Enter), which marks all from the last one that was
+// marked to this one, or by dragging from a button over other X-rays; Escape ends that.
 
 const SIGNS = {
   with: '+ with',
@@ -40,15 +42,16 @@ function makeChoice(item, send) {
   return thumb;
 }
 
-function makeMarks(item, marking, send) {
+function makeMarks(item, marking, press) {
   const row = make('div', 'sx-marks');
   for (const [mark, sign, words] of marking) {
     const button = make('button', `sx-mark sx-mark-${mark}`, sign);
     button.dataset.id = `${item.id} ${mark}`;
+    button.dataset.mark = mark;
     button.title = words;
     button.setAttribute('aria-label', `${item.name}: ${words}`);
     button.setAttribute('aria-pressed', item.mark === mark);
-    button.onclick = () => send({ id: item.id, mark });
+    button.onclick = event => press(item.id, mark, event.shiftKey);
     row.append(button);
   }
   return row;
@@ -61,12 +64,80 @@ function makeRemove(item, send) {
   return button;
 }
 
-function makeItem(item, marking, send) {
+function makeItem(item, marking, send, press) {
   const place = make('div', 'sx-item');
-  if (marking.length) place.append(makeThumb(item, 'div'), makeMarks(item, marking, send));
+  place.dataset.key = item.id;
+  if (marking.length) place.append(makeThumb(item, 'div'), makeMarks(item, marking, press));
   else place.append(makeChoice(item, send));
   if (item.own) place.append(makeRemove(item, send));
   return place;
+}
+
+// The X-rays from one to another, both included, as they are shown; the other alone if one is gone.
+function between(items, from, to) {
+  const keys = items.map(item => item.id), a = keys.indexOf(from), b = keys.indexOf(to);
+  return a < 0 ? [to] : keys.slice(Math.min(a, b), Math.max(a, b) + 1);
+}
+
+// Marking of several X-rays at once: what a click does, and a drag that begins on a button.
+class Painter {
+  constructor(model, el) {
+    this.model = model;
+    this.el = el;
+    this.last = '';    // the X-ray that was marked last, where a range begins
+    this.drag = null;  // while a button is held: where it began, its mark, and what it covers
+    el.addEventListener('pointerdown', event => this.begin(event));
+    el.addEventListener('pointermove', event => this.move(event));
+    el.addEventListener('pointerup', () => this.end());
+    el.addEventListener('pointercancel', () => this.forget());
+    el.addEventListener('keydown', event => { if (event.key === 'Escape') this.forget(); });
+  }
+
+  press(id, mark, range) {
+    this.send(range ? between(this.model.get('items'), this.last, id) : [id], mark);
+    this.last = id;
+  }
+
+  send(ids, mark) { this.model.send({ ids, mark }); }
+
+  begin(event) {
+    const button = event.target.closest('.sx-mark');
+    if (!button || event.button || event.shiftKey) return;
+    const from = button.closest('.sx-item').dataset.key;
+    const colour = getComputedStyle(button).getPropertyValue('--mark');
+    this.drag = { from, to: from, mark: button.dataset.mark, colour, ids: [], moved: false };
+  }
+
+  move(event) {
+    const over = document.elementFromPoint(event.clientX, event.clientY)?.closest('.sx-item');
+    if (!this.drag || !over || !this.el.contains(over)) return;
+    const to = over.dataset.key;
+    if (to === this.drag.to) return;
+    if (!this.drag.moved) this.el.setPointerCapture(event.pointerId);  // so it is no click
+    Object.assign(this.drag, { to, moved: true });
+    this.drag.ids = between(this.model.get('items'), this.drag.from, to);
+    this.show();
+  }
+
+  end() {
+    const drag = this.drag;
+    this.forget();
+    if (!drag?.moved || drag.to === drag.from) return;
+    this.send(drag.ids, drag.mark);
+    this.last = drag.to;
+  }
+
+  forget() {
+    this.drag = null;
+    this.show();
+  }
+
+  show() {
+    const ids = new Set(this.drag?.ids);
+    this.el.style.setProperty('--cover', this.drag?.colour ?? '');
+    for (const place of this.el.children)
+      place.classList.toggle('sx-covered', ids.has(place.dataset.key));
+  }
 }
 
 function render({ model, el }) {
@@ -74,12 +145,14 @@ function render({ model, el }) {
   el.setAttribute('role', 'group');
   el.dataset.lmSuppressShortcuts = 'true';
   const send = told => model.send(told);
+  const painter = new Painter(model, el);
+  const press = (id, mark, range) => painter.press(id, mark, range);
 
   const draw = () => {
     const focused = document.activeElement?.dataset?.id;
     el.setAttribute('aria-label', model.get('label'));
     const marking = model.get('marking');
-    el.replaceChildren(...model.get('items').map(item => makeItem(item, marking, send)));
+    el.replaceChildren(...model.get('items').map(item => makeItem(item, marking, send, press)));
     const buttons = [...el.querySelectorAll('button')];
     if (focused) buttons.find(button => button.dataset.id === focused)?.focus();
   };

@@ -26,6 +26,7 @@ function render({ model, el }) {
       const open = i === model.get('value');
       tab.setAttribute('aria-selected', open);
       tab.tabIndex = open ? 0 : -1;
+      if (open) list.scrollTo({ left: tab.offsetLeft - 40 });  // in sight on a narrow screen
     });
   };
   const go = i => {

@@ -119,6 +119,7 @@ function render({ model, el }) {
       return path;
     }));
     caption.replaceChildren(...model.get('lines').map((text, k) => make(k ? 'span' : 'b', '', text)));
+    if (caption.firstChild) caption.firstChild.title = model.get('lines')[0];  // a long name is cut
     draw();
   };
 
