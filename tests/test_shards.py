@@ -170,6 +170,70 @@ def test_a_damaged_shard_here_is_a_sentence(table, tmp_path, harm):
     build(table, tmp_path).verify()
 
 
+class Killed(BaseException):
+    "What stands for kill -9: nothing of ours catches it."
+
+
+@pytest.mark.parametrize('call', [2, 5, 9])
+def test_a_growth_in_shards_that_is_killed_goes_on(table, tmp_path, monkeypatch, reads, call):
+    whole, few = build(table, tmp_path / 'a', 0), build(table, tmp_path / 'b', rows=150)
+    write, calls = caches._write_at, []
+
+    def dying(*told):
+        calls.append(told)
+        if len(calls) == call: raise Killed
+        return write(*told)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(caches, '_write_at', dying)
+        build(table, tmp_path / 'b')
+    with pytest.raises(StaleCache): ImageCache.open(tmp_path / 'b', table, SIZE)
+    reads.clear()
+    same(build(table, tmp_path / 'b'), whole)
+    assert len(reads) <= COUNT - 128
+    few.verify()
+
+
+@pytest.fixture
+def memory(tmp_path):
+    "A store that needs no server."
+    return RemoteFolder(f'memory://{tmp_path.name}', tmp_path / 'scratch', 1.0)
+
+
+def test_a_store_that_fails_in_the_middle_ends_in_a_sentence(table, memory, monkeypatch, reads):
+    work, calls = caches.send, []
+
+    def failing(place, file, name):
+        calls.append(name)
+        if len(calls) < 4: return work(place, file, name)
+        raise DataError(f'{place} cannot be read or written (Broken pipe).')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(caches, 'send', failing)
+        assert 'Broken pipe' in sentence(lambda: build(table, memory))
+    reads.clear()
+    there = build(table, memory)
+    assert len(reads) <= COUNT - 4 * 64, 'three shards were there, and one was decoded'
+    there.verify()
+
+
+def test_readers_share_a_folder_that_is_too_small(table, memory, tmp_path):
+    whole, there = build(table, tmp_path / 'w', 0), build(table, memory)
+    tight = memory._replace(gigabytes=2.5 * 64 * 1024 / 1e9)
+    wrong = []
+
+    def read(seed):
+        cache, rng = ImageCache(there.path, there.manifest, tight), np.random.default_rng(seed)
+        for rows in rng.integers(0, COUNT, (10, 16)):
+            if not torch.equal(cache.gather(rows), whole.gather(rows)): wrong.append(rows)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    assert not wrong
+    assert sum(file.stat().st_size for file in shards_here(tight)) <= 2.5 * 64 * 1024
+
+
 def test_a_cache_elsewhere_holds_the_same(table, place, tmp_path, reads):
     whole, there = build(table, tmp_path / 'a', 0), build(table, place)
     assert not shards_here(place)   # they were sent, and are fetched when they are read
