@@ -98,6 +98,15 @@ def walk(place: Path, rows: int, network: dict) -> Iterator[dict]:
         yield dict(rows=rows, network=network['backbone'], step=step, **measured(words))
 
 
+def kept(out: Path | None, plans: list[tuple[int, dict]]) -> list[dict]:
+    "What was measured before, but for what is measured again."
+    from smlxray.base import check_seal
+    if out is None or not out.exists(): return []
+    again = {(rows, network['backbone']) for rows, network in plans}
+    told = check_seal(json.loads(out.read_text()))['rows']
+    return [row for row in told if (row['rows'], row['network']) not in again]
+
+
 def save(out: Path, told: list[dict]) -> None:
     "Write what was measured, with a digest."
     from smlxray.base import sealed, write_atomic
@@ -115,7 +124,7 @@ def main():
     if asked.tree: return tree(Path(asked.tree[0]), int(asked.tree[1]))
     plans = [(rows, CONV4) for rows in asked.rows]
     if asked.resnet50: plans.append((asked.resnet50, RESNET50))
-    told = []
+    told = kept(asked.out, plans)
     for rows, network in plans:
         with tempfile.TemporaryDirectory(dir=asked.place) as place:
             for row in walk(Path(place), rows, network):
