@@ -298,7 +298,7 @@ class PageGate(Gate):
 # %% ../../nbs/84_nursery.ipynb #84000015
 ASK = '''
 import json, os, socket, sys
-told = dict(env=dict(os.environ), folder=os.getcwd(), file=sys.argv[2], pid=os.getpid())
+told = dict(env=dict(os.environ), file=sys.argv[2], pid=os.getpid())
 os.chdir(sys.argv[1])  # a socket may have no long name
 link = socket.socket(socket.AF_UNIX)
 link.connect('nursery')
@@ -463,7 +463,6 @@ def be_kernel(link: socket.socket, threads: int) -> None:
     told = json.loads(link.makefile().read())
     os.environ.clear()
     os.environ.update(told['env'])
-    os.chdir(told['folder'])
     follow(told['pid'])
     torch.set_num_threads(threads)
     IPKernelApp.launch_instance(['-f', told['file']])
