@@ -2064,7 +2064,7 @@ def _pilot(z: float | None, c: float | None, pilots: list[str], method: str):
     if z is not None or not pilots:
         raise typer.BadParameter('Say --z and --c, or name a pilot with --pilot.')
     files = [word for word in pilots if word.endswith(('.csv', '.json'))]
-    if len(files) == len(pilots) == 1: return read_curve(_here(files[0]), method)
+    if len(files) == len(pilots) == 1: return read_curve(_here(files[0]), method, c=c)
     if files:
         raise SmlxrayError('Several pilots must be runs; join tables into one with shots and auc.')
     from smlxray.evaluate import read_results

@@ -123,24 +123,38 @@ class Pilot:
     z_span: tuple[float, float] | None = None  # intervals of both, where a study has them
     c_span: tuple[float, float] | None = None
 
-def pilot_of_curve(shots: Sequence[int], auc: Sequence[float], told: str) -> Pilot:
-    "Fit the law; raise `DataError` for less than two numbers of shots."
-    if len(set(shots)) < 2:
+def pilot_of_curve(
+    shots: Sequence[int],
+    auc: Sequence[float],
+    told: str,
+    c: float | None = None,  # told where there is one number of shots
+) -> Pilot:
+    "Fit the law, or z alone where c is told; raise `DataError` where it cannot be."
+    if c is not None:
+        known = ndtri(np.clip(auc, 1e-3, 0.999)) * np.sqrt(1 + c / np.array(shots))
+        z = float(known.mean())
+    elif len(set(shots)) < 2:
         raise DataError(
             f'{told} has one number of shots, which cannot tell z from c: add a run with other '
             'shots, or say --c.'
         )
-    z, c = shots_law(np.asarray(shots, float), np.asarray(auc, float))
+    else:
+        z, c = shots_law(np.asarray(shots, float), np.asarray(auc, float))
     if z <= 0:
         raise DataError(
             f'{told} is at chance or below, so nothing can be planned from it.'
         )
     return Pilot(z, c, told=told)
 
-def read_curve(path: Path, method: str = '', protocol: str = '') -> Pilot:
+def read_curve(
+    path: Path,
+    method: str = '',
+    protocol: str = '',
+    c: float | None = None,  # as in `pilot_of_curve`
+) -> Pilot:
     "Fit the law to a CSV of shots and AUCs, or to the curves of a study."
     if path.suffix == '.csv':
-        return _csv_pilot(path)
+        return _csv_pilot(path, c)
     with own_file(path, 'write it again with `smlxray study --report`', DataError):
         rows = parse_json(path.read_bytes()).get('curves', [])
         columns = ['method', 'protocol', 'shots', 'auc']
@@ -157,15 +171,16 @@ def read_curve(path: Path, method: str = '', protocol: str = '') -> Pilot:
         table = table[table[column] == value]
     first = table.iloc[0]
     told = f"{first['method']} in {path.name} ({first['protocol']})"
-    pilot = pilot_of_curve(table['shots'], table['auc'], told)
-    pilot.z_span, pilot.c_span = (_span(rows[table.index[0]], key) for key in 'zc')
+    pilot = pilot_of_curve(table['shots'], table['auc'], told, c)
+    if c is None:
+        pilot.z_span, pilot.c_span = (_span(rows[table.index[0]], key) for key in 'zc')
     return pilot
 
 def _span(row: dict, key: str) -> tuple[float, float] | None:
     if row.get(f'{key}_low') is None: return None
     return float(row[f'{key}_low']), float(row[f'{key}_high'])
 
-def _csv_pilot(path: Path) -> Pilot:
+def _csv_pilot(path: Path, c: float | None = None) -> Pilot:
     try:
         table = pd.read_csv(path, index_col=False)
     except (OSError, ValueError):
@@ -186,7 +201,7 @@ def _csv_pilot(path: Path) -> Pilot:
                 f'{path.name} line {line}: {column} is {value}; that cannot be.'
             )
         table[column] = values
-    return pilot_of_curve(table['shots'], table['auc'], path.name)
+    return pilot_of_curve(table['shots'], table['auc'], path.name, c)
 
 # %% ../nbs/76_power.ipynb #9421c593
 def pilot_of_runs(
@@ -205,13 +220,7 @@ def pilot_of_runs(
     told = f"{method} in {', '.join(runs)}"
     shots = [row['shots'] for row in means]
     auc = [row['auc'] for row in means]
-    if c is None:
-        pilot = pilot_of_curve(shots, auc, told)
-    else:
-        known = ndtri(np.clip(auc, 1e-3, 0.999)) * np.sqrt(1 + c / np.array(shots))
-        pilot = Pilot(float(known.mean()), c, told=told)
-        if pilot.z <= 0:
-            raise DataError(f'{told} is at chance or below.')
+    pilot = pilot_of_curve(shots, auc, told, c)
     ratios = [_too_wide(pilot, rows, mean) for rows, mean in errors]
     pilot.scale = float(np.mean(ratios))
     return pilot
