@@ -442,9 +442,9 @@ def _known_rows(folder: Path, manifest: dict) -> np.ndarray | None:  # (N, 16)
     return rows if whole == manifest.get('rows_digest') else None
 
 # %% ../nbs/20_cache.ipynb #64e9cbcd
-def _check_folder(folder: Path, need: int) -> None:
+def _check_folder(folder: Path, need: int, setting: str = 'cache_path') -> None:
     "Make the folder of caches; raise `DataError` if it cannot be written to or has no room."
-    cure = 'choose another cache_path'
+    cure = f'choose another {setting}'
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -620,6 +620,8 @@ class _Site(NamedTuple):
     @property
     def final(self) -> Path: return self.here/self.key
 
+    @property
+    def setting(self) -> str: return 'scratch_path' if self.there else 'cache_path'
 def _site(table: XrayTable, size: Sequence[int], folder: Path | RemoteFolder) -> _Site:
     "Where the cache of a table is built."
     if not isinstance(folder, RemoteFolder): return _Site(cache_key(table, size), folder, None)
@@ -633,7 +635,7 @@ def _planned(site: _Site, old: Path, rows: int, size: tuple[int, int], shard: fl
     layout = Layout(rows, size, per)
     need = 2 * layout.length(0) if site.there else rows * layout.image
     held = sum(map(_bytes_on_disk, site.draft.glob('pixels*')))
-    _check_folder(site.here, max(need - held, 0))
+    _check_folder(site.here, max(need - held, 0), site.setting)
     return layout
 
 def _remove_others(draft: Path, layout: Layout) -> None:
@@ -789,7 +791,7 @@ def _build(
 ) -> dict:
     "Build the cache unless a fitting one is there; return its manifest."
     site, sources = _site(table, size, folder), _sources(table)
-    _check_folder(site.here, 0)
+    _check_folder(site.here, 0, site.setting)
     with _only_builder(site.here, site.key):
         recover_folder(site.final)
         manifest = _fitting(table, size, folder, sources)
@@ -804,7 +806,8 @@ def _build(
         except OSError as error:
             raise DataError(
                 f'The cache {site.key} cannot be written ({error.strerror}); make room or choose '
-                'another cache_path. What was finished is kept, and the next build resumes there.'
+                f'another {site.setting}. What was finished is kept, and the next build resumes '
+                'there.'
             ) from None
 
 def _complete(
