@@ -859,6 +859,7 @@ class EmbeddingMap:
         )
         session.on_change(self.refresh)
         self.update()
+        self.refresh()
 
     def refresh(self) -> None:
         "Offer the findings that were taught; draw again if there are other X-rays."
@@ -1043,10 +1044,7 @@ class FindingTable:
         "Ask every finding."
         if self.xray is None: return []
         asked = dict(self.adapted.get(self.steps.index, {}))
-        asked |= {
-            f'{name} (taught here)': f
-            for name, f in self.session.taught.items()
-        }
+        asked |= self.taught_here()
         how = share_of(self.prevalence), TEMPERATURES[self.temperature.index]
         out = []
         for name, finding in asked.items():
@@ -1055,6 +1053,10 @@ class FindingTable:
             )
             out.append((name, finding, answer))
         return out
+
+    def taught_here(self) -> dict[str, TaughtFinding]:
+        "What this visitor has taught, by the name in the table."
+        return {f'{name} (taught here)': f for name, f in self.session.taught.items()}
 
     def show(self, x: Xray | None) -> None:
         "Show the answers about an X-ray."
@@ -1072,8 +1074,11 @@ class FindingTable:
             self.table.value = self.waiting()
             return
         share = share_of(self.prevalence)
-        useful = [row for row in answers if row[1].trust['better_than_guessing'] is not False]
-        rest = [row for row in answers if row[1].trust['better_than_guessing'] is False]
+        mine = self.taught_here()  # never folded away: that is what one came to see
+        def guessed(name, finding, _):
+            return finding.trust['better_than_guessing'] is False and name not in mine
+        useful = [row for row in answers if not guessed(*row)]
+        rest = [row for row in answers if guessed(*row)]
         tables = []
         for part in (useful, rest):
             cells = [finding_cells(*row, row[0] in novel, share) for row in part]
