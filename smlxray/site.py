@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import unquote
 
 # %% ../nbs/95_site.ipynb #16cda909
@@ -490,12 +491,15 @@ def page_name(
     )
 
 # %% ../nbs/95_site.ipynb #961ffbc6
-def _site_link(target: str, settings: dict) -> str:
-    "Write a link of a chapter as it must be on the site."
+def _site_link(
+    target: str, settings: dict, places: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    "Write a link of a chapter as it must be on the site; `places` moves names to the reference."
     home = f"{settings['doc_host'].rstrip('/')}/{settings['doc_baseurl'].strip('/')}/"
     if target.startswith(home):
         page = target.removeprefix(home).rpartition('/')[2]  # nbdev puts app.teach into app/
-        return re.sub(r'#(\w+)\..*', r'#\1', page)
+        page = re.sub(r'#(\w+)\..*', r'#\1', page)
+        return places.get(page.lower(), page)
     if not _is_local(target): return target
     if target.startswith('../'):
         return f"{settings['git_url']}/blob/{settings['branch']}/{target[3:]}"
@@ -550,7 +554,7 @@ def defined_names(
     return out
 
 # %% ../nbs/95_site.ipynb #37b0a56f
-def _prepare_page(cells: list[dict], package: str) -> list[dict]:
+def _prepare_page(cells: list[dict], package: str, reference: bool = False) -> list[dict]:
     "Make the cells of a chapter ready for nbdev: sources kept, anchors set, public names listed."
     out, public, module = [], [], package
     for n, c in enumerate(cells):
@@ -570,8 +574,8 @@ def _prepare_page(cells: list[dict], package: str) -> list[dict]:
             c = {**c, 'source': _open_source(source, told, names, module)}
         if 'export' in told: public += [name for name in names if name[0] != '_']
         out.append(c)
-    return _with_index(out, public)
-
+    page = module.removeprefix(f'{package}.').replace('.', '_')
+    return _with_index(out, public, f'api_{page}.html' if reference else '')
 def _prose(text: str, name) -> dict:
     "A cell of prose."
     return dict(cell_type='markdown', id=f'page-{name}', metadata={}, source=text)
@@ -602,8 +606,8 @@ def _fold_long(c: dict) -> str:
     summary = f'{"proof" if proof else "code"}, {_lines_of(source)}'
     return f'#| code-fold: true\n#| code-summary: "{summary}"\n{source}'
 
-def _with_index(cells: list[dict], public: list[str]) -> list[dict]:
-    "Put the line of public names below the title."
+def _with_index(cells: list[dict], public: list[str], reference: str) -> list[dict]:
+    "Put the line of public names below the title, and a link to their page of the reference."
     opening = (
         ''.join(cells[0]['source'])
         if cells and cells[0]['cell_type'] == 'markdown'
@@ -614,6 +618,7 @@ def _with_index(cells: list[dict], public: list[str]) -> list[dict]:
     links = [
         f'<a href="#{name.lower()}"><code>{name}</code></a>' for name in public
     ]
+    if reference: links += [f'<a class="reference" href="{reference}">reference</a>'][: len(links)]
     top = [_prose(title[1], 'title')]
     if links: top.append(_prose('::: {.defined}\n' + ' '.join(links) + '\n:::', 'names'))
     if title[2].strip(): top.append(_prose(title[2], 'lead'))
@@ -628,20 +633,21 @@ def stage_site(
     root, dest = Path(root), Path(dest)
     if wrong := sidebar_problems(root): raise SiteError('\n'.join(wrong))
     settings = _settings(root)
+    config = (root / '_quarto.yml').read_text(encoding='utf-8')
+    places = _reference_places(root) if 'names.qmd' in config else {}
     with scratch_copy(root) as copy:
         with (copy / 'settings.ini').open('a', encoding='utf-8') as f:
             f.write('\nskip_procs = add_show_docs,exec_show_docs\n')
-        for path in notebooks(copy): _prepare_file(path, _library(root))
+        for path in notebooks(copy): _prepare_file(path, _library(root), bool(places))
         code = "from nbdev.serve import proc_nbs; proc_nbs('nbs', n_workers=0, force=True)"
         _python(code, copy, 'Processing the notebooks for the site')
         pages = [
-            _finish_page(copy / '_proc' / p.name, dest, settings)
+            _finish_page(copy / '_proc' / p.name, dest, settings, places)
             for p in notebooks(root)
         ]
-    config = (root / '_quarto.yml').read_text(encoding='utf-8')
     config = re.sub(r'[\w.-]+\.ipynb', lambda m: page_name(m[0]), config)
     (dest / '_quarto.yml').write_text(config, encoding='utf-8')
-    if 'names.qmd' in config: pages += _write_reference(root, dest, settings)
+    if places: pages += _write_reference(root, dest, settings)
     for path in (root / 'nbs').iterdir():
         if path.suffix in ('.css', '.svg', '.png', '.ico'): shutil.copy(path, dest)
     pictures = root / 'nbs' / 'images'
@@ -654,17 +660,26 @@ def _write_reference(root: Path, dest: Path, settings: dict) -> list[str]:
     repository = f"{settings['git_url']}/blob/{settings['branch']}"
     return write_reference(root, dest, _library(root), repository)
 
-def _prepare_file(path: Path, package: str) -> None:
+def _reference_places(root: Path) -> dict[str, str]:
+    "Where a chapter explains each name -> where the reference describes it."
+    from smlxray.reference import read_modules
+    return {
+        f'{module.chapter}#{entry.name.lower()}': f'{module.page}.html#{entry.name.lower()}'
+        for module in read_modules(root / _library(root))
+        for entry in module.entries
+    }
+
+def _prepare_file(path: Path, package: str, reference: bool) -> None:
     "Prepare the cells of a notebook in its place."
     nb = json.loads(path.read_text(encoding='utf-8'))
-    nb['cells'] = _prepare_page(nb['cells'], package)
+    nb['cells'] = _prepare_page(nb['cells'], package, reference)
     path.write_text(json.dumps(nb, ensure_ascii=False), encoding='utf-8')
 
 # %% ../nbs/95_site.ipynb #39a6beca
-def _finish_page(path: Path, dest: Path, settings: dict) -> str:
+def _finish_page(path: Path, dest: Path, settings: dict, places: Mapping[str, str]) -> str:
     "Write a processed notebook under its final name, its links to match."
     nb = json.loads(path.read_text(encoding='utf-8'))
-    def change(target): return _site_link(target, settings)
+    def change(target): return _site_link(target, settings, places)
     for c in nb['cells']:
         source = ''.join(c['source'])
         if c['cell_type'] == 'raw':
@@ -802,12 +817,20 @@ _MENDED = (
 )
 
 def mend_pages(
-    folder: str | Path,  # a finished site
+    folder: str | Path,         # a finished site
+    search: str | Path = '',    # a script that ranks what the search finds
 ) -> None:
     "Let keyboards and screen readers reach all of a site."
-    for path in Path(folder).rglob('*.html'):
+    folder, search = Path(folder), Path(search)
+    if search.is_file():
+        (folder / 'site_libs').mkdir(exist_ok=True)
+        shutil.copy(search, folder / 'site_libs' / search.name)
+    for path in folder.rglob('*.html'):
         page = path.read_text(encoding='utf-8')
         for pattern, better in _MENDED: page = re.sub(pattern, better, page)
+        up = '../' * (len(path.relative_to(folder).parts) - 1)
+        script = f'<script defer src="{up}site_libs/{search.name}"></script></body>'
+        if search.is_file(): page = page.replace('</body>', script, 1)
         path.write_text(page, encoding='utf-8')
 
 # %% ../nbs/95_site.ipynb #bd20b4b6
@@ -820,7 +843,7 @@ def build_site(
         pages = stage_site(root, tmp)
         built = render(tmp)
         keep_local(built, Path(root) / 'nbs' / 'katex')
-        mend_pages(built)
+        mend_pages(built, Path(root) / 'nbs' / 'search.js')
         wrong = link_problems(built) + outside_problems(built)
         if wrong: raise SiteError('\n'.join(wrong))
         if dest is not None:
