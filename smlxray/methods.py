@@ -426,13 +426,12 @@ def unit(
 # %% ../nbs/67_methods.ipynb #d17a3efc
 def pixel_method(lab: Lab, name: str = 'pixels', size: int = 32) -> FrozenMethod:
     "Compare raw pixels: each X-ray shrunk to `size` x `size`, centred and normalised by itself."
-    batches = []
-    for i in range(0, len(lab.test), 256):
-        batches.append(lab.pixels.gather(lab.test[i : i + 256]).float())
-    x = torch.cat(batches)
-    x = F.interpolate(x, (size, size), mode='bilinear', antialias=True).flatten(1)
-    x = x - x.mean(1, keepdim=True)
-    return FrozenMethod(name, lab.test, F.normalize(x, dim=1))
+    vectors = torch.empty(len(lab.test), size * size)
+    for i in range(0, len(lab.test), 256):  # whole X-rays of all rows would be gigabytes
+        x = lab.pixels.gather(lab.test[i : i + 256]).float()
+        x = F.interpolate(x, (size, size), mode='bilinear', antialias=True).flatten(1)
+        vectors[i : i + 256] = F.normalize(x - x.mean(1, keepdim=True), dim=1)
+    return FrozenMethod(name, lab.test, vectors)
 
 # %% ../nbs/67_methods.ipynb #de6dc129
 @torch.no_grad()
