@@ -29,6 +29,7 @@
       }
       if (words.length > 1 && `${entry.title} ${entry.section}`.includes(query)) sum += 20;
       if (words.length > 1 && entry.text.includes(query)) sum += 4;
+      if (!entry.section) sum += 4;  // the page itself before its parts
       return sum * entry.weight;
     }
     search(text, options) {

@@ -131,6 +131,25 @@ def test_formulas_and_search_work_and_nothing_leaves_the_machine(address):
         assert reader.outside() == [] and reader.wrong == []
 
 
+@pytest.mark.parametrize('words, page', [
+    ('install', 'index.html#install-and-start'),
+    ('own data', 'how_to_start_from_your_own_data.html'),
+    ('uncertain', 'how_to_treat_uncertain_labels.html'),
+])  # fmt: skip
+def test_the_search_leads_to_the_right_page_and_is_not_cut_off(address, words, page):
+    with browsing() as browser:
+        reader = Reader(browser, address)
+        reader.open('maml.html')
+        reader.page.get_by_role('searchbox').first.fill(words)
+        first = reader.page.locator('a.search-result').first
+        first.wait_for()
+        assert first.get_attribute('href').endswith(page)
+        box = first.bounding_box()
+        at = box['x'] + box['width'] - 4, box['y'] + 4
+        seen = 'at => document.elementFromPoint(...at).closest("a.search-result") !== null'
+        assert reader.page.evaluate(seen, at), 'the right end of the result is hidden'
+
+
 @pytest.mark.parametrize('width, dark', [(1280, False), (390, True)])
 def test_nothing_stands_in_the_way(address, width, dark):
     with browsing() as browser:
