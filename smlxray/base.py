@@ -231,7 +231,7 @@ def own_file(
     name = '/'.join(Path(path).parts[-2:])
     try:
         yield
-    except SmlxrayError:
+    except (SmlxrayError, ImportError):  # the latter is no fault of the file
         raise
     except FileNotFoundError:
         raise error(f'There is no file {name}; {cure}.') from None

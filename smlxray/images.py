@@ -274,6 +274,8 @@ def decode_here(
         pixels = _pixels(kind, data, name, max_pixels, remarks)
     except (ImageError, MemoryError):
         raise
+    except ImportError as error:  # no fault of the file
+        raise ImageError(f'{name} cannot be decoded here: {error}; install that.') from None
     except Exception as error:  # whatever a decoder makes of a damaged file
         raise ImageError(f'{name} is a {_damage(kind, data, error)}.') from None
     doubt = flat(pixels)

@@ -235,3 +235,16 @@ def test_paths_that_are_no_images(tmp_path):
         read_image(tmp_path / 'text.jpg')
     with pytest.raises(ImageError, match=r'zero.jpg is empty \(0 bytes\)'):
         read_image(tmp_path / 'zero.jpg')
+
+
+def test_a_missing_package_is_no_damage(tmp_path, monkeypatch):
+    Image.fromarray(XRAY).save(tmp_path / 'sound.png')
+
+    def lacks(*_):
+        raise ModuleNotFoundError("No module named 'nowhere'", name='nowhere')
+
+    monkeypatch.setattr('smlxray.images._decode_png', lacks)
+    with pytest.raises(ImageError, match="decoded here: No module named 'nowhere'; install that"):
+        read_image(tmp_path / 'sound.png')
+    with pytest.raises(ModuleNotFoundError), smlxray.base.own_file(tmp_path, 'make it again'):
+        lacks()
