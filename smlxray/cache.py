@@ -21,12 +21,13 @@ import simplejpeg
 import torch
 import torch.nn.functional as F
 from filelock import FileLock, Timeout
+from pydantic import Field, PositiveInt
 from tqdm.auto import tqdm
 
 from smlxray.base import (
-    DataError, ImageError, RemoteFolder, check_seal, draft_folder, for_cell, for_terminal, logger,
-    moved, parse_json, recover_folder, replace_folder, resolve_path, resolve_place, sealed,
-    write_atomic,
+    DataError, Fields, ImageError, RemoteFolder, check_fields, check_seal, draft_folder, for_cell,
+    for_terminal, logger, moved, parse_json, recover_folder, replace_folder, resolve_path,
+    resolve_place, sealed, write_atomic,
 )
 from .cluster import another_file, spread
 from .data import XrayTable
@@ -381,7 +382,7 @@ def _read_manifest(folder: Path) -> dict:
     "Read the manifest of a finished cache; raise `StaleCache` if there is none, or it is damaged."
     try:
         manifest = check_seal(parse_json((folder/'manifest.json').read_bytes()))
-        if manifest.get('format') == FORMAT: _check_pieces(manifest)
+        if manifest.get('format') == FORMAT: _check_manifest(manifest)
         return manifest
     except FileNotFoundError:
         raise StaleCache(f'There is no cache {folder.name} yet; build it.') from None
@@ -389,13 +390,16 @@ def _read_manifest(folder: Path) -> dict:
         message = f'The manifest of cache {folder.name} is damaged; build it again.'
         raise StaleCache(message) from None
 
-def _check_pieces(manifest: dict) -> None:
-    "Raise `ValueError` unless there are records of pieces, and shards are made of whole ones."
-    pieces, per = manifest.get('pieces'), manifest.get('shard', 0)
-    if not isinstance(pieces, list): raise ValueError('there is no list of pieces')
-    if not isinstance(per, int) or per < 0 or per % PIECE: raise ValueError('no rows of a shard')
-    for piece in pieces:
-        if not isinstance(piece, dict) or not _is_record(piece): raise ValueError('no piece')
+class _ManifestFields(Fields):
+    rows: PositiveInt
+    image_size: list[PositiveInt] = Field(min_length=2, max_length=2)
+    shard: int = Field(0, ge=0, multiple_of=PIECE)  # rows, whole pieces
+    pieces: list[dict]
+
+def _check_manifest(manifest: dict) -> None:
+    "Raise `ValueError` unless a manifest says which rows lie where, and has records of pieces."
+    for piece in check_fields(_ManifestFields, manifest)['pieces']:
+        if not _is_record(piece): raise ValueError('no piece')
 
 def _layout(manifest: dict) -> Layout:
     "Which rows of a cache lie in which file."
