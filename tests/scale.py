@@ -115,7 +115,7 @@ def save(out: Path, told: list[dict]) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--rows', type=int, nargs='+', default=[2000, 20_000, 223_414])
+    parser.add_argument('--rows', type=int, nargs='*', default=[2000, 20_000, 223_414])
     parser.add_argument('--resnet50', type=int, default=0, help='so many rows at 224 px as well')
     parser.add_argument('--out', type=Path)
     parser.add_argument('--place', type=Path, help='folder for the trees')
