@@ -1241,13 +1241,9 @@ def grid_file(
     missing: dict,
 ) -> dict:
     "The file of a study over a grid: the tables of all points, whose rows say the point."
-    parts = {}
-    for point, here in by_point(cells).items():
-        names = {cell.name for cell in here}
-        late = {name: methods for name, methods in missing.items() if name in names}
-        parts[point] = study_file(here, late)
+    if not plan.grid: return study_file(cells, missing)
+    parts = {point: study_file(here) for point, here in by_point(cells).items()}
     whole, *others = parts.values()
-    if not plan.grid: return whole
     for table in TABLES:
         if rows := _with_point(parts, table): whole[table] = rows
     for part in others:
