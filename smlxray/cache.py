@@ -407,32 +407,31 @@ def _layout(manifest: dict) -> Layout:
 
 def _manifest(
     table: XrayTable,
-    size: Sequence[int],
-    folder: Path | RemoteFolder,  # where caches live
-    sources: np.ndarray,          # of the image files as they are now
+    size: tuple[int, int],
+    site: '_Site',        # where the cache is
+    sources: np.ndarray,  # of the image files as they are now
 ) -> dict:
     "Read the manifest of a cache that fits; raise `StaleCache` saying what does not."
-    elsewhere = isinstance(folder, RemoteFolder)
-    key, size = cache_key(table, size, elsewhere), list(_size(size))
-    if isinstance(folder, RemoteFolder): folder = _mirrored(folder, key)
-    manifest, again = _read_manifest(folder/key), 'build it again.'
-    if elsewhere and (sources == -1).all():
+    key = site.key
+    if site.there: _mirrored(site.there, key)
+    manifest, again = _read_manifest(site.final), 'build it again.'
+    if site.there and (sources == -1).all():
         logger.info(f'No image of {table.name} is here; cache {key} is taken as it was built.')
     elif manifest.get('sources') != _digest(sources.tobytes()):
         changed = f'Image files of {table.name} have changed since cache {key} was built'
         raise StaleCache(f'{changed}; {again}')
     wanted = {
         'rows': len(table),
-        'image_size': size,
+        'image_size': list(size),
         'transform': TRANSFORM,
         'format': FORMAT,
     }
     differs = [name for name, value in wanted.items() if manifest.get(name) != value]
     if differs:
         raise StaleCache(f'Cache {key} was built with another {" and ".join(differs)}; {again}')
-    if not elsewhere and not _layout(manifest).are_whole(folder/key):
+    if not site.there and not _layout(manifest).are_whole(site.final):
         raise StaleCache(f'The pixels of cache {key} are incomplete; {again}')
-    if _known_rows(folder/key, manifest) is None:
+    if _known_rows(site.final, manifest) is None:
         raise StaleCache(f'The digests of cache {key} are damaged; {again}')
     return manifest
 
@@ -540,12 +539,12 @@ def _mended(table: XrayTable, manifest: dict, size: tuple[int, int]) -> bool:
 def _fitting(
     table: XrayTable,
     size: tuple[int, int],
-    folder: Path | RemoteFolder,  # where caches live
-    sources: np.ndarray,          # of the image files as they are now
+    site: '_Site',        # where the cache is
+    sources: np.ndarray,  # of the image files as they are now
 ) -> dict | None:
     "The manifest of a finished cache that needs no work, or None."
     try:
-        manifest = _manifest(table, size, folder, sources)
+        manifest = _manifest(table, size, site, sources)
     except StaleCache:
         return None
     return None if _mended(table, manifest, size) else manifest
@@ -589,10 +588,10 @@ def _copy_pixels(old: Path, had: Layout, draft: Path, layout: Layout) -> None:
 def _predecessor(
     table: XrayTable,
     size: tuple[int, int],
-    final: Path,
-    elsewhere: bool = False,
+    site: '_Site',
 ) -> Path:
     "The cache to begin with: this table's own, else the largest of its beginning."
+    final = site.final
     if final.exists(): return final
     found = {0: final}
     for manifest in final.parent.glob(f"{final.name.rpartition('-')[0]}-*/manifest.json"):
@@ -601,7 +600,7 @@ def _predecessor(
         except (StaleCache, KeyError):
             continue
         if not isinstance(rows, int) or not 0 < rows < len(table): continue
-        key = _key_of_first(rows, table, size, elsewhere)
+        key = _key_of_first(rows, table, size, bool(site.there))
         if key == manifest.parent.name: found[rows] = manifest.parent
     if len(found) == 1: return final
     grown = found[max(found)]
@@ -626,6 +625,7 @@ class _Site(NamedTuple):
 
     @property
     def setting(self) -> str: return 'scratch_path' if self.there else 'cache_path'
+
 def _site(table: XrayTable, size: Sequence[int], folder: Path | RemoteFolder) -> _Site:
     "Where the cache of a table is built."
     if not isinstance(folder, RemoteFolder): return _Site(cache_key(table, size), folder, None)
@@ -649,16 +649,17 @@ def _remove_others(draft: Path, layout: Layout) -> None:
         if file.name not in ours: file.unlink()
 
 # %% ../nbs/20_cache.ipynb #0d5f996e
-def _digest_of_shard(pieces: Sequence[dict]) -> str:
-    "The first digits of the digest of a shard, from the records of its pieces."
-    return _root([bytes.fromhex(piece['digest']) for piece in pieces]).hex()[:12]
+def _shard_name(shard: int, pieces: Sequence[dict]) -> str:
+    "What a shard is called elsewhere: by its number, and its digest from the records of pieces."
+    digest = _root([bytes.fromhex(piece['digest']) for piece in pieces]).hex()
+    return f'pixels-{shard:05}-{digest[:12]}.bin'
 
 def _shard_names(manifest: dict) -> list[str]:
     "What the shards of a finished cache are called elsewhere."
     per, pieces = manifest.get('shard', 0) // PIECE, manifest['pieces']
     if not per: raise StaleCache('A cache in one file is none that is kept elsewhere.')
     parts = (pieces[start : start + per] for start in range(0, len(pieces), per))
-    return [f'pixels-{k:05}-{_digest_of_shard(part)}.bin' for k, part in enumerate(parts)]
+    return [_shard_name(shard, part) for shard, part in enumerate(parts)]
 
 def _small_files(manifest: dict) -> dict[str, str]:
     "The other files of a cache, by their names here, and what they are called elsewhere."
@@ -694,8 +695,7 @@ class _Sent:
     def name(self, shard: int, records: dict[int, dict]) -> str:
         "What a shard is called; '' if not all of its pieces are known."
         found = [records[start] for start in self._starts(shard) if start in records]
-        if len(found) < len(self._starts(shard)): return ''
-        return f'pixels-{shard:05}-{_digest_of_shard(found)}.bin'
+        return _shard_name(shard, found) if len(found) == len(self._starts(shard)) else ''
 
     def _is_there(self, shard: int, name: str) -> bool:
         return self.there.get(name) == self.layout.length(shard)
@@ -787,23 +787,23 @@ def _mirror_beginnings(site: _Site) -> None:
 def _build(
     table: XrayTable,
     size: tuple[int, int],
-    folder: Path | RemoteFolder,  # where caches live
-    workers: int,                 # 0: one per core
-    cluster: str,                 # as in `spread`
+    site: _Site,
+    workers: int,      # 0: one per core
+    cluster: str,      # as in `spread`
     progress: bool,
-    shard: float = 0,             # MB per file; 0: one file, or `SHARD` elsewhere
+    shard: float = 0,  # MB per file; 0: one file, or `SHARD` elsewhere
 ) -> dict:
     "Build the cache unless a fitting one is there; return its manifest."
-    site, sources = _site(table, size, folder), _sources(table)
+    sources = _sources(table)
     _check_folder(site.here, 0, site.setting)
     with _only_builder(site.here, site.key):
         recover_folder(site.final)
-        manifest = _fitting(table, size, folder, sources)
+        manifest = _fitting(table, size, site, sources)
         if manifest is not None:
             _remove_leftovers(site.final)
             return manifest
         if site.there: _mirror_beginnings(site)
-        old = _predecessor(table, size, site.final, site.there is not None)
+        old = _predecessor(table, size, site)
         layout = _planned(site, old, len(table), size, shard)
         try:
             return _complete(site, table, layout, old, sources, (workers, cluster, progress))
@@ -898,9 +898,9 @@ class ImageCache:
         "Build the cache, resume it, or open it if it fits; `ImageError` if no image can be read."
         if not len(table):
             raise DataError(f'The table {table.name} has no rows, so there is nothing to cache.')
-        folder, size = resolve_place(folder), _size(image_size)
-        manifest = _build(table, size, folder, workers, cluster, progress, shard)
-        site = _site(table, size, folder)
+        size = _size(image_size)
+        site = _site(table, size, resolve_place(folder))
+        manifest = _build(table, size, site, workers, cluster, progress, shard)
         return cls(site.final, manifest, site.there)
 
     @classmethod
@@ -911,9 +911,9 @@ class ImageCache:
         image_size: Sequence[int],
     ) -> 'ImageCache':
         "Open a cache that fits table, size and files; raises `StaleCache` otherwise."
-        folder = resolve_place(folder)
-        manifest = _manifest(table, image_size, folder, _sources(table))
-        site = _site(table, image_size, folder)
+        size = _size(image_size)
+        site = _site(table, size, resolve_place(folder))
+        manifest = _manifest(table, size, site, _sources(table))
         return cls(site.final, manifest, site.there)
 
     @property
@@ -1310,18 +1310,17 @@ def _old_or_decoded(
 def _convert_pieces(
     table: XrayTable,
     found: list[Path | None],               # the old file of each row
-    size: tuple[int, int],
+    layout: Layout,
     draft: Path,                            # the folder to fill
     progress: bool,
 ) -> dict[int, dict]:
     "Write the pieces of a draft from old files; return their records."
-    layout = Layout(len(table), size)
     file, records, starts = _Draft(draft, layout), {}, range(0, len(table), PIECE)
     read = partial(_old_or_decoded, found=found)
     look = dict(desc=f'converting {for_terminal(table.name)}', unit='piece', disable=not progress)
     try:
         for start in tqdm(starts, **look):
-            records[start] = file.add(_read_piece(table, start, size, read))
+            records[start] = file.add(_read_piece(table, start, layout.size, read))
         file.settle()
     finally:
         file.close()
@@ -1331,7 +1330,7 @@ def _convert_pieces(
 def _convert(
     table: XrayTable,
     found: list[Path | None],               # the old file of each row
-    size: tuple[int, int],
+    layout: Layout,
     draft: Path,                            # the folder to fill
     progress: bool,
 ) -> dict:
@@ -1340,9 +1339,8 @@ def _convert(
     draft.mkdir()
     sources = _sources(table)
     np.save(draft/'sources.npy', sources)
-    records = _convert_pieces(table, found, size, draft, progress)
+    records = _convert_pieces(table, found, layout, draft, progress)
     converted = sum(file is not None for file in found)
-    layout = Layout(len(table), size)
     return _finish(table, layout, draft, sources, records, converted=converted)
 
 # %% ../nbs/20_cache.ipynb #7aad5a77
@@ -1370,7 +1368,7 @@ def convert_cache(
     _check_folder(folder, len(table) * size[0] * size[1])
     draft = folder/f'{key}.converting'
     with _only_builder(folder, key):
-        manifest = _convert(table, found, size, draft, progress)
+        manifest = _convert(table, found, Layout(len(table), size), draft, progress)
         _install(draft, folder/key)
     if strangers:
         logger.info(f'{strangers:,} files of {source.name} belong to no image of {table.name}; '

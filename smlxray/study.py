@@ -458,8 +458,7 @@ class Cell:
     @property
     def training(self) -> dict[str, dict]:
         "The curves of the meta-trainings, with digests of what they were made of, by algorithm."
-        file, curves = cell_file(self), {}
-        if file is not None and file.exists(): curves = _sealed_file(file).get('training', {})
+        curves = {**_told_by(cell_file(self)).get('training', {})}
         for algorithm in ALGORITHMS:
             path = self.curve_path(algorithm)
             if not path.exists(): continue
@@ -723,17 +722,21 @@ def cell_file(cell: Cell) -> Path | None:
 def committed(cell: Cell) -> dict[str, dict[str, dict]]:
     "What the file of a cell says: method -> protocol -> `made_of`, and `ranks` by finding."
     path = cell_file(cell)
+    return _told_by(path).get('answers', {})
+
+def _told_by(path: Path | None) -> dict:
+    "All that the file of a cell says; {} if there is none."
     if path is None or not path.exists(): return {}
     facts = path.stat()
-    return _answers_in(path, facts.st_mtime_ns, facts.st_size)
+    return _read_cell(path, facts.st_mtime_ns, facts.st_size)
 
 @lru_cache(maxsize=64)
-def _answers_in(path: Path, changed: int, size: int) -> dict[str, dict[str, dict]]:
+def _read_cell(path: Path, changed: int, size: int) -> dict:
     "Read and check the file of a cell, once until it changes."
     with own_file(path, 'remove it, and the study makes it again'):
         told = parse_json(path.read_bytes())
         check_format(path, told.get('format', 1), CELL_FORMAT, 'remove it')
-        return check_fields(_CellFields, check_seal(told))['answers']
+        return check_fields(_CellFields, check_seal(told))
 
 class _KeptAnswers(Fields):
     made_of: dict[str, str]
@@ -820,10 +823,9 @@ def keep_published(cell: Cell, name: str, method: Method) -> None:
 
 def read_published(cell: Cell, method: str) -> dict | None:
     "A method's row of a protocol of others; None where it has not answered."
-    path, file, told = published_path(cell, method), cell_file(cell), None
+    path = published_path(cell, method)
     if path.exists(): told = _sealed_file(path)
-    elif file is not None and file.exists():
-        told = _sealed_file(file).get('published', {}).get(method)
+    else: told = _told_by(cell_file(cell)).get('published', {}).get(method)
     if told is None: return None
     _check_origin(f'{method} in {cell.name}', told['made_of'], published_origin(cell, method))
     return told['row']
@@ -1674,9 +1676,9 @@ def _is_finished(cell: Cell) -> bool:
 def _results_wanted(cells: list[Cell]) -> tuple[dict, dict]:
     "The methods that answer each cell, by its name, and those that have not answered yet."
     plan, wanted, missing = cells[0].plan, {}, {}
-    first = [here[0] for here in by_point(cells).values()]
+    first = {here[0].name for here in by_point(cells).values()}
     for cell in cells:
-        slow = plan.slow if cell in first else ()
+        slow = plan.slow if cell.name in first else ()
         wanted[cell.name] = [*plan.methods, *plan.controls, *slow]
         late = [name for name in wanted[cell.name] if not is_answered(cell, name)]
         if late: missing[cell.name] = late

@@ -291,7 +291,8 @@ def test_growth_reads_files_again_that_changed_and_knows_other_rows(table, tmp_p
     ours = ImageCache.build(table, SIZE, tmp_path / 'cache', progress=False)
     assert (ours.gather([70]) == 9).all() and not (few.gather([70]) == 9).all()
     backwards = table[np.arange(COUNT)[::-1]]
-    assert cache_module._predecessor(backwards, SIZE, tmp_path / 'cache/none') != few.path
+    site = cache_module._site(backwards, SIZE, tmp_path / 'cache')
+    assert cache_module._predecessor(backwards, SIZE, site) != few.path
     other = ImageCache.build(backwards, SIZE, tmp_path / 'cache', progress=False)
     assert torch.equal(other.gather([0]), ours.gather([COUNT - 1]))
 
