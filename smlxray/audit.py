@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -22,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .base import ImageError, logger, nearest
 from .cache import DirectPixels, ImageCache, row_numbers
+from .cluster import spread
 from .data import HIERARCHY, NEVER_NOVEL, PatientSplit, XrayTable
 from .images import read_picture
 from .readers import is_nobody
@@ -344,7 +344,7 @@ class _Glance(NamedTuple):
     wrong: str = ''                # why it cannot be read
     remarks: tuple[str, ...] = ()  # what is doubtful about it
 
-def _look(path: str) -> _Glance:
+def _look(_: None, path: str) -> _Glance:
     "Read a file for its digest and remarks, or for what is wrong with it."
     try:
         picture = read_picture(path)
@@ -361,9 +361,7 @@ def _look_at_all(
     progress: bool,
 ) -> list[_Glance]:       # in order
     "`_look` at many files by several threads."
-    workers = workers or joblib.cpu_count()
-    pool = joblib.Parallel(workers, backend='threading', return_as='generator')
-    looks = pool(joblib.delayed(_look)(path) for path in paths)
+    looks = spread(_look, ((path,) for path in paths), workers=workers)
     bar = dict(total=len(paths), desc='looking at images', unit='image', disable=not progress)
     return list(tqdm(looks, **bar))
 

@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../nbs/18_cluster.ipynb #b0ed2bd3
-import io, logging, pickle, platform
+import io, logging, pickle, platform, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -78,6 +78,16 @@ def _on_worker(us: dict[str, str], work: Callable, digest: str, data: Any, *job)
     return work(opened(digest, data), *job)
 
 # %% ../nbs/18_cluster.ipynb #52feeb6d
+def _answers(pool: joblib.Parallel, calls: Iterable) -> Iterator:
+    "Yield answers in order; to stop asking cancels the rest, on purpose and so without a warning."
+    answers = pool(calls)
+    try:
+        for answer in answers: yield answer  # `yield from` would close them before we may
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', UserWarning)
+            answers.close()
+
 def by_threads(
     work: Callable,
     jobs: Iterable[tuple],
@@ -87,7 +97,7 @@ def by_threads(
 ) -> Iterator:
     "Do jobs in threads of this process."
     pool = joblib.Parallel(workers, backend='threading', return_as='generator')
-    yield from pool(joblib.delayed(work)(shared, *job) for job in jobs)
+    yield from _answers(pool, (joblib.delayed(work)(shared, *job) for job in jobs))
 
 def by_loky(
     work: Callable,
@@ -103,7 +113,7 @@ def by_loky(
         file = Path(place) / 'shared'
         file.write_bytes(data)
         told = us, work, digest, str(file)
-        yield from pool(joblib.delayed(_on_worker)(*told, *job) for job in jobs)
+        yield from _answers(pool, (joblib.delayed(_on_worker)(*told, *job) for job in jobs))
 
 # %% ../nbs/18_cluster.ipynb #0dcda74c
 def _needed(package: str) -> Any:

@@ -252,6 +252,14 @@ def browsing():
             browser.close()
 
 
+def expect(found):
+    "Playwright's assertions on a locator; they wait as long as a busy machine needs."
+    from playwright.sync_api import expect as assertions
+
+    assertions.set_options(timeout=60_000)
+    return assertions(found)
+
+
 def png(grey) -> bytes:
     "An image as PNG."
     import io

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from select import select
 
 import pandas as pd
 import pytest
@@ -182,6 +183,15 @@ def test_what_is_wrong_with_a_cluster_is_one_sentence(two, tmp_path, monkeypatch
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, 'distributed', None)
     assert "pip install 'smlxray[cluster]'" in failed(max, jobs, 0, 1, there)
+
+
+@pytest.mark.parametrize('kind', ['threads', 'loky'])
+def test_what_nobody_waits_for_is_dropped_without_a_word(kind, recwarn):
+    waits = [([], [], seconds) for seconds in (0, *[0.2] * 8)]
+    answers = spread(select, waits, [], 2, kind)
+    assert next(answers) == ([], [], [])
+    answers.close()
+    assert [str(w.message) for w in recwarn] == []
 
 
 def test_a_job_that_kills_every_worker_ends_the_command(two):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from browser import (
-    Served, Visitor, barriers, browsing, need_browser, phantom, png, small_run,
+    Served, Visitor, barriers, browsing, expect, need_browser, phantom, png, small_run,
 )
 from processes import children, lives
 
@@ -40,7 +40,7 @@ def teach_fluid(v):
     p.get_by_role('button', name='Teach', exact=True).click()
     v.says('Done: taught')
     p.locator('.sx-curve:visible').wait_for()
-    assert p.locator('.sx-table:visible tbody tr').count() == 2
+    expect(p.locator('.sx-table:visible tbody tr')).to_have_count(2)
 
 
 def test_a_visitor_compares_teaches_and_looks_around(served):
@@ -76,10 +76,10 @@ def mark_several(v):
     "Mark many X-rays at once: by a drag, by Shift and a click, by Shift and Enter."
     p = v.page
     v.drag(8, 11, 'with the finding')
-    assert p.locator('.sx-covered').count() == 4
+    expect(p.locator('.sx-covered')).to_have_count(4)
     p.keyboard.press('Escape')
     p.mouse.up()
-    assert p.locator('.sx-covered').count() == 0
+    expect(p.locator('.sx-covered')).to_have_count(0)
     v.drag(8, 10, 'with the finding')
     p.mouse.up()
     v.says("3 X-rays are marked 'with'")
@@ -128,7 +128,7 @@ def read_in_the_dark(p, width):
     assert box['x'] >= 0 and box['x'] + box['width'] <= width
     p.keyboard.press('Escape')
     p.wait_for_function('!document.querySelector("dialog[open]")')
-    assert p.locator('.sx-figure figcaption').first.is_visible()
+    expect(p.locator('.sx-figure figcaption').first).to_be_visible()
 
 
 def remove_an_upload(v):
@@ -140,7 +140,7 @@ def remove_an_upload(v):
     v.says('again.png is among your uploads already, as two.png')
     p.get_by_role('button', name='Remove two.png from your uploads').first.click()
     p.locator('.sx-figure:visible').filter(has_text='nothing yet').first.wait_for()
-    assert p.get_by_role('button', name='Remove two.png from your uploads').count() == 0
+    expect(p.get_by_role('button', name='Remove two.png from your uploads')).to_have_count(0)
 
 
 def find_no_barrier(v):

@@ -8,7 +8,7 @@ from PIL import Image
 from smlxray.phantom import write_phantoms
 
 from browser import (
-    TOO_WIDE, Served, Visitor, barriers, browsing, need_browser, phantom, png, small_run,
+    TOO_WIDE, Served, Visitor, barriers, browsing, expect, need_browser, phantom, png, small_run,
 )
 
 pytestmark = pytest.mark.slow
@@ -216,10 +216,8 @@ def test_too_few_and_several_files(visitor):
     v.field('Adapt').select_option(label='the last layer (anil)')
     p.get_by_role('button', name='Teach', exact=True).click()
     v.says('Done: taught', 200_000)
-    assert (
-        p.locator('.sx-table:visible tbody tr').count() == 1
-        and p.get_by_text('<b>Air</b>').first.is_visible()
-    )
+    expect(p.locator('.sx-table:visible tbody tr')).to_have_count(1)
+    expect(p.get_by_text('<b>Air</b>').first).to_be_visible()
 
 
 def test_explore_by_mouse_and_keyboard(visitor):
