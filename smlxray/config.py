@@ -310,6 +310,7 @@ class MetaSettings(Section):
     shots: _Count = 7                  # support patients per class
     queries: _Count = 15               # query patients per class
     meta_batch: _Count = 4             # tasks per step of the outer loop
+    probe_rate: _Positive = 7.0        # rate of a probe's steps before its stride is learned
     probe_tasks: _Whole = 1600         # tasks on which protomaml learns its stride
     tasks: _Kinds = []                 # kinds of training tasks, in turn; []: chosen by negatives
     valid_every: _Whole = 0            # training tasks between two looks at validation; 0: none

@@ -147,7 +147,7 @@ def told_protocol(settings: Settings) -> dict:
 
 SINCE = {  # settings that came after the first committed cells; so they change no digest
     'meta': dict(adapts='all', tasks=[], valid_every=0, valid_tasks=40, patience=0)
-    | dict(learned_rates=False),
+    | dict(learned_rates=False, probe_rate=7.0),
 }
 
 def told_settings(settings: Settings) -> dict[str, dict]:

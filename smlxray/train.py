@@ -1279,7 +1279,7 @@ def _whiten(lab: Lab, net: SiameseNet, made: SiameseNet, shrink: float, limit: i
     made.probe.centre.copy_(centre)
     made.probe.whitener.copy_(torch.cat([whitener, prior[:, None]], 1))
     made.probe.shift[-1] = (x @ prior).mean()
-    made.probe.stride.data.fill_(first_stride(lab.settings.meta.inner_lr))
+    made.probe.stride.data.fill_(first_stride(lab.settings))
 
 PRIOR = 0.4  # the spread of the prior, where whitened vectors have mean length 1
 
@@ -1305,9 +1305,9 @@ def within_covariance(
     residuals = torch.cat(parts)
     return residuals.T @ residuals / len(residuals)
 
-def first_stride(lr: float) -> float:
-    "The logarithm of a probe's scale at which a step of rate `lr` is one of rate 7 at scale 1."
-    return 0.5 * math.log(7 / lr)
+def first_stride(settings: Settings) -> float:
+    "The logarithm of a probe's scale at which a step of `inner_lr` is one of `probe_rate`."
+    return 0.5 * math.log(settings.meta.probe_rate / settings.meta.inner_lr)
 
 # %% ../nbs/65_train.ipynb #7850a0f6
 class ProbeObjective(MetaObjective):
@@ -1354,7 +1354,7 @@ class ProbeObjective(MetaObjective):
 
     def _learned(self, model: TaskModel) -> Callable[[float], None]:
         "Remember what was learned; return what keeps a share of it."
-        net, first = model.net, first_stride(self.inner.lr)
+        net, first = model.net, first_stride(self.lab.settings)
         stride = net.probe.stride.item()
         logs = None if net.rates is None else net.rates.logs.detach().clone()
 
