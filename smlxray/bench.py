@@ -23,8 +23,9 @@ import pandas as pd
 import psutil
 import torch
 from PIL import Image
+from torch import nn
 
-from .base import RemoteFolder, SmlxrayError, moved
+from .base import RemoteFolder, SmlxrayError, moved, sealed
 from .cache import ImageCache, to_float
 from .config import CHEXPERT_FINDINGS, Settings, load_settings
 from .data import XrayTable, clean_negatives, index_rows
@@ -37,7 +38,7 @@ from .maml import adapt, meta_gradient
 from .metrics import EpisodeScores
 from .processes import in_processes
 from .readers import read_xrays
-from .siamese import SiameseNet, batch_norms, norm_mode
+from .siamese import SiameseNet, batch_norms, norm_mode, unit_vectors
 from .tasks import TaskModel
 from smlxray.train import (
     Course, Loop, MetaObjective, NamingSiamese, SiameseObjective, make_accelerator, one_round,
@@ -470,9 +471,17 @@ def _outer(net, loss: torch.Tensor, start: dict) -> Peer:
     grads = {key: z if g is None else g for key, g, z in zip(start, found, zeros)}
     return Peer(loss.item(), grads)
 
-def by_learn2learn(net, support: Callable, query: Callable, steps: int, lr: float) -> Peer:
-    "MAML of learn2learn."
-    made = import_module('learn2learn').algorithms.MAML(net, lr, allow_unused=True)
+def by_learn2learn(
+    net,
+    support: Callable,
+    query: Callable,
+    steps: int,
+    lr: float,
+    part: nn.Module | None = None,  # what adapts; None: all
+) -> Peer:
+    "MAML of learn2learn, or its ANIL if only a part adapts."
+    adapts = net if part is None else part
+    made = import_module('learn2learn').algorithms.MAML(adapts, lr, allow_unused=True)
     learner = made.clone()
     for _ in range(steps): learner.adapt(support(learner.module))
     return _outer(net, query(learner.module), dict(net.named_parameters()))
@@ -489,10 +498,22 @@ def by_torchopt(net, support: Callable, query: Callable, steps: int, lr: float) 
 
 PEERS = dict(learn2learn=by_learn2learn, torchopt=by_torchopt)
 
-def absent_row(case: str, engine: str) -> dict:
+class LastLayer(nn.Module):
+    "What ANIL adapts of a network, as a module of its own: learn2learn adapts whole modules."
+
+    def __init__(self, net: SiameseNet):
+        super().__init__()
+        self.last, self.scale, self.bias = net.head[2], net.scale, net.bias
+
+    def embed_features(self, features: torch.Tensor) -> torch.Tensor:
+        "Turn what comes before the last layer into embeddings."
+        return unit_vectors(self.last(features))
+
+def absent_row(case: str, algorithm: str, engine: str) -> dict:
     "A row of what was not measured, and why."
     nothing = dict(time_ratio=None, memory_ratio=None, gradient_error=None)
-    return dict(case=case, algorithm='maml', engine=engine, batch_norm='') | nothing
+    case = f'{case}: {engine} is not installed'
+    return dict(case=case, algorithm=algorithm, engine=engine, batch_norm='') | nothing
 
 # %% ../nbs/75_bench.ipynb #807471fe
 class EngineTask:
@@ -539,9 +560,9 @@ class EngineTask:
         options |= changes
         options |= self._learned(algorithm, options['steps'])
         with norm_mode(self.net, self.batch_norm, self.x):
+            if algorithm == 'anil, one pass': return self._one_pass(options)
             if engine in PEERS:
                 return PEERS[engine](self.net, *self.losses(two), options['steps'], options['lr'])
-            if algorithm == 'anil, one pass': return self._one_pass(options)
             return meta_gradient(self.net, *self.losses(two), **options)
 
     def _learned(self, algorithm: str, steps: int) -> dict:
@@ -559,6 +580,10 @@ class EngineTask:
         def query(net, f):
             z = net.embed_features(f)
             return query_loss(z[n:], y, z[:n], y, net.scale)
+        if options['engine'] == 'learn2learn':
+            given: dict = dict(f=net.head[:2](features))
+            losses = partial(support, **given), partial(query, **given)
+            return by_learn2learn(net, *losses, options['steps'], options['lr'], LastLayer(net))
         return meta_gradient(net, support, query, given=(features,), **options)
 
     def double(self) -> 'EngineTask':
@@ -703,17 +728,18 @@ def budget_row(case: str, small: EngineTask, engine: str, memory: float) -> dict
 def _maml(*engines: str) -> list[tuple]: return [('maml', engine) for engine in engines]
 
 CONV4 = dict(backbone='conv4', norm='group', size=64, shots=5)
+ANIL = [('anil, one pass', 'loop'), ('anil, one pass', 'learn2learn')]
 EVERY = [
     *_maml('loop', 'reverse', 'checkpoint', 'vmap', 'auto'),
     ('fomaml', 'loop'),
     ('reptile', 'loop'),
     ('anil', 'loop'),
-    ('anil, one pass', 'loop'),
+    ANIL[0],
     ('meta-sgd', 'reverse'),
     ('maml++', 'reverse'),
 ]
 TWO_TOWERS = dict(backbone='resnet18', size=64, branches=True)
-OTHERS = _maml(*PEERS)
+OTHERS = [*_maml(*PEERS), ANIL[1]]
 RESNET18 = dict(backbone='resnet18', norm='batch')
 DENSENET = dict(backbone='densenet121', norm='batch', shots=2, steps=2)
 # case, arguments of `EngineTask`, (algorithm, engine) to run on it
@@ -723,7 +749,7 @@ ENGINE_CASES: list[tuple[str, dict, list]] = [
     ('conv4 64 px, 20 steps', dict(CONV4, steps=20), _maml('reverse', 'checkpoint')),
     ('resnet18 64 px, one forward', dict(TWO_TOWERS, norm='group'), _maml('loop')),
     ('resnet18 64 px, one forward', dict(TWO_TOWERS, norm='batch'), _maml('loop')),
-    ('resnet18 64 px', dict(RESNET18, size=64), _maml('loop', 'reverse') + OTHERS),
+    ('resnet18 64 px', dict(RESNET18, size=64), _maml('loop', 'reverse') + ANIL[:1] + OTHERS),
     ('resnet18 32 px', dict(RESNET18, batch_norm='frozen'), _maml('loop', 'reverse')),
     ('resnet18 32 px', dict(RESNET18, batch_norm='support'), _maml('loop', 'checkpoint')),
     ('resnet18 32 px', dict(RESNET18, batch_norm='transductive'), _maml('reverse', 'vmap')),
@@ -732,19 +758,22 @@ ENGINE_CASES: list[tuple[str, dict, list]] = [
 
 # %% ../nbs/75_bench.ipynb #4f7b90d2
 def bench_engines(
-    rounds: int = 3,  # of the timing
-) -> list[dict]:      # rows
-    "Measure every engine and algorithm of `ENGINE_CASES`, and ResNet50 in a budget."
+    rounds: int = 3,            # of the timing
+    cases: list | None = None,  # None: all `ENGINE_CASES`, and ResNet50 in a budget
+) -> list[dict]:                # rows
+    "Measure engines and algorithms, those of other libraries included."
     plans, absent = [], []
-    for case, arguments, ways in ENGINE_CASES:
+    for case, arguments, ways in cases or ENGINE_CASES:
         task = EngineTask(**arguments)
-        missing = [engine for _, engine in ways if engine in PEERS and not find_spec(engine)]
-        plans += [(case, task, *way) for way in ways if way[1] not in missing]
-        for peer in missing: absent.append(absent_row(f'{case}: {peer} is not installed', peer))
-    large = absent + large_rows()
+        for way in ways:
+            missing = way[1] in PEERS and not find_spec(way[1])
+            if missing: absent.append(absent_row(case, *way))
+            else: plans.append((case, task, *way))
+    large = [] if cases else large_rows()
     memory = [memory_ratio(*plan[1:]) for plan in plans]
     measure = partial(engine_row, rounds=rounds)
-    return [measure(*plan, memory=ratio) for plan, ratio in zip(plans, memory)] + large
+    rows = [measure(*plan, memory=ratio) for plan, ratio in zip(plans, memory)]
+    return rows + absent + large
 
 # %% ../nbs/75_bench.ipynb #47e31e15
 _VECTORS = """
@@ -1021,10 +1050,12 @@ def _address(command: subprocess.Popen, log: Path) -> str:
 
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:
-    "Return what the numbers depend on: processor, cores, versions; no names and no paths."
+    "Return what the numbers depend on: day, processor, load, versions; no names and no paths."
     return dict(
+        day=time.strftime('%Y-%m-%d'),
         processor=platform.machine(),
         cores=os.cpu_count(),
+        load=round(os.getloadavg()[2], 1),  # processes that ran or waited in the last 15 minutes
         system=platform.system(),
         python=platform.python_version(),
         numpy=np.__version__,
@@ -1033,8 +1064,8 @@ def machine() -> dict:
     )
 
 def as_json(bench: str, rows: list[dict]) -> str:
-    "Return the rows of a benchmark and the machine they were taken on."
-    return json.dumps(dict(bench=bench, machine=machine(), rows=rows), indent=1)
+    "Return the rows of a benchmark and the machine they were taken on, sealed."
+    return json.dumps(sealed(dict(bench=bench, machine=machine(), rows=rows)), indent=1)
 
 # %% ../nbs/75_bench.ipynb #d5e82f1a
 __getattr__ = moved(

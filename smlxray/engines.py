@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 from .base import choose
 from smlxray.maml import (
     AdaptationError, FastWeights, MetaGradient, Outcome, Plan, _check_algorithm, _cloned, _detached,
-    _in_a_sentence, _length, _of_task, _reached, _start, _trainable, _walk_back, _wants_gradient,
-    adapted_names, inner_step, loop_engine, make_plan, meta_gradient, record, use,
+    _in_a_sentence, _length, _of_task, _plus, _reached, _start, _trainable, _walk_back,
+    _wants_gradient, adapted_names, inner_step, loop_engine, make_plan, meta_gradient, record, use,
 )
 
 # %% ../nbs/62_engines.ipynb #cbc5a2ea
@@ -169,9 +169,6 @@ class _WayBack:
         self.velocity = {n: next(walk) for n in leaf.velocity}
         self.end_grads = [*map(_plus, self.end_grads, walk)]
 
-def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    if a is None or b is None: return b if a is None else a
-    return a + b
 
 def _pairs(tensors: dict, grads: dict) -> list[tuple[Tensor, Tensor]]:
     "Tensors with the gradients that arrive at them; those without either are left out."

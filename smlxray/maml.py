@@ -221,7 +221,7 @@ def inner_step(
     if momentum:
         for n, v in fast.velocity.items():
             if n in moves: moves[n] = moves[n] + momentum * v
-    weights = {n: w - rates[n] * moves[n] if n in moves else w for n, w in fast.items()}
+    weights = {n: _moved(w, rates[n], moves[n]) if n in moves else w for n, w in fast.items()}
     velocity = {**fast.velocity, **moves} if momentum else {}
     return FastWeights(weights, fast.buffers, [*fast.losses, loss.detach()], velocity)
 
@@ -229,6 +229,11 @@ _ROUND_THE_CALL = (
     'The support loss does not depend on the weights that adapt: '
     'compute it from the `call` it is given.'
 )
+
+def _moved(weight: Tensor, rate: float | Tensor, move: Tensor) -> Tensor:
+    "Subtract `rate * move`: in one pass over the memory if the rate is a number, or else in two."
+    if isinstance(rate, Tensor): return weight - rate * move
+    return torch.sub(weight, move, alpha=rate)
 
 def _start(model: nn.Module, names: list[str]) -> FastWeights:
     "Views of the weights that adapt, and copies of the buffers: where the inner loop begins."
@@ -249,8 +254,13 @@ def _finite_losses(losses: Sequence[Tensor]) -> list[float]:
         )
     return numbers
 
+def _length(parts: Iterable[Tensor | None]) -> Tensor:
+    "The length of a vector in parts, of which some may be absent."
+    return nn.utils.get_total_norm([t.detach() for t in parts if t is not None])
+
 def _finite(tensors: dict, steps: int) -> None:
     "Raise `AdaptationError` at the first of the named tensors that is not finite."
+    if _length(tensors.values()).isfinite(): return  # one quick look, at all of them
     ok = torch.stack([t.detach().isfinite().all() for t in tensors.values()]).tolist()
     for name, good in zip(tensors, ok):
         if good: continue
@@ -371,9 +381,6 @@ def _walk_back(
     last = _length(grads[-len(fast) :])
     return Outcome(total.detach(), dict(zip(own, grads)), inputs, fast, last=last)
 
-def _length(grads: Sequence) -> Tensor:
-    "The length of a gradient in parts, of which some may be absent."
-    return nn.utils.get_total_norm([g.detach() for g in grads if g is not None])
 
 def _reached(grads: Sequence) -> None:
     "Refuse a query loss that the fast weights cannot reach."
@@ -577,13 +584,12 @@ def record(
 ) -> MetaGradient:
     "Check an outcome, and complete it with zeros and with what the given tensors carry further."
     own, steps = _trainable(model), len(out.fast.losses)
-    grads = {n: _or_zeros(out.grads[n], p) for n, p in own.items()}
-    for n, g in _carried(own, given, out.inputs[len(learned) :]).items(): grads[n] = grads[n] + g
+    carried = _carried(own, given, out.inputs[len(learned) :])
+    grads = {n: _or_zeros(_plus(out.grads[n], carried.get(n)), p) for n, p in own.items()}
     rates = [(t, _or_zeros(g, t)) for t, g in zip(learned, out.inputs)]
     first = _length([grads[n] for n in out.fast])
     growth = first / first if out.last is None else first / out.last
-    largest = nn.utils.get_total_norm(grads.values(), float('inf'))
-    told = [out.loss, *out.fast.losses, growth + 0 * largest]
+    told = [out.loss, *out.fast.losses, growth + 0 * _length(grads.values())]
     loss, *losses, growth = _in_one_look(told)
     if growth * torch.finfo(first.dtype).eps > 1e-3: _say_growth(steps, first.dtype)
     if not all(abs(x) < float('inf') for x in (loss, growth, *losses)):
@@ -612,6 +618,9 @@ def _in_one_look(tensors: list[Tensor]) -> list[float]:
 def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if grad is None else grad.detach()
 
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    if a is None or b is None: return b if a is None else a
+    return a + b
 def _carried(own: dict, given: Sequence, given_grads: Sequence) -> dict:
     "The gradients of given tensors, carried to the weights that these were computed from."
     pairs = zip(filter(_wants_gradient, given), given_grads)

@@ -73,15 +73,18 @@ def test_gradients_and_memory_of_the_benchmark(tmp_path):
     assert memory('resnet50', 'loop') > 1 > memory('resnet50', 'reverse'), rows
 
 
-@pytest.mark.parametrize('peer', ['learn2learn', 'torchopt'])
-def test_other_libraries_say_the_same(peer):
+@pytest.mark.parametrize(
+    'algorithm, peer',
+    [('maml', 'learn2learn'), ('maml', 'torchopt'), ('anil, one pass', 'learn2learn')],
+)
+def test_other_libraries_say_the_same(algorithm, peer):
     pytest.importorskip(peer, reason=f'{peer} is not installed')
     small = EngineTask('conv4', 'group', size=16, shots=2, steps=2)
     before = {name: t.clone() for name, t in small.net.state_dict().items()}
-    assert gradient_error(small, 'maml', peer) < 1e-9
+    assert gradient_error(small, algorithm, peer) < 1e-9
     assert all(torch.equal(t, before[name]) for name, t in small.net.state_dict().items())
 
 
 def test_what_is_not_installed_is_a_row_that_says_so():
-    row = absent_row('conv4: torchopt is not installed', 'torchopt')
+    row = absent_row('conv4', 'maml', 'torchopt')
     assert row['time_ratio'] is None and 'not installed' in row['case']
