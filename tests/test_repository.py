@@ -178,6 +178,12 @@ def test_every_notebook_is_in_the_sidebar():
     assert not site.sidebar_problems(ROOT)
 
 
+def test_the_tour_lists_every_chapter_in_the_order_of_the_sidebar():
+    sidebar = re.findall(r'- (\d\d_\w+\.ipynb)', (ROOT / '_quarto.yml').read_text())
+    tour = (ROOT / 'nbs/tour.ipynb').read_text()
+    assert re.findall(r'"\| \[\w+\]\((\d\d_\w+\.ipynb)\) \|', tour) == sidebar
+
+
 def test_nbdev_finds_the_site():
     link = ROOT / 'nbs/_quarto.yml'
     assert link.is_symlink() and link.resolve() == (ROOT / '_quarto.yml').resolve()
