@@ -37,16 +37,16 @@ STEPS = {
 }
 
 
-def shades(rng) -> Iterator:
-    "Smooth patterns of grey levels, (SIDE, SIDE) float."
+def shades(rng, side: int) -> Iterator:
+    "Smooth patterns of grey levels, (side, side) float."
     import torch
     from torch.nn.functional import interpolate
     while True:
         coarse = torch.from_numpy(rng.normal(scale=25, size=(64, 1, 6, 6)))
-        yield from interpolate(coarse, (SIDE, SIDE), mode='bilinear')[:, 0].numpy()
+        yield from interpolate(coarse, (side, side), mode='bilinear')[:, 0].numpy()
 
 
-def tree(place: Path, rows: int) -> None:
+def tree(place: Path, rows: int, side: int = SIDE) -> None:
     "Lay out the first rows of CheXpert's table, with shaded phantoms in place of its X-rays."
     import numpy as np
     import pandas as pd
@@ -56,11 +56,11 @@ def tree(place: Path, rows: int) -> None:
     from smlxray.phantom import write_phantoms
 
     drawn, data, rng = place / 'drawn', place / 'CheXpert-v1.0-small', np.random.default_rng(0)
-    write_phantoms(drawn, patients=PHANTOMS, size=SIDE, seed=0, workers=1, progress=False)
+    write_phantoms(drawn, patients=PHANTOMS, size=side, seed=0, workers=1, progress=False)
     images = [read_image(file) for file in sorted(drawn.rglob('*.jpg'))[:PHANTOMS]]
     package = Path(find_spec('torchxrayvision').origin).parent
     table = pd.read_csv(package / 'data' / 'chexpert_train.csv.gz', dtype=str).head(rows)
-    for k, (path, shade) in enumerate(zip(table['Path'], shades(rng))):
+    for k, (path, shade) in enumerate(zip(table['Path'], shades(rng, side))):
         levels = np.clip(images[k % PHANTOMS] + shade, 0, 255).astype(np.uint8)
         (place / path).parent.mkdir(parents=True, exist_ok=True)
         (place / path).write_bytes(encode_jpeg(levels[..., None], 80, 'gray', 'gray'))
@@ -119,9 +119,9 @@ def main():
     parser.add_argument('--resnet50', type=int, default=0, help='so many rows at 224 px as well')
     parser.add_argument('--out', type=Path)
     parser.add_argument('--place', type=Path, help='folder for the trees')
-    parser.add_argument('--tree', nargs=2, help='lay out a tree: folder, rows')
+    parser.add_argument('--tree', nargs='+', help='lay out a tree: folder, rows, pixels per side')
     asked = parser.parse_args()
-    if asked.tree: return tree(Path(asked.tree[0]), int(asked.tree[1]))
+    if asked.tree: return tree(Path(asked.tree[0]), *map(int, asked.tree[1:]))
     plans = [(rows, CONV4) for rows in asked.rows]
     if asked.resnet50: plans.append((asked.resnet50, RESNET50))
     told = kept(asked.out, plans)
