@@ -840,12 +840,14 @@ ENGINES = Registry('engine', {
 # %% ../nbs/00_base.ipynb #2e9a71c5
 BENCHES = Registry('benchmark', {
     'cache': ('smlxray.bench:bench_cache', 'pixels'),
+    'workers': ('smlxray.bench:bench_workers', 'a cache built by two workers next to one'),
     'episodes': ('smlxray.bench:bench_episodes', 'index, episodes and memory'),
     'metrics': ('smlxray.bench:bench_metrics', 'intervals'),
     'engines': ('smlxray.bench:bench_engines', 'adaptation engines'),
     'vectors': ('smlxray.bench:bench_vectors', 'heads and intervals on vectors of others'),
     'device': ('smlxray.bench:bench_device', 'training on this device, and what it waits for'),
     'processes': ('smlxray.bench:bench_processes', 'two processes next to two runs'),
+    'compiled': ('smlxray.bench:bench_compiled', 'what torch.compile gives a Siamese step'),
     'app': ('smlxray.bench:bench_app', 'what the pages cost to start and for each visitor'),
 })
 

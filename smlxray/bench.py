@@ -444,6 +444,22 @@ def bench_cache(
         read = reading_rows(cache, plain, rounds) + shard_rows(cache, table, home, rounds)
         return [built, bytes_row(cache, plain), *read]
 
+# %% ../nbs/75_bench.ipynb #7150d4ef
+def bench_workers(
+    images: int = 2000,  # JPEG files to write
+    workers: int = 2,
+    rounds: int = 5,     # of the timing
+) -> list[dict]:         # rows; ratio: how many times as fast as one worker
+    "Measure the building of a cache at 224 x 224 pixels by several workers, next to one."
+    with tempfile.TemporaryDirectory() as folder:
+        table = write_jpegs(Path(folder) / 'jpeg', images)
+        def build(count):
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                ImageCache.build(table, (224, 224), place, count, progress=False)
+        timed = paired(partial(build, workers), partial(build, 1), rounds, before=os.sync)
+    note = f'{images:,} JPEG files of 390 x 320'
+    return [row('build', f'{workers} workers', 'one worker', timed, note)]
+
 # %% ../nbs/75_bench.ipynb #184f6490
 VARIANTS = {'anil, one pass': 'anil', 'meta-sgd': 'maml', 'maml++': 'maml'}
 
@@ -979,30 +995,36 @@ def _walk(case: DeviceCase, lab: Lab, rounds: int) -> float:
     loop, _, _ = _loops(case, lab)['images']
     return _round_seconds(loop, rounds)
 
-def processes_row(case: DeviceCase, count: int, rounds: int) -> dict:
+def processes_row(case: DeviceCase, count: int, rounds: int, turns: int) -> dict:
     "Measure several processes that train one network, next to as many runs side by side."
     with tempfile.TemporaryDirectory() as place:
         lab = open_lab(case.settings(place))
         wide = case._replace(batch=case.batch * count)
         shared = replace(lab, settings=wide.settings(place))
-        ours, plain = [], []
-        for _ in range(3):
+        walk = partial(_walk, case, lab, rounds)
+        one, ours, plain = [], [], []
+        for _ in range(turns):
+            one += in_processes(walk, 1, joined=False)
             ours.append(max(in_processes(partial(_walk, wide, shared, rounds), count)))
-            alone = in_processes(partial(_walk, case, lab, rounds), count, joined=False)
-            plain.append(max(alone))
+            plain.append(max(in_processes(walk, count, joined=False)))
     ratios = np.divide(plain, ours)
     timed = Timed(*(float(np.median(values)) for values in (ours, plain, ratios)))
+    slower = np.median(np.divide(plain, one))
+    note = f'side by side {slower:.2f} times as long as alone; ratios {_extent(ratios)}'
     name = f'{case.backbone} {case.size} px, {case.batch} X-rays each'
-    return row(name, f'{count} processes', f'{count} runs side by side', timed)
+    return row(name, f'{count} processes', f'{count} runs side by side', timed, note)
+
+def _extent(ratios: np.ndarray) -> str: return f'{ratios.min():.2f} to {ratios.max():.2f}'
 
 # %% ../nbs/75_bench.ipynb #aeac3c16
 def bench_processes(
     cases: tuple = (DeviceCase('conv4', 64, 32), DeviceCase('resnet18', 64, 16, steps=2)),
     count: int = 2,   # processes
     rounds: int = 4,  # of the timing
-) -> list[dict]:      # rows
+    turns: int = 5,   # of one run, of the processes, and of the runs side by side
+) -> list[dict]:      # rows; ratio: the share
     "Measure the share of two independent runs that two processes of one training reach, on a CPU."
-    return [processes_row(case, count, rounds) for case in cases]
+    return [processes_row(case, count, rounds, turns) for case in cases]
 
 # %% ../nbs/75_bench.ipynb #3893ef11
 def _spent(process: psutil.Process) -> float:
@@ -1047,6 +1069,38 @@ def _address(command: subprocess.Popen, log: Path) -> str:
         if found := re.search(r'http://\S+', log.read_text()): return found[0]
         time.sleep(0.1)
     raise SmlxrayError(f'The pages did not start: {log.read_text().strip()}')
+
+# %% ../nbs/75_bench.ipynb #c7349e5a
+def compiled_row(case: DeviceCase, rounds: int, **options) -> dict:
+    "Measure a Siamese step whose backbone is compiled, next to the plain step."
+    with tempfile.TemporaryDirectory() as place:
+        lab = open_lab(case.settings(place))
+        ours, plain = (_loops(case, lab)['images'][0] for _ in range(2))
+        ours.model.net.backbone.compile(**options)
+        before = _spent(psutil.Process())
+        one_round(ours, 0)
+        paid = _spent(psutil.Process()) - before
+        spent = np.array([_turn(ours, plain, number) for number in range(1, rounds + 2)])
+    compiled, usual = spent[1:].T / case.steps
+    medians = map(np.median, (compiled, usual, usual / compiled))
+    timed = Timed(*map(float, medians))
+    note = f'compiling took {paid:.0f} s of the processor'
+    if timed.ratio > 1: note += f', won back after {paid / (usual - compiled).mean():,.0f} steps'
+    return row(f'{case.backbone} {case.size} px', 'compiled', 'plain', timed, note)
+
+def _turn(ours: Loop, plain: Loop, number: int) -> list[float]:
+    "Processor seconds of a round of both."
+    return [_processor_time(partial(one_round, loop, number)) for loop in (ours, plain)]
+
+# %% ../nbs/75_bench.ipynb #172c0298
+def bench_compiled(
+    cases: tuple = (DeviceCase('conv4', 64, 32), DeviceCase('resnet18', 64, 16, steps=2)),
+    rounds: int = 7,  # of the timing
+    **options,        # of `torch.compile`
+) -> list[dict]:      # rows
+    "Measure what `torch.compile` gives a Siamese step on the CPU (needs a C++ compiler)."
+    torch.set_num_threads(1)
+    return [compiled_row(case, rounds, **options) for case in cases]
 
 # %% ../nbs/75_bench.ipynb #c464daf7
 def machine() -> dict:
