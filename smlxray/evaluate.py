@@ -31,8 +31,8 @@ from .metrics import METRICS, EpisodeScores, Support, confusion_matrix, mean_epi
 from .intervals import Interval
 from .jackknife import difference_p, grid_interval, patient_interval
 from smlxray.look import (
-    PALETTE, plot_histograms, plot_intervals, plot_lines, plot_points, principal_components,
-    show_images,
+    PALETTE, decimal, plot_histograms, plot_intervals, plot_lines, plot_points,
+    principal_components, show_images,
 )
 from .look import plot_confusion as draw_counts
 from .lab import Lab
@@ -496,7 +496,7 @@ def span(
     "Write a value of a row with its interval, or nothing if the row has none."
     numbers = [row.get(k) for k in (key, f'{key}_low', f'{key}_high')]
     if pd.isna(numbers).any(): return ''
-    value, low, high = (f'{number:{sign}.3f}' for number in numbers)
+    value, low, high = (decimal(float(v or 0), sign=sign) for v in numbers)
     return f'{value}  [{low}, {high}]'
 
 def measure_title(name: str) -> str:

@@ -102,6 +102,7 @@ def _chart(draw):
 def plot_lines(
     lines: Mapping[str, tuple],  # name -> x (N,), y (N,); no legend for a name that begins with _
     quiet: Iterable[str] = (),   # the names that are only there for comparison
+    ticks: Iterable[float] = (),  # where the x axis has ticks, and nowhere else; (): as usual
     *,
     ax: Axes | None = None,
     **labels,                    # anything that `Axes.set` takes
@@ -115,7 +116,13 @@ def plot_lines(
             marker = '.' if len(x) < 30 else None
             ax.plot(x, y, color=next(colours), marker=marker, label=name)
     ax.set(**labels)
+    if ticks: _tick_at_points(ax, ticks)
     if _named(lines): ax.legend()
+
+def _tick_at_points(ax: Axes, x: Iterable[float]) -> None:
+    "Put a tick at each point, and none elsewhere."
+    ax.set_xticks(list(x), [f'{v:g}' for v in x])
+    ax.xaxis.set_minor_locator(NullLocator())
 
 def _named(names: Iterable[str]) -> bool:
     "Whether a legend has anything to say."
@@ -144,11 +151,6 @@ def plot_band(
     if label: ax.legend()
 
 # %% ../nbs/58_look.ipynb #ec12b2b2
-def _tick_at_points(ax: Axes, x: Iterable[float]) -> None:
-    "Put a tick at each point, and none elsewhere."
-    ax.set_xticks(list(x), [f'{v:g}' for v in x])
-    ax.xaxis.set_minor_locator(NullLocator())
-
 @_chart
 def mark_apart(
     x: float, y: float, low: float, high: float,
@@ -361,6 +363,10 @@ def escape(
     return content if isinstance(content, Html) else Html(html.escape(str(content)))
 
 # %% ../nbs/58_look.ipynb #8af45f47
+def decimal(value: float, digits: int = 3, sign: str = '') -> str:
+    "Write a number with so many decimals; one that rounds to zero is not minus zero."
+    return f'{round(value, digits) + 0.0:{sign}.{digits}f}'
+
 def number(
     value: float | None,
     digits: int = 3,
@@ -368,7 +374,7 @@ def number(
 ) -> str:
     "Write a number for a page; nothing if there is none."
     if value is None or value != value: return ''
-    return f'{value:{"+" if signed else ""}.{digits}f}'.replace('-', '\u2212')
+    return decimal(value, digits, '+' if signed else '').replace('-', '\u2212')
 
 def span_html(
     value: float,
@@ -420,6 +426,17 @@ def bar_html(
     dot = f'<circle cx="{x(value)}" cy="8" r="4" fill="{colour}"/>'
     head = f'<svg class="sx-bar" viewBox="0 0 200 16" role="img" aria-label="{escape(said)}">'
     return Html(f'{head}{lines}{dot}</svg>')
+
+def bar_head(left: float = 0.0, right: float = 1.0, mark: float = 0.5) -> Html:
+    "Write the scale of a column of bars: the dashed line, and the ends that have room beside it."
+    said, out = f'scale from {left:g} to {right:g}, dashed line at {mark:g}', ''
+    for v, anchor in ((left, 'start'), (mark, 'middle'), (right, 'end')):
+        x = 4 + 192 * (v - left) / (right - left)
+        near = abs(v - mark) < 0.3 * (right - left)
+        if near and v != mark: continue
+        out += f'<text x="{x:.0f}" y="14" text-anchor="{anchor}">{v:g}</text>'
+    head = f'<svg class="sx-bar" viewBox="0 0 200 16" role="img" aria-label="{said}">'
+    return Html(f'{head}{out}</svg>')
 
 # %% ../nbs/58_look.ipynb #2728e20d
 def probability_svg(
@@ -501,7 +518,11 @@ footer { color: var(--soft); font-size: .82rem; padding: 0 0 2.5rem }
 
 # %% ../nbs/58_look.ipynb #8a38f36d
 _PIECE_STYLE = '''
-.sx-wide { overflow-x: auto }
+.sx-wide { overflow-x: auto; background: /* a shadow at an edge where there is more to scroll to */
+  linear-gradient(to right, #fff 40%, #fff0) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, #fff 40%, #fff0) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, #1428408c, #14284000) left / .9rem 100% no-repeat,
+  linear-gradient(to left, #1428408c, #14284000) right / .9rem 100% no-repeat }
 .sx-table { border-collapse: collapse; width: 100%; font-size: .88rem;
   font-variant-numeric: tabular-nums }
 th { text-align: left; font-weight: 600; color: var(--soft); padding: .35rem .5rem;
@@ -512,6 +533,7 @@ tr:last-child td { border-bottom: 0 }
 tr.default td { background: #eef5fc }
 tr.default td:first-child { font-weight: 650; box-shadow: inset 3px 0 0 var(--blue) }
 .sx-bar { width: 120px; height: 16px; display: block }
+.sx-bar text { font-size: 17px; font-weight: 400; fill: var(--soft) }
 .shade { display: flex; flex-direction: column; padding: .15rem .5rem; border-radius: 6px;
   line-height: 1.25 }
 .shade small { font-size: .72rem }

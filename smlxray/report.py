@@ -6,7 +6,7 @@
 __all__ = ['render_report', 'write_report', 'compare_runs', 'write_comparison', 'combine_runs']
 
 # %% ../nbs/72_report.ipynb #2bf91428
-import json, re
+import json, math, re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,9 +22,10 @@ from .metrics import METRICS, EpisodeScores, mean_episode_auc, roc_curve
 from .intervals import exchange_test
 from .jackknife import difference_p, patient_interval
 from smlxray.look import (
-    BLUE, RED, Html, bar_html, cards_html, data_url, escape, figure_html, mark_apart, new_axes,
-    number, page_html, plot_band, plot_confusion, plot_lines, plot_points, plot_reliability,
-    principal_components, save_figure, show_images, span_html, table_html, tag_html,
+    BLUE, RED, Html, bar_head, bar_html, cards_html, data_url, escape, figure_html, mark_apart,
+    new_axes, number, page_html, plot_band, plot_confusion, plot_lines, plot_points,
+    plot_reliability, principal_components, save_figure, show_images, span_html, table_html,
+    tag_html,
 )
 from .lab import Lab
 from .tasks import InnerLoop, make_task
@@ -346,6 +347,10 @@ def _error_title(x: dict) -> str:
     return f"{kind}: {x['finding']}\nbehind {x['displacement']:.0%}, row {x['row']}"
 
 # %% ../nbs/72_report.ipynb #64ddba1f
+def left_end(rows: Iterable[dict]) -> float:
+    "Where the scale of a column of AUCs begins: at 0.45, or below the lowest interval."
+    return math.floor(20 * min(0.45, *(row['auc_low'] for row in rows))) / 20
+
 def auc_cells(row: dict, left: float = 0.0, strong: bool = False) -> list[Html]:
     "Write an AUC with its interval, and draw it."
     auc = row['auc'], row['auc_low'], row['auc_high']
@@ -355,7 +360,7 @@ def main_table(run: dict) -> Html:
     "Write the mean over findings: every method with its interval, and what adaptation gained."
     rows = mean_rows(run['rows'])
     measures = [m for m in METRICS if m != 'auc' and m in rows[run['default']]]
-    left = min(0.45, *(row['auc_low'] for row in rows.values()))
+    left = left_end(rows.values())
     cells, marks = [], []
     for method, row in rows.items():
         strong = method == run['default']
@@ -369,8 +374,8 @@ def main_table(run: dict) -> Html:
             _gain(row),
         ])
         marks.append('default' if strong else '')
-    head = ['method', 'AUC, 95 %', '', *map(measure_title, measures), 'steps', 'batch norm']
-    return table_html([*head, 'episodes', 'gain by adaptation, 95 %'], cells, marks)
+    head = ['method', 'AUC, 95 %', bar_head(left), *map(measure_title, measures), 'steps']
+    return table_html([*head, 'batch norm', 'episodes', 'gain by adaptation, 95 %'], cells, marks)
 
 def _gain(row: dict) -> str:
     if row.get('gain') is None: return ''
@@ -597,12 +602,12 @@ def verification_section(rows: list[dict]) -> Html:
 def negatives_section(rows: list[dict]) -> Html:
     "Write the answers of the quick methods to the other kind of negatives."
     means = mean_rows(rows)
-    left = min(0.45, *(row['auc_low'] for row in means.values()))
+    left = left_end(means.values())
     cells = [
         [method, *auc_cells(row, left, False), row['adapted_steps'], row['episodes'], _gain(row)]
         for method, row in means.items()
     ]
-    head = ['method', 'AUC, 95 %', '', 'steps', 'episodes', 'gain by adaptation, 95 %']
+    head = ['method', 'AUC, 95 %', bar_head(left), 'steps', 'episodes', 'gain by adaptation, 95 %']
     return Html('<h3>Told from the other kind of negatives</h3>' + table_html(head, cells))
 
 _PUBLISHED = '''
