@@ -74,6 +74,7 @@ test: $(STAMP)  ## run all checks and tests, and show where the time went (about
 
 .others:
 	$(BIN)/mypy --config-file tests/mypy.ini $(call keep,mypy)
+	$(BIN)/python tests/pythons.py $(call keep,pythons)
 	$(SITE) check-site $(call keep,site)
 	$(SITE) check-dist $(call keep,dist)
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing --skip_file_re '^[_.]|^($(RUNS))[.]ipynb$$' $(call keep,chapters)

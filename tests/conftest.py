@@ -25,6 +25,8 @@ FIRST = (
 def pytest_configure(config):
     "Leave out what takes minutes unless it is asked for: `make test-slow` or `pytest -m slow`."
     config.addinivalue_line('markers', 'slow: takes minutes; run by `make test-slow`')
+    config.addinivalue_line('markers', 'light: needs no torch; run by `tests/pythons.py` as well')
+    config.addinivalue_line('markers', 'process: starts a Python of its own; left out there')
     if not config.option.markexpr: config.option.markexpr = 'not slow'
 
 

@@ -3,12 +3,13 @@
 import os, shutil, subprocess, sys
 from pathlib import Path
 
-import nbformat
 import pytest
 
 from smlxray import config
 from smlxray.base import BACKBONES, READERS, ConfigError, resolve_path
 from smlxray.config import PATH_SETTINGS, PRESETS, load_settings, make_run_folder
+
+pytestmark = pytest.mark.light  # needs no torch
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS_CELL = """\
@@ -29,6 +30,7 @@ shots: int = None      # support patients per class
 @pytest.fixture
 def notebook(tmp_path):
     "A notebook as short as one can be: a cell of parameters, and the cell that reads them."
+    nbformat = pytest.importorskip('nbformat')
     nb = nbformat.v4.new_notebook(
         cells=[
             nbformat.v4.new_code_cell(PARAMETERS_CELL, metadata=dict(tags=['parameters'])),
@@ -42,6 +44,7 @@ def notebook(tmp_path):
 
 def papermill(notebook, *options):
     "Run papermill's command; return its exit code, what the notebook printed and what it said."
+    import nbformat
     out = notebook.with_name('out.ipynb')
     env = os.environ | {
         'OMP_NUM_THREADS': '1',
@@ -62,6 +65,7 @@ def papermill(notebook, *options):
     return done.returncode, printed, done.stderr
 
 
+@pytest.mark.process
 def test_papermill_parameters_reach_the_settings(notebook):
     options = '-p shots 3 -p image_size 48 -p use_cache False -p queries None'.split()
     options += ['-p', 'novel_findings', 'Edema, Fracture']
@@ -70,12 +74,14 @@ def test_papermill_parameters_reach_the_settings(notebook):
     assert printed == "SETTINGS tiny 3 8 [48, 48] ['Edema', 'Fracture'] False\n"
 
 
+@pytest.mark.process
 def test_papermill_defaults_leave_the_decision_to_the_preset(notebook):
     code, printed, said = papermill(notebook, '-y', 'image_size: [40, 48]')
     assert code == 0, said
     assert printed.startswith('SETTINGS tiny 2 8 [40, 48]')
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('options, sentence', [
     ('-p shotz 3', 'shotz is not a parameter; did you mean shots?'),
     ('-p shots 0', 'meta.shots is 0; it must be a whole number of at least 1.'),
@@ -103,6 +109,7 @@ def in_folder(folder, expression, path=ROOT):
     return done.stdout.strip()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize('folder', ['.', 'nbs', 'smlxray'])
 def test_paths_count_from_the_root_anywhere_in_a_checkout(folder):
     phantoms = in_folder(ROOT / folder, "resolve_path('data/phantoms')")
@@ -113,6 +120,7 @@ def test_paths_count_from_the_root_anywhere_in_a_checkout(folder):
     assert Path(run) == ROOT / 'runs' / 'tiny'
 
 
+@pytest.mark.process
 def test_paths_count_from_the_working_folder_outside_a_checkout(tmp_path):
     here = tmp_path.resolve()
     assert Path(in_folder(tmp_path, "resolve_path('data/phantoms')")) == here / 'data' / 'phantoms'
@@ -156,11 +164,13 @@ def test_old_names_are_found_with_a_warning(old, new):
         assert getattr(config, old) is new
 
 
+@pytest.mark.process
 def test_presets_are_found_in_a_checkout_from_outside(tmp_path):
     for preset in PRESETS:
         assert in_folder(tmp_path, f'load_settings({preset!r}).evaluation.run') == preset
 
 
+@pytest.mark.process
 def test_presets_are_found_in_an_installed_package(tmp_path):
     site = tmp_path / 'site'
     package = site / 'smlxray'
@@ -187,6 +197,7 @@ def test_a_user_file_is_found_from_the_root(tmp_path, monkeypatch):
         load_settings('demo', config='config/tiny.yaml')
 
 
+@pytest.mark.process
 def test_reading_settings_is_quick(tmp_path):
     "Every command and every worker reads settings, so they must not drag torch or pandas in."
     heavy = "[m for m in ('torch', 'pandas', 'matplotlib') if m in __import__('sys').modules]"

@@ -26,6 +26,8 @@ from smlxray.data import (
 )
 from smlxray.readers import check_files, read_chexpert, read_xrays
 
+pytestmark = pytest.mark.light  # needs no torch
+
 
 @pytest.fixture(scope='module')
 def real():

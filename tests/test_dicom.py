@@ -22,6 +22,8 @@ from smlxray.base import ImageError
 from smlxray.images import decode, decode_picture
 from smlxray.phantom import draw_phantom
 
+pytestmark = pytest.mark.light  # needs no torch
+
 XRAY = draw_phantom(patient=11, findings=['Cardiomegaly'], size=96).image
 LEVELS = (XRAY - float(XRAY.min())) / np.ptp(XRAY)
 FILM = (LEVELS * 4095 + 0.5).astype(np.uint16)  # twelve bits, all of them

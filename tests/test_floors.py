@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.light  # needs no torch
+
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [*csv.DictReader((ROOT / 'tests' / 'floors.csv').read_text().splitlines())]
 MARKERS = {'': '', '>=3.11': "python_version>='3.11'", '<3.11': "python_version<'3.11'"}

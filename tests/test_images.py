@@ -23,6 +23,8 @@ from smlxray.base import ImageError
 from smlxray.images import decode, read_image
 from smlxray.phantom import draw_phantom
 
+pytestmark = pytest.mark.light  # needs no torch
+
 XRAY = draw_phantom(patient=5, findings=['Pneumothorax'], size=160).image
 FILM = XRAY.astype(np.uint16) * 16 + 3  # twelve bits
 
@@ -168,6 +170,7 @@ def test_damaged_dicom_gives_pixels_or_one_error():
     assert min(seen.values()) > 20, seen
 
 
+@pytest.mark.process
 def test_a_decoder_that_crashes_takes_nothing_along(tmp_path):
     """Bytes of a JPEG header make GDCM end its process (abort, or a segmentation fault): one file
     is lost, the next is read."""
@@ -202,6 +205,7 @@ def test_a_pipe_is_no_image(tmp_path):
         read_image('a\0b.png')
 
 
+@pytest.mark.process
 def test_a_bomb_takes_no_memory(tmp_path):
     "30,000 x 30,000 real pixels in a PNG of under a megabyte are refused without growing by 50 MB."
 

@@ -5,6 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import pythons
+
+pytestmark = pytest.mark.light  # needs no torch
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location('install', ROOT / '.ci' / 'install.py')
@@ -90,3 +93,21 @@ def test_constraints_can_be_left_out(monkeypatch, no_gpu, capsys):
 def test_no_tool_means_no_gpu(monkeypatch):
     monkeypatch.setenv('PATH', '')
     assert install.sees_gpu() is False
+
+
+def test_a_python_that_is_not_here_is_named_and_left_out(capsys, monkeypatch, tmp_path):
+    assert pythons.find('3.99') is None
+    assert pythons.try_version('3.99')
+    assert 'Python 3.99 is not tried: it is not on this machine.' in capsys.readouterr().out
+    monkeypatch.setattr(pythons, 'PLACE', tmp_path)
+    assert 'its packages cannot be installed' in pythons.prepare('3.99', Path('/bin/false'))
+
+
+def test_a_light_test_that_fails_is_told(capsys, monkeypatch, tmp_path):
+    (tmp_path / 'test_wrong.py').write_text('def test_wrong(): assert 1 == 2')
+    done = pythons.run(sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', tmp_path)
+    monkeypatch.setattr(pythons, 'find', lambda version: Path(sys.executable))
+    monkeypatch.setattr(pythons, 'prepare', lambda version, base: '')
+    monkeypatch.setattr(pythons, 'run', lambda *words: done)
+    assert not pythons.try_version('3.12')
+    assert 'assert 1 == 2' in capsys.readouterr().out

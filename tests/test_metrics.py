@@ -21,6 +21,8 @@ from smlxray.metrics import (
     shift_prevalence,
 )
 
+pytestmark = pytest.mark.light  # needs no torch
+
 
 def sample(rng):
     n = int(rng.integers(2, 80))

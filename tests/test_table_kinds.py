@@ -10,11 +10,20 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from smlxray.audit import check_data, count_problems, understanding
 from smlxray.base import DataError
 from smlxray.config import CHEXPERT_FINDINGS
 from smlxray.data import split_patients
 from smlxray.readers import read_table, read_xrays
+
+pytestmark = pytest.mark.light  # needs no torch
+
+
+@pytest.fixture
+def audit():
+    "The chapter that looks data over, which needs torch."
+    pytest.importorskip('torch')
+    import smlxray.audit
+    return smlxray.audit
 
 
 def picture(seed, kind='PNG'):
@@ -84,11 +93,12 @@ def test_a_number_is_read_however_it_is_written(tmp_path, label, number):
 
 
 @pytest.mark.parametrize('words', ['yes no yes', 'True False True', 'positive uncertain negative'])
-def test_a_column_of_words_is_not_left_aside_quietly(tmp_path, words):
+def test_a_column_of_words_is_not_left_aside_quietly(tmp_path, words, audit):
     rows = [f'{i}.png,{i},{i % 2},{word}' for i, word in enumerate(words.split())]
     t = table(tmp_path, '\n'.join(['path,patient_id,Edema,Sarcoidosis', *rows]))
     assert t.findings == ('Edema',)
-    assert "column 'Sarcoidosis' answers" in t.reading.notes[0] and 'note 1' in understanding(t)
+    assert "column 'Sarcoidosis' answers" in t.reading.notes[0]
+    assert 'note 1' in audit.understanding(t)
 
 
 def test_two_columns_of_one_name_must_agree(tmp_path):
@@ -128,11 +138,11 @@ def test_one_image_under_two_spellings(tmp_path, first, second):
 
 
 @pytest.mark.parametrize('name', ['img/a.png', 'u\u0308.png', '\uff21.png', 'img/sub/b.PNG'])
-def test_an_image_is_found_under_its_own_name(tmp_path, name):
+def test_an_image_is_found_under_its_own_name(tmp_path, name, audit):
     "Windows' path, and letters that Unicode can write in two ways."
     row = name.replace('/', '\\')
     t = table(tmp_path, f'{HEAD}{row},1,1\nz.png,2,0\n', **{name: picture(1), 'z.png': picture(2)})
-    assert check_data(t, progress=False).empty
+    assert audit.check_data(t, progress=False).empty
 
 
 def test_paths_that_lead_out(tmp_path):
@@ -255,7 +265,7 @@ def of(t, name):
 
 
 @pytest.mark.parametrize('ending', ['.dcm', '.DCM', '.dicom'])
-def test_persons_from_tags_stay_on_one_side(tmp_path, ending):
+def test_persons_from_tags_stay_on_one_side(tmp_path, ending, audit):
     more = [str(i) for i in range(5, 20)]
     t = tagged(tmp_path, ['1', '1.0', ' 2 ', '02', 'A', 'a', *more], ending)
     assert t.frame['patient'].nunique() == 18 and t.reading.known
@@ -263,8 +273,8 @@ def test_persons_from_tags_stay_on_one_side(tmp_path, ending):
     split = split_patients(t, 0.2, 0.4, seed=1)
     sides = [set(t.frame['patient'].iloc[rows]) for rows in split]
     assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
-    assert 'known by the DICOM tags' in understanding(t)
-    assert check_data(t, progress=False).empty
+    assert 'known by the DICOM tags' in audit.understanding(t)
+    assert audit.check_data(t, progress=False).empty
 
 
 NOBODY = ['ANON', 'Anonymized', 'Anonymous^Patient', '0000', 'XXXX', '-', '*', 'no name', '', None,
@@ -272,10 +282,10 @@ NOBODY = ['ANON', 'Anonymized', 'Anonymous^Patient', '0000', 'XXXX', '-', '*', '
 
 
 @pytest.mark.parametrize('nobody', NOBODY)
-def test_a_placeholder_is_no_person(tmp_path, nobody, caplog):
+def test_a_placeholder_is_no_person(tmp_path, nobody, caplog, audit):
     t = tagged(tmp_path, ['1', '2', nobody, nobody, nobody])
     assert t.frame['patient'].nunique() == 5 and not t.reading.known
-    assert 'unknown of 3 images' in understanding(t) and 'no split can keep' in caplog.text
+    assert 'unknown of 3 images' in audit.understanding(t) and 'no split can keep' in caplog.text
 
 
 def test_one_tag_for_all_is_no_person(tmp_path):
@@ -303,10 +313,10 @@ NOT_PERSONS = {
 
 
 @pytest.mark.parametrize('names', PERSONS.values(), ids=PERSONS)
-def test_names_that_tell_persons(tmp_path, names):
+def test_names_that_tell_persons(tmp_path, names, audit):
     t = named(tmp_path, names)
     assert t.reading.known and t.frame['patient'].nunique() == 4
-    assert 'known by the names of the files' in understanding(t)
+    assert 'known by the names of the files' in audit.understanding(t)
 
 
 @pytest.mark.parametrize('names', NOT_PERSONS.values(), ids=NOT_PERSONS)
@@ -315,29 +325,29 @@ def test_names_that_tell_none(tmp_path, names):
     assert not t.reading.known and t.frame['patient'].nunique() == len(names)
 
 
-def test_files_that_no_reader_opens_are_counted(tmp_path):
+def test_files_that_no_reader_opens_are_counted(tmp_path, audit):
     shut = {'SICK/7.tif': b'II', 'SICK/deep/8.png': picture(8), 'NORMAL/IM01': dicom('1', 9)}
     folder(tmp_path, {**shut, 'NORMAL/masks/a.png': picture(7), 'NORMAL/a.csv': 'a'})
     t = named(tmp_path, [f'{i}.png' for i in range(6)])
     assert len(t) == 6 and list(t.reading.dropped.values()) == [3]
-    assert 'left out:  3 (files that are no images or lie too deep)' in understanding(t)
+    assert 'left out:  3 (files that are no images or lie too deep)' in audit.understanding(t)
 
 
 # What `data check` says of patients
 
 
 @pytest.mark.parametrize('ids', [['unknown'] * 3 + list('abcdefghijk'), ['7'] * 8 + list('abcdef')])
-def test_a_patient_who_has_too_many_images(tmp_path, ids):
+def test_a_patient_who_has_too_many_images(tmp_path, ids, audit):
     rows = [f'{i}.png,{person},{i % 2}' for i, person in enumerate(ids)]
     t = table(tmp_path, HEAD + '\n'.join(rows))
-    found = count_problems(check_data(t, images=False))
+    found = audit.count_problems(audit.check_data(t, images=False))
     assert found['kind'].tolist() == ['one patient for many images']
 
 
-def test_one_patient_with_a_few_images_is_fine(tmp_path):
+def test_one_patient_with_a_few_images_is_fine(tmp_path, audit):
     rows = [f'{i}.png,{i // 3},{i % 2}' for i in range(12)]
-    assert check_data(table(tmp_path, HEAD + '\n'.join(rows)), images=False).empty
-    assert isinstance(understanding(table(tmp_path, HEAD + '\n'.join(rows))), str)
+    assert audit.check_data(table(tmp_path, HEAD + '\n'.join(rows)), images=False).empty
+    assert isinstance(audit.understanding(table(tmp_path, HEAD + '\n'.join(rows))), str)
 
 
 def test_tables_have_text_ids(tmp_path):
