@@ -7,8 +7,9 @@ __all__ = ['app', 'main']
 
 # %% ../nbs/90_cli.ipynb #a90ba89c
 import json, os, re, sys, time
+from collections.abc import Callable
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
@@ -778,9 +779,16 @@ def _our_errors() -> set[str]:
         kinds += kind.__subclasses__()
     return names
 
+_SHORT = (
+    'a smaller data.batch_size or data.image_size, or for tasks meta.engine reverse, takes less: '
+    'see "how to go on when memory is short"'
+)
+
 def _sentence(error, name: str, made: Path) -> str:
     "Return what to say of a notebook that stopped."
     if error.ename in _our_errors(): return error.evalue
+    if error.ename in ('MemoryError', 'OutOfMemoryError') or 'allocate memory' in error.evalue:
+        return f'{name} found no memory left; {_SHORT}.'
     first, *_ = error.evalue.strip().splitlines() or ['']
     why = f'{error.ename}: {first}' if first else error.ename
     return f'{name} stopped with {why}; the whole story is in {made}.'
@@ -788,7 +796,8 @@ def _sentence(error, name: str, made: Path) -> str:
 def run_notebook(name: str, parameters: dict, folder: Path) -> Path:
     "Run a notebook and leave it in a folder; raise `SmlxrayError` with one sentence if it stops."
     import logging, papermill
-    logging.getLogger('papermill').setLevel(logging.ERROR)
+    from nbclient.exceptions import DeadKernelError
+    logging.getLogger('papermill').setLevel(logging.CRITICAL)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # after Ctrl-C it would complain
     made, start = folder / f'{name}.ipynb', time.time()
     source, quiet = str(shipped_notebook(name)), ['--log-level=CRITICAL']
@@ -798,6 +807,10 @@ def run_notebook(name: str, parameters: dict, folder: Path) -> Path:
         papermill.execute_notebook(source, str(made), parameters, **how)
     except papermill.PapermillExecutionError as error:
         raise SmlxrayError(_sentence(error, name, made)) from None
+    except DeadKernelError:
+        died = f'{name} was killed, for want of memory perhaps'
+        kept = 'What was trained is kept, and --resume goes on with it'
+        raise SmlxrayError(f'{died}; {_SHORT}. {kept}.') from None
     finally:
         if made.is_file(): _hide_folders(made, parameters)
     _note(f'{name}: {time.time() - start:.0f} s, {made}')
@@ -832,10 +845,12 @@ def run_stages(
     given: list[str] | None,    # settings as 'key=value'
     resume: bool = False,       # continue an interrupted training
     as_json: bool = False,      # print JSON
+    before: Callable[[Path], None] | None = None,  # called with the run's folder
 ) -> None:
     "Run the notebooks of some modes, and print what came out."
     parameters, settings = _parameters(config, given, resume=resume)
-    folder = _run_folder(settings)
+    folder = _run_folder(settings, modes)
+    if before: before(folder)
     with only_one(folder / 'command', f'at work on the run {folder.name}'):
         with _goes_on(_how_to_resume(settings, config, given)):
             for mode in modes: run_notebook(STAGES[mode], parameters, folder)
@@ -844,10 +859,11 @@ def run_stages(
     if as_json: return _print_json(rows)
     for row in rows: _echo(', '.join(f'{k} {_short(v)}' for k, v in row.items()))
 
-def _run_folder(settings: Settings) -> Path:
-    "Make the folder of a run; raise `SmlxrayError`, and make nothing, where there are no data."
-    from smlxray.readers import _folder
-    if settings.data.dataset != 'phantom': _folder(settings.dataset_folder)
+def _run_folder(settings: Settings, modes) -> Path:
+    "Make the folder of a run; raise `SmlxrayError`, and make nothing, if the table is against it."
+    from smlxray.sides import check_run
+    stages = dict(train_siamese='siamese', train_meta='meta', evaluate='evaluate')
+    check_run(settings, [stages[mode] for mode in modes])
     return make_run_folder(settings)
 
 def _how_to_resume(settings: Settings, config: Path | None, given: list[str] | None) -> str:
@@ -928,8 +944,7 @@ def _train_siamese(
     as_json: _Json = False,
 ):
     "Learn to compare X-rays."
-    if _in_processes('siamese', config, given, resume, processes): return
-    run_stages(['train_siamese'], config, given, resume or processes > 1, as_json)
+    _train_one('siamese', config, given, resume, processes, as_json)
 
 @_train.command('meta', epilog=_examples(
     'smlxray train meta -p preset tiny -p algorithm anil',
@@ -943,35 +958,34 @@ def _train_meta(
     as_json: _Json = False,
 ):
     "Learn to adapt; the Siamese network is trained first if there is none."
-    if _in_processes('meta', config, given, resume, processes): return
-    run_stages(['train_meta'], config, given, resume or processes > 1, as_json)
+    _train_one('meta', config, given, resume, processes, as_json)
 
-def _in_processes(
+def _train_one(
     what: str,                # 'siamese' or 'meta'
     config: Path | None,
     given: list[str] | None,
     resume: bool,
     processes: int,           # to start
-) -> bool:                    # this process was one of several, and is done
-    "Train in several processes: start them, or be one of them."
-    parameters, settings = _parameters(config, given, resume=resume)
-    from smlxray.processes import check_launch, launch
+    as_json: bool,
+) -> None:
+    "Train by a notebook, after several processes if these are to do it; or be one of these."
     if int(os.environ.get('WORLD_SIZE', 1)) > 1:
         from smlxray.train import train_together
-        train_together(settings, what)
-        return True
-    if processes == 1:
-        check_launch()
-        return False
+        return train_together(_parameters(config, given, resume=resume)[1], what)
     words = ['train', what, *(['--resume'] if resume else [])]
     if config: words += ['--config', str(_here(config))]
     for word in given or (): words += ['-p', word]
-    folder = _run_folder(settings)
+    before = partial(_launch, processes, words)
+    run_stages([f'train_{what}'], config, given, resume or processes > 1, as_json, before)
+
+def _launch(processes: int, words: list[str], folder: Path) -> None:
+    "Let several processes do the training of a run; for one, see that no more were asked for."
+    from smlxray.processes import check_launch, launch
+    if processes == 1: return check_launch()
     log = folder / 'processes.log'
     _note(f'{processes} processes train; what they say goes to {log} ...')
     with only_one(folder / 'command', f'at work on the run {folder.name}'):
         launch(processes, words, log)
-    return False
 
 # %% ../nbs/90_cli.ipynb #4160c645
 def _ask_about(proposal) -> None:
@@ -1199,7 +1213,7 @@ def _config_check(path: Annotated[Path, _argument('A YAML file of settings.')]):
 
 def _try_out(settings: Settings) -> None:
     "Try settings, fold by fold, on their data; raise `SmlxrayError` with what is wrong."
-    from smlxray.protocols import fold_settings
+    from smlxray.sides import fold_settings
     from smlxray.train import try_settings
     for one in fold_settings(settings): try_settings(one)
 

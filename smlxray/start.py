@@ -39,7 +39,7 @@ from smlxray.data import (
     years,
 )
 from .episodes import MIN_QUERIES, EpisodeSampler
-from .lab import choose_split, pick_device
+from .lab import pick_device
 from smlxray.readers import (
     _DERIVED,
     _IMAGE_ENDINGS,
@@ -58,6 +58,7 @@ from smlxray.readers import (
     read_xrays,
     recognise,
 )
+from .sides import choose_split
 from .train import new_network
 
 # %% ../nbs/78_start.ipynb #78a00009

@@ -46,7 +46,7 @@ from smlxray.jackknife import (
     Seating, Won, block_auc, block_seating, influence, law_intervals, mean_interval,
     runs_interval, shuffle_interval, won_block, won_by,
 )
-from .lab import Lab, open_lab, open_table, pick_device, table_digest
+from .lab import Lab, open_lab, pick_device, table_digest
 from .metrics import EpisodeScores, Support, shots_law
 from smlxray.methods import (
     METHODS, Method, ShuffledMethod, calibrate_batch_norm, stratum_odds,
@@ -57,6 +57,7 @@ from smlxray.plan import (
 )
 from .protocols import published_episodes, published_rows, published_sampler
 from .siamese import SiameseNet
+from .sides import open_table
 from .tasks import Trunk
 from smlxray.train import (
     Course, NamingObjective, NamingSiamese, PrototypeObjective, SiameseObjective, fit, meta_network,
@@ -1757,7 +1758,7 @@ _HOMES = {
 _NEW_NAMES = {
     'Corner': 'smlxray.study:Cell',
     'Questions': 'smlxray.episodes:EpisodeBlock',
-    'deal_patients': 'smlxray.lab:choose_split',
+    'deal_patients': 'smlxray.sides:choose_split',
     'fair_deals': 'smlxray.study:fair_splits',
     'run_corner': 'smlxray.study:run_cell',
     'study_corners': 'smlxray.study:study_cells',

@@ -1483,8 +1483,8 @@ def inner_rates(model: TaskModel, settings: Settings, algorithm: str) -> dict[st
     "See `InnerLoop.rates`."
     return InnerLoop.of(settings, algorithm).rates(model)
 
-_in_lab = ('open_lab', 'open_table', 'readable', 'TOO_MANY')
-_moved = dict.fromkeys(_in_lab, 'smlxray.lab') | dict(deal_patients='smlxray.lab:choose_split')
+_moved = dict.fromkeys(('open_lab', 'readable', 'TOO_MANY'), 'smlxray.lab')
+_moved |= dict(open_table='smlxray.sides', deal_patients='smlxray.sides:choose_split')
 _gone = dict(siamese_loss='call a SiameseObjective', siamese_epoch='call fit')
 _gone |= dict.fromkeys(
     ('task_losses', 'add_meta_gradients', 'outer_step'), 'call fit with a MetaObjective'

@@ -3,13 +3,14 @@
 import contextlib, csv, functools, io, json, os, re, resource, shlex, shutil, subprocess, sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from typer.main import get_command
 
-from smlxray import base, bench
+from smlxray import base, bench, cli
 from smlxray.cli import app, call
 from smlxray.methods import METHODS
 from smlxray.phantom import write_phantoms
@@ -665,3 +666,18 @@ def test_an_installed_wheel_trains(installed, tmp_path):
     assert all(cell.get('execution_count') for cell in cells if cell['cell_type'] == 'code')
     assert str(installed) in run('-c', 'import smlxray; print(smlxray.__file__)').stdout
     assert run('-m', 'smlxray.cli', 'model', 'info', 'tiny').returncode == 0
+
+
+@pytest.mark.parametrize('line, words', [
+    ('import os; os.kill(os.getpid(), 9)', 'train was killed, for want of memory'),
+    ('raise MemoryError', 'train found no memory left'),
+    ('raise RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', 'found no memory left'),
+])  # fmt: skip
+def test_a_notebook_without_memory_ends_in_a_sentence(tmp_path, monkeypatch, line, words):
+    cells = [nbformat.v4.new_code_cell(line)]
+    kernel = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), tmp_path / 'it.ipynb')
+    monkeypatch.setattr(cli, 'shipped_notebook', lambda name: tmp_path / 'it.ipynb')
+    with pytest.raises(base.SmlxrayError, match=words) as error:
+        cli.run_notebook('train', {}, tmp_path)
+    assert 'data.batch_size' in str(error.value)

@@ -9,7 +9,8 @@ from smlxray.data import XrayTable, check_patient_disjoint
 from smlxray.episodes import EpisodeSampler
 from smlxray.evaluate import answer, evaluate, print_results, save_results
 from smlxray.intervals import bootstrap_patients
-from smlxray.lab import choose_split, open_lab
+from smlxray.lab import open_lab
+from smlxray.sides import choose_split
 from smlxray.methods import (
     AdaptedMethod,
     FrozenMethod,

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 WRONG = '''
-import contextlib, io, sys
+import contextlib, io, os, sys
 import typer.main
 from smlxray.cli import app, call
 
@@ -14,11 +14,16 @@ def commands(group, path=()):
         if hasattr(command, 'commands'): yield from commands(command, (*path, name))
         else: yield (*path, name)
 
+tiny = '-p preset tiny -p dataset_path undrawn -p runs_path unmade -p'.split()
 words = [*commands(typer.main.get_command(app))]
 cases = [[*path, '--no-such-option'] for path in words]
 cases += [
     ['predict', 'nowhere'], ['compare', 'nowhere.jpg', 'nor-here.jpg'], ['start', 'nowhere'],
     ['run', '-p', 'shotz', '7'], ['train', 'siamese', '-p', 'preset', 'tiniest'],
+    ['train', 'siamese', *tiny, 'novel_findings', 'Cardiomegalie'],
+    ['train', 'meta', *tiny, 'shots', '400', '--processes', '2'],
+    ['train', 'meta', *tiny, 'folds', 'Edema'], ['evaluate', *tiny, 'folds', 'Edema, Edemma'],
+    ['evaluate', *tiny, 'match_on', 'scanner'], ['run', *tiny, 'split', 'own'],
     ['teach', '--positive', 'nowhere', '--negative', 'nowhere', '--name', 'x'],
 ]
 for case in cases:
@@ -28,6 +33,7 @@ for case in cases:
     assert status in (1, 2), (case, status)
     assert said.getvalue().strip(), case
     assert 'torch' not in sys.modules, case
+assert not {'undrawn', 'unmade'} & {*os.listdir()}
 print(len(cases))
 '''
 
@@ -52,8 +58,8 @@ def python(code, home=None):
     return run.stdout.strip()
 
 
-def test_a_wrong_argument_is_refused_before_torch_is_loaded():
-    assert int(python(WRONG)) > 35
+def test_a_wrong_argument_is_refused_before_torch_is_loaded(tmp_path):
+    assert int(python(WRONG, tmp_path)) > 40
 
 
 def test_maml_needs_no_notebooks_and_no_dicom():

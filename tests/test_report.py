@@ -20,7 +20,6 @@ from smlxray.protocols import (
     calibrate,
     evaluate_fold,
     fold_rows,
-    fold_settings,
     way_rows,
     way_sampler,
 )
@@ -33,6 +32,7 @@ from smlxray.report import (
     write_comparison,
     write_report,
 )
+from smlxray.sides import fold_settings
 from smlxray.train import open_lab
 
 
