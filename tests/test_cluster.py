@@ -1,5 +1,6 @@
 "A Dask cluster of two processes gives the bytes of this process, though one is killed meanwhile."
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import smlxray.cache as caches
 import smlxray.encoders as encoders
 import smlxray.study as studies
 from smlxray import cluster
-from smlxray.base import SmlxrayError
+from smlxray.base import CLUSTERS, SmlxrayError
 from smlxray.bundle import Bundle, add_finding, image_files, make_bundle, predict_files
 from smlxray.cache import ImageCache
 from smlxray.cluster import spread
@@ -119,6 +120,33 @@ def test_embeddings_are_the_same(xrays, bundle, two, tmp_path, monkeypatch):
     ours = embed_table(encoder, xrays, pixels, 16, cluster=address(two))
     assert killed and not lives(killed[0])
     assert ours.digest == alone.digest and ours.made_of == alone.made_of
+
+
+@pytest.fixture
+def spawned(monkeypatch):
+    "Let `spawned` be a cluster: a process that inherits nothing, as on macOS and Windows."
+    with multiprocessing.get_context('spawn').Pool(1) as pool:
+
+        def by_spawn(work, jobs, shared, workers, address):
+            told = cluster.who_we_are(), work, *cluster.pickled(shared)
+            for job in jobs: yield pool.apply(cluster._on_worker, (*told, *job))
+
+        monkeypatch.setattr(CLUSTERS, '_entries', dict(CLUSTERS._entries))
+        CLUSTERS.add('spawned', by_spawn)
+        yield 'spawned'
+
+
+def test_a_spawned_process_gives_the_same(xrays, bundle, spawned, tmp_path):
+    alone = ImageCache.build(xrays, (32, 32), tmp_path / 'a', 1, False)
+    ours = ImageCache.build(xrays, (32, 32), tmp_path / 'b', 1, False, spawned)
+    assert content(ours.path) == content(alone.path)
+    encoder, few = open_encoder(str(bundle.path)), xrays[:40]
+    pixels = ImageCache.build(few, (32, 32), tmp_path / 'c', 1, False)
+    vectors = [embed_table(encoder, few, pixels, 16, cluster=how) for how in ('threads', spawned)]
+    assert vectors[0].digest == vectors[1].digest
+    files = image_files(xrays.root)[:20]
+    told = [pd.concat(predict_files(bundle, files, 0.1, 8, 1, how)) for how in ('threads', spawned)]
+    assert told[0].to_csv() == told[1].to_csv()
 
 
 PLAN = f"""
