@@ -70,6 +70,7 @@ def test_real_folder_splits_without_leaks(real):
         assert not set(real.frame['patient'][clean]) & set(real.frame['patient'][real.positive(f)])
 
 
+@pytest.mark.process
 def test_phantoms_read_as_chexpert(tmp_path):
     phantom = pytest.importorskip('smlxray.phantom')
     folder = phantom.write_phantoms(
