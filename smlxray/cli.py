@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional
 
 import typer, typer.core
 
@@ -22,7 +22,8 @@ from smlxray.base import (
     resolve_place, same_name, shipped_file, shipped_notebook, show_remarks, write_atomic,
 )
 from smlxray.config import (
-    BENCHMARKS, PRESETS, DataSettings, Settings, load_settings, make_run_folder, stated_preset,
+    BENCHMARKS, PRESETS, DataSettings, Settings, is_text, load_settings, make_run_folder,
+    stated_preset,
 )
 
 # %% ../nbs/90_cli.ipynb #08eeb49a
@@ -718,18 +719,6 @@ def _value(text: str):
             pass
     return text
 
-def _kinds_in(annotation) -> set:
-    "All plain types in an annotation, such as str and None in Optional[str]."
-    parts = get_args(annotation)
-    if get_origin(annotation) is Literal: return set(map(type, parts))
-    return set().union(*map(_kinds_in, parts)) if parts else {annotation}
-
-def _is_text(key: str) -> bool:
-    "Tell whether a setting is a text, so that what looks like a number in it stays as typed."
-    sections = [section.annotation.model_fields for section in Settings.model_fields.values()]
-    fields = [fields[key] for fields in sections if key in fields]
-    kinds = [_kinds_in(field.annotation) for field in fields]
-    return bool(kinds) and all(str in kind and kind.isdisjoint({int, float}) for kind in kinds)
 
 def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[dict, Settings]:
     "Turn --config and -p into a notebook's parameters, and the settings that they mean."
@@ -741,7 +730,7 @@ def _parameters(config: Path | None, given: list[str] | None, **more) -> tuple[d
             wanted = f'a key and its value, such as -p shots 7, not {word!r} alone'
             raise typer.BadParameter(f'-p takes {wanted}.')
         key, text = key.strip(), value.strip()
-        out[key] = text if _is_text(key) and text != 'None' else _value(text)
+        out[key] = text if is_text(key) and text != 'None' else _value(text)
     return out, load_settings(**out)
 
 def _settings_file(path: Path) -> Path:

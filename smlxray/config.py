@@ -112,17 +112,18 @@ def _tidy(field, value: Any) -> Any:
     if isinstance(value, os.PathLike): value = os.fspath(value)
     if isinstance(value, np.generic): value = value.item()
     if isinstance(value, str): value = value.strip()
-    if isinstance(value, bool): return _tidy_truth(field, kind, value)
-    if kind is str and isinstance(value, int): return str(value)
+    if kind is Literal: return _tidy_choice(get_args(field.annotation), value)
+    if isinstance(value, bool) and kind in (int, float):
+        raise ValueError('a truth value is not a number')
+    if kind is str and isinstance(value, int) and not isinstance(value, bool): return str(value)
     if kind is tuple and isinstance(value, (int, float)): return (value, value)
     if kind in (list, tuple) and isinstance(value, str): return _tidy_list(kind, value)
     return value
 
-def _tidy_truth(field, kind, value: bool) -> Any:
-    "Refuse a truth value for a number; read False as the word no where that is a choice."
-    if kind in (int, float): raise ValueError('a truth value is not a number')
-    means_no = value is False and 'no' in get_args(field.annotation)
-    return 'no' if means_no else value  # other readers of YAML make False of the word no
+def _tidy_choice(choices: tuple, value: Any) -> Any:
+    "Find the choice that is written: 3 as '3', yes and no as the truth values of other readers."
+    if isinstance(value, bool): value = 'yes' if value else 'no'
+    return next((choice for choice in choices if str(choice) == str(value)), value)
 
 def _tidy_list(kind, value: str) -> list[str]:
     "Cut a text at its commas; one number stands for both sides of a square."
@@ -185,6 +186,18 @@ def _leaves() -> dict[str, str]:
     for section, field in Settings.model_fields.items():
         leaves |= dict.fromkeys(field.annotation.model_fields, section)
     return leaves
+
+def is_text(key: str) -> bool:
+    "Tell whether a leaf key is a text, so that what looks like a number in it stays as typed."
+    sections = [section.annotation.model_fields for section in Settings.model_fields.values()]
+    kinds = [_kinds_in(fields[key].annotation) for fields in sections if key in fields]
+    return bool(kinds) and all(str in kind and kind.isdisjoint({int, float}) for kind in kinds)
+
+def _kinds_in(annotation) -> set:
+    "All plain types in an annotation, such as str and None in Optional[str]."
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal: return set(map(type, parts))
+    return set().union(*map(_kinds_in, parts)) if parts else {annotation}
 
 def _unknown(cls, name: str) -> str:
     "Say that `name` is no key of the section class `cls`, and which key was probably meant."

@@ -7,19 +7,53 @@ __all__ = ['StudySettings', 'load_plan']
 
 # %% ../nbs/72_plan.ipynb #b7af8a36
 import os
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
-
 import yaml
 from pydantic import BeforeValidator
 
 from smlxray.base import (
     ALGORITHMS, ConfigError, check_cluster, choose, resolve_path, shipped_file,
 )
-from .config import Section, Settings, load_settings, read_yaml
+from .config import Section, Settings, is_text, load_settings, read_yaml
+from .encoders import EncoderCard
 from .methods import METHODS, head_of
 from .published import PUBLISHED
+
+# %% ../nbs/72_plan.ipynb #575f2d31
+def typed(value):
+    "Read texts as YAML does, wherever they are: '3' is a number, 'false' a truth value."
+    if isinstance(value, dict): return {key: typed(inner) for key, inner in value.items()}
+    if isinstance(value, list): return [typed(inner) for inner in value]
+    return typed_text(value) if isinstance(value, str) and value else value
+
+_PLAIN = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('null', 'bool', 'int', 'float'))
+
+def typed_text(text: str):
+    "Read one text as a number, a truth value or nothing; any other stays a text, brackets or not."
+    reader = yaml.SafeLoader('')
+    tag = reader.resolve(yaml.ScalarNode, text, (True, False))
+    if tag not in _PLAIN: return text
+    try:
+        return reader.construct_object(yaml.ScalarNode(tag, text))
+    except ValueError:  # such as a number of 5,000 digits
+        return text
+
+def _typed_unless(is_name: Callable[[str], bool]) -> BeforeValidator:
+    "Read the values of a dict as YAML does, except under keys whose values are names."
+    def read(told):
+        if not isinstance(told, dict): return told
+        return {key: value if is_name(key) else typed(value) for key, value in told.items()}
+    return BeforeValidator(read)
+
+_NAMES = {'method', 'net', 'nets', 'shuffle', 'head', 'kind', 'algorithm'}  # options of methods
+
+_Open = BeforeValidator(typed)
+_Options = Annotated[dict, _typed_unless(_NAMES.__contains__)]
+_Leaves = Annotated[dict, _typed_unless(is_text)]
+_Grid = Annotated[dict[str, list], _typed_unless(is_text)]
 
 # %% ../nbs/72_plan.ipynb #cd756a6a
 class BackboneSettings(Section):
@@ -31,10 +65,10 @@ class BackboneSettings(Section):
     epochs: int = 4                # passes over the training images
     lr: float = 3e-4               # of AdamW
     one_cycle: bool = False        # raise and lower the rate; else it stays
-    augment: dict | None = None    # options of `augment`; {}: its defaults; None: plain pixels
+    augment: Annotated[dict | None, _Open] = None  # options of `augment`; {}: its defaults
     adjust: bool = False           # add what the stratum says to the logits (`stratum_odds`)
-    image_size: int | None = None  # side in pixels; None: that of the settings
-    views: list = []               # more views to average: 'mirror', or a zoom such as 1.1
+    image_size: Annotated[int | None, _Open] = None  # side in pixels; None: of the settings
+    views: Annotated[list, _Open] = []  # more views to average: 'mirror', or a zoom such as 1.1
     oracle: bool = False           # teach it the novel findings as well: a ceiling, and no rival
     vectors: str = ''              # nothing is trained: a file of vectors of others ...
     encoder: str = ''              # ... or an encoder of others, as `open_encoder` takes it
@@ -48,7 +82,7 @@ class BackboneSettings(Section):
 class ConfirmationSettings(Section):
     "What is set aside while methods are chosen, and asked once at the end."
 
-    folds: list[Annotated[str, BeforeValidator(str)]] = []  # a name such as 4 is a text
+    folds: list[str] = []
     splits: list[int] = []
 
 # %% ../nbs/72_plan.ipynb #67b0e6ce
@@ -64,20 +98,20 @@ class StudySettings(Section):
     confirmation: ConfirmationSettings = ConfirmationSettings()
     ledger: str = ''                       # file that lists every asking of the confirmation
     preset: str = 'real'                   # the settings of every cell ...
-    settings: dict = {}                    # ... with these leaf keys over them
+    settings: _Leaves = {}                 # ... with these leaf keys over them
     folds: dict[str, list[str]] = {}       # findings that are novel together, by name of the fold
     splits: list[int] | int = 3            # split seeds, or how many of the fairest to take
     seeds: list[int] = [0]                 # of the training
-    grid: dict[str, list] = {}             # settings that vary: leaf key -> its values
+    grid: _Grid = {}                       # settings that vary: leaf key -> its values
     developed: str = ''                    # the fold on which the default was chosen
     episodes: int = 1000                   # per finding, for methods on a frozen backbone
     curve: list[int] = []                  # shots of a learning curve of these methods
     curve_episodes: int = 100              # per finding and number of shots
     slow_episodes: int = 60                # the first of them, for methods that change it
     backbones: dict[str, BackboneSettings] = {}
-    methods: dict[str, dict] = {}          # name in the tables -> entry of METHODS and options
-    slow: dict[str, dict] = {}             # the same, for methods that change the backbone
-    controls: dict[str, dict] = {}         # the same, for methods that should know nothing
+    methods: dict[str, _Options] = {}      # name in the tables -> entry of METHODS and options
+    slow: dict[str, _Options] = {}         # the same, for methods that change the backbone
+    controls: dict[str, _Options] = {}     # the same, for methods that should know nothing
     at_chance: list[str] = []              # controls that must hold one half
     others: list[str] = []                 # methods that answer *finding vs other findings* too
     compare: list[list[str]] = []          # pairs [method, over]
@@ -200,7 +234,8 @@ def load_plan(
     "Read a plan from YAML; raise `ConfigError` for a key or a name that is unknown."
     path = shipped_file('study.yaml') if path is None else resolve_path(path)
     given = {key: value for key, value in changes.items() if value is not None}
-    return check_plan(StudySettings(**(typed(read_plan(path)) | given)))
+    told = {key: value for key, value in read_plan(path).items() if value not in _NOTHING}
+    return check_plan(StudySettings(**(told | given)))
 
 # %% ../nbs/72_plan.ipynb #b324d879
 def read_plan(
@@ -214,24 +249,7 @@ def read_plan(
     if not like: return told
     return read_plan((path.parent / str(like)).resolve(), (*above, path)) | told
 
-def typed(value):
-    "Read texts of a plan as YAML does, wherever they are: '3' is a number, 'false' a truth value."
-    if isinstance(value, dict): return {key: typed(inner) for key, inner in value.items()}
-    if isinstance(value, list): return [typed(inner) for inner in value]
-    return typed_text(value) if isinstance(value, str) and value else value
-
-_PLAIN = tuple(f'tag:yaml.org,2002:{kind}' for kind in ('null', 'bool', 'int', 'float'))
-
-def typed_text(text: str):
-    "Read one text as a number, a truth value or nothing; any other stays a text, brackets or not."
-    reader = yaml.SafeLoader('')
-    tag = reader.resolve(yaml.ScalarNode, text, (True, False))
-    if tag not in _PLAIN: return text
-    try:
-        return reader.construct_object(yaml.ScalarNode(tag, text))
-    except ValueError:  # such as a number of 5,000 digits
-        return text
-
+_NOTHING = ({}, 'null', '~')  # a key of a plan with such a value is as usual
 def check_plan(plan: StudySettings) -> StudySettings:
     "Return a plan whose names all refer to something; raise `ConfigError` otherwise."
     if not plan.folds: raise ConfigError('study.folds is empty: name a fold and its findings.')
@@ -261,11 +279,18 @@ def _check_foreign(name: str, how: BackboneSettings) -> None:
     told = how.model_dump(exclude_defaults=True)
     extra = sorted({*told} - {'vectors', 'encoder', 'card'})
     if how.vectors and how.encoder: extra = ['vectors and encoder']
-    if not extra: return
+    if not extra: return _check_card(name, how)
     raise ConfigError(
         f"The backbone '{name}' has {', '.join(extra)}: one that others have made is either "
         '`vectors` or an `encoder`, with a `card` at most.'
     )
+
+def _check_card(name: str, how: BackboneSettings) -> None:
+    "Raise `ConfigError` if a card has a key or a value that is unknown."
+    try:
+        EncoderCard(**how.card)
+    except ConfigError as error:
+        raise ConfigError(f"The card of the backbone '{name}': {error}") from None
 
 def networks_of(options: dict) -> list[str]:
     "The networks that the options of a method name."

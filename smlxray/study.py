@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from pandas.api.types import is_numeric_dtype
 from safetensors import SafetensorError, safe_open
 from scipy.special import ndtr
 from scipy.stats import rankdata
@@ -53,7 +54,7 @@ from smlxray.methods import (
 )
 from smlxray.plan import (
     BackboneSettings, StudySettings, cell_settings, grid_plans, networks_of, point_of,
-    told_protocol, told_settings,
+    told_protocol, told_settings, typed,
 )
 from .protocols import published_episodes, published_rows, published_sampler
 from .siamese import SiameseNet
@@ -227,6 +228,7 @@ def chosen_rows(
     for column, values in where.items():
         choose(f'a column of {table.name}', column, table.frame.columns, DataError)
         held = table.frame[column]
+        values = typed(values) if is_numeric_dtype(held) else list(map(str, values))
         for value in values: choose(f'a value of {column}', value, held.unique(), DataError)
         rows = rows[held.isin(values).to_numpy()[rows]]
     if len(rows): return rows
