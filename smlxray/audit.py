@@ -472,7 +472,12 @@ def _table_problems(
         rows = against[against['kind'] == kind]
         found.append(('warning', title, (rows['path'] + ': ' + rows['what']).tolist()))
     odd = _odd_projections(table.frame)
-    return [*found, ('warning', 'projection neither AP nor PA', odd)]
+    unknown = [] if table.reading.known else [f'{_who(table)}; name their column in a mapping']
+    return [
+        *found,
+        ('warning', 'projection neither AP nor PA', odd),
+        ('warning', 'patients unknown', unknown),
+    ]
 
 # %% ../nbs/22_audit.ipynb #05c910a6
 def check_data(

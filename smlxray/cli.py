@@ -1001,6 +1001,7 @@ def _ask_line(proposal, line: str) -> None:
     if not text.strip(): return
     try:
         proposal.change(line, text)
+        proposal.say_remarks()
     except SmlxrayError as error:
         _say(error)
 
@@ -1014,6 +1015,15 @@ def _show_problems(table) -> None:
     for row in found.itertuples(): _note(f'  {row.level}: {row.kind}, {row.count}: {row.example}')
 
 # %% ../nbs/90_cli.ipynb #3b6af07e
+def _no_likely(columns: list[str]) -> None:
+    "Raise `SmlxrayError` if nobody said who the patients are, and a column may."
+    if not columns: return
+    found = ' or '.join(map(repr, columns))
+    raise SmlxrayError(
+        f'Which images are of the same patient is unknown, and {found} repeats as their ids would: '
+        f'say --patients {columns[0]}, or --patients each to take each image for a patient.'
+    )
+
 _SETTINGS_FILE = 'The file of settings to write; the column mapping goes next to it.'
 _STOP = 'Write the files, and do not train.'
 _START = 'smlxray start my-xrays'
@@ -1058,6 +1068,7 @@ def start(
     _note(f'Looking at {folder} ...')
     proposal = propose(_here(folder), **given, preset=preset, run=run)
     _show_problems(proposal.table)
+    if yes and not patients: _no_likely(proposal.likely_patients)
     if yes: _echo(proposal)
     else: _ask_about(proposal)
     made = proposal.write(_here(output), overwrite)

@@ -6,9 +6,10 @@
 __all__ = ['propose']
 
 # %% ../nbs/78_start.ipynb #78a00004
-import os, re, time
+import logging, os, re, time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from smlxray.base import (
     DataError,
     SmlxrayError,
     choose,
+    logger,
     plain_name,
     same_name,
     write_atomic,
@@ -53,6 +55,7 @@ from smlxray.readers import (
     _read_text,
     _sex,
     _tells_views,
+    _used_columns,
     is_aside,
     read_table,
     read_xrays,
@@ -198,9 +201,27 @@ def _patient_rule(
     rest = [column for column in _usable(named.raw) if column != named.column]
     if column := _patient_column(named.raw, rest):
         return f'{{{column}}}'
-    _, reading = _persons(root, paths)
+    with _held_remarks():
+        _, reading = _persons(root, paths)
     form = ':person' if reading.known else ''
     return f'{{{named.column}{form}}}'
+
+_ID = re.compile(r'(?!\d{4}-|\d{1,2}[-/]\d|(19|20)\d{6}$)(?=\D*\d)[\w#/-]{1,32}')  # and no date
+
+def _like_ids(raw: pd.DataFrame, rest: Sequence[str]) -> list[str]:
+    "Columns whose values repeat as ids of persons would, those with the fewest persons first."
+    found = {}
+    for column in rest:
+        texts = raw[column].dropna().map(tidy_text)
+        count = texts.nunique()
+        if len(texts) < len(raw) or not len(raw) / 10 <= count < len(raw):
+            continue
+        short = texts.str.isdecimal().all() and texts.str.len().max() < 4
+        if short and count < len(raw) / 3:  # more like a dose or a weight
+            continue
+        if texts.map(lambda text: bool(_ID.fullmatch(text))).all():
+            found[column] = count
+    return sorted(found, key=found.__getitem__)
 
 def _mostly(column: pd.Series, reads) -> bool:
     "Tell whether nine in ten of the cells that say something mean something."
@@ -588,6 +609,25 @@ def _fitting(task: _Task, train: int) -> dict[str, float]:
     return seconds
 
 # %% ../nbs/78_start.ipynb #78a00022
+@contextmanager
+def _held_remarks() -> Iterator[list[logging.LogRecord]]:
+    "Hold back what is remarked while a guess is tried, for it may be taken back."
+    held: list[logging.LogRecord] = []
+    def hold(record: logging.LogRecord) -> bool:
+        held.append(record)
+        return False
+    logger.addFilter(hold)
+    try:
+        yield held
+    finally:
+        logger.removeFilter(hold)
+
+def _say_once(records: Iterable[logging.LogRecord], but: str = '\n') -> None:
+    "Say what was held back, each remark once, without those that repeat a text."
+    for text, record in {record.getMessage(): record for record in records}.items():
+        if but not in text:
+            logger.handle(record)
+
 class Proposal:
     "What a folder of X-rays holds and what to do with it, in lines that can be changed."
 
@@ -607,6 +647,7 @@ class Proposal:
         self.shots: int | None = None
         self.chosen_preset = ''
         self.seconds: dict[str, float] = {}
+        self.remarks: list[logging.LogRecord] = []  # of the last reading
         self.run = (
             re.sub(r'[^A-Za-z0-9_.-]+', '-', self.root.name).strip('-.')
             or 'mine'
@@ -639,11 +680,26 @@ class Proposal:
 
     def read(self) -> None:
         "Read the table, and look for a task."
-        if self.rule:
-            self.table = self._read_rule()
-        else:
-            self.table = read_xrays(self.root, self.dataset)
-        self.task = _best_task(self.table, self.novel, self.shots)
+        with _held_remarks() as self.remarks:
+            if self.rule:
+                self.table = self._read_rule()
+            else:
+                self.table = read_xrays(self.root, self.dataset)
+            self.task = _best_task(self.table, self.novel, self.shots)
+
+    def say_remarks(self) -> None:
+        "Say what the last reading remarked, unless the line of the patients says it."
+        reading = self.table.reading
+        _say_once(self.remarks, '\n' if reading.known else reading.patients)
+
+    @property
+    def likely_patients(self) -> list[str]:
+        "Columns that may be those of the patients, where they are unknown."
+        if self.table.reading.known or not self.named:
+            return []
+        used = _used_columns(self.rule)
+        rest = [c for c in _usable(self.named.raw) if c not in used]
+        return _like_ids(self.named.raw, rest)
 
     def _read_rule(self) -> XrayTable:
         "Read by the mapping, with normals derived where nothing says who is normal."
@@ -810,9 +866,14 @@ def _say_patients(p: Proposal) -> str:
     if not p.rule:
         return _who(p.table)
     count, told = p.table.frame['patient'].nunique(), p.rule['patient']
-    if not p.table.reading.known:
-        return f'unknown; each of the {count:,} images counts as one'
-    return f'{count:,}, by {told}'
+    if p.table.reading.known:
+        return f'{count:,}, by {told}'
+    said = f'unknown; each of the {count:,} images counts as one'
+    asked = [
+        f'{c}, which tells {p.named.raw[c].nunique():,} apart'
+        for c in p.likely_patients
+    ]
+    return f'{said}; are they in {" or ".join(asked)}?' if asked else said
 
 def _say_views(p: Proposal) -> str:
     view = p.rule.get('view')
@@ -1043,4 +1104,5 @@ def propose(
     for line in _CHANGES:
         if changes.get(line):
             proposal.change(line, str(changes[line]))
+    proposal.say_remarks()
     return proposal

@@ -254,3 +254,24 @@ def test_doctor_names_what_is_missing(monkeypatch, capsys):
     assert 'X-rays per second in training' in said
     monkeypatch.setattr(doctor, '_requirements', lambda: {'': ['nonesuch']})
     assert cli.call(['doctor']) == 1
+
+
+def test_a_column_that_repeats_as_ids_is_asked_about_and_said_once(source, tmp_path, capsys):
+    frame = lay_out(source, tmp_path / 'mine', lambda i, _: f'{i}.jpg')
+    persons = [f'X-{i * 3 // 4:03}' for i in frame.index]
+    told = {kind: frame[kind].abs() for kind in WANTED if kind != 'No Finding'}
+    sheet(tmp_path / 'mine', 'list.csv', image=frame['path'], who=persons, **told)
+    words = ['start', str(tmp_path / 'mine'), '--yes', '--write-only', '--preset', 'tiny']
+    words += ['--output', str(tmp_path / 'run.yaml')]
+    assert cli.call(words) == 1 and not (tmp_path / 'run.yaml').exists()
+    assert 'say --patients who, or --patients each' in capsys.readouterr().err
+    assert cli.call([*words, '--patients', 'who']) == 0
+    said = capsys.readouterr()
+    assert 'by {who}' in said.out and 'unknown' not in said.out + said.err
+    assert cli.call([*words, '--patients', 'each']) == 0
+    said = capsys.readouterr()
+    assert said.out.count('are they in who, which tells') == 1
+    assert said.err.count('a split cannot keep a person on one side') == 1
+    mapped = ['data', 'check', str(tmp_path / 'mine'), '--no-images', '--dataset']
+    assert cli.call([*mapped, str(tmp_path / 'run-table.yaml')]) == 0
+    assert 'kinds of warning: 1' in capsys.readouterr().out
