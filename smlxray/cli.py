@@ -640,6 +640,9 @@ _SHOTS_OF = 'Further numbers of shots for the curves, with commas between; 0: no
 _AS_OTHERS = 'Ask by a published protocol as well, with its findings, split, shots and queries.'
 _ASKED = 'Episodes per finding, and at most of the protocol.'
 _MATCHED = 'Columns that negatives match [projection].'
+_NO_DATA = 'Name the data set with --data, and findings with --novel.'
+_FRACTION = 'Share of the patients who are asked and not trained on [0.4].'
+_SIMPLE = 'Let pixels and an untrained network answer, too; needs the images.'
 
 @app.command(epilog=_examples(
     'smlxray leaderboard vectors.safetensors --data data/phantoms-tiny --novel Cardiomegaly '
@@ -659,6 +662,8 @@ def leaderboard(
     curve: Annotated[str, typer.Option(help=_SHOTS_OF)] = '1,2,5,10,20',
     splits: Annotated[int, typer.Option(min=1, help='Patient splits.')] = 3,
     episodes: Annotated[int, typer.Option(min=2, help=_ASKED)] = 1000,
+    test_fraction: Annotated[Optional[float], _option(_FRACTION, min=0.05, max=0.9)] = None,
+    baselines: Annotated[bool, typer.Option(help=_SIMPLE)] = True,
     match_on: Annotated[Optional[str], _option(_MATCHED)] = None,
     dataset: _Dataset = 'auto',
     views: _Views = _DEFAULT.views,
@@ -669,24 +674,22 @@ def leaderboard(
 ):
     """Compare vectors and encoders on the same few-shot tasks, with intervals.
 
-    Every entry meets every head, against normals and against other findings, with controls, curves
-    by shots and subgroups. It resumes where it was stopped.
+    Every entry meets every head, against normals and against other findings, with baselines,
+    controls, curves and subgroups. What cannot be asked is listed. It resumes where it stopped.
     """
-    from smlxray.leaderboard import leaderboard_plan, write_leaderboard
+    from smlxray.leaderboard import HEADS, leaderboard_plan, write_leaderboard
     from smlxray.study import read_study, run_study
     if _here(output).is_file(): raise SmlxrayError(f'{output} is a file; name a folder.')
-    if entries[0].endswith('.json'):
-        study = read_study(_here(entries[0]))
-        return _echo(os.path.relpath(write_leaderboard(study, _here(output))))
-    if not data or not (novel or protocol):
-        raise typer.BadParameter('Name the data set with --data, and findings with --novel.')
-    task = _task(dataset, match_on, shots=shots, queries=queries, views=views)
-    more: dict = dict(heads=head) if head else {}
-    more |= dict(settings=task, protocol=protocol or '', splits=splits, episodes=episodes)
-    more |= dict(run=run, curve=_shots_of(curve), cluster=cluster)
-    where = list(map(_entry, entries)), str(_here(data)), list(map(_names, novel or []))
-    plan = leaderboard_plan(*where, **more)
-    path = run_study(plan, None, workers, _here(output) / 'leaderboard.json')
+    path = _here(entries[0])
+    if path.suffix != '.json':
+        if not data or not (novel or protocol): raise typer.BadParameter(_NO_DATA)
+        sizes: dict = dict(shots=shots, queries=queries, test_fraction=test_fraction)
+        more: dict = dict(settings=_task(dataset, match_on, views=views, **sizes), cluster=cluster)
+        more |= dict(protocol=protocol or '', splits=splits, episodes=episodes, run=run)
+        more |= dict(heads=head or [*HEADS], curve=_shots_of(curve), baselines=baselines)
+        where = list(map(_entry, entries)), str(_here(data)), list(map(_names, novel or []))
+        plan = leaderboard_plan(*where, **more)
+        path = run_study(plan, None, workers, _here(output) / 'leaderboard.json')
     _echo(os.path.relpath(write_leaderboard(read_study(path), _here(output))))
 
 def _task(dataset: str, match_on: str | None, **more) -> dict:

@@ -63,12 +63,13 @@ class EncoderCard(Section):
 
     def leak(self, novel: Iterable[str]) -> str:
         "Write the leak flag for a row of a table."
-        told = f'novel findings {self.saw(novel)}, test patients {self.patients_seen}'
-        return (
-            f'{told}; trained on {self.trained_on}'
-            if self.trained_on != 'unknown'
-            else told
-        )
+        trained = f'on {self.trained_on}' if self.trained_on != 'unknown' else ''
+        return leak_words(self.saw(novel), self.patients_seen, trained)
+
+def leak_words(findings: str, patients: str, trained: str = '') -> str:
+    "Say whether training had labels of the novel findings, and test patients: yes, no or unknown."
+    told = f'taught the novel findings: {findings}; saw test patients: {patients}'
+    return f'{told}; trained {trained}' if trained else told
 
 # %% ../nbs/69_encoders.ipynb #bb7daf3f
 @dataclass

@@ -16,13 +16,15 @@ import yaml
 from .base import ConfigError, choose, csv_text, name_of, shipped_file, write_atomic
 from .config import BENCHMARKS, read_yaml
 from smlxray.look import (
-    Html, bar_html, cards_html, escape, figure_html, figure_url, new_axes, number, page_html,
-    plot_lines, span_html, table_html, tag_html,
+    Html, bar_head, bar_html, cards_html, decimal, escape, figure_html, figure_url, new_axes,
+    number, page_html, plot_lines, span_html, table_html, tag_html,
 )
 from .methods import HEADS
 from .plan import BackboneSettings, StudySettings, check_plan
-from .report import published_section
-from .study import PROTOCOLS, published_tables, subgroup_table
+from .report import count_of, left_end, published_section
+from smlxray.study import (
+    PROTOCOLS, gap_text, honesty, law_text, patient_table, published_tables, subgroup_table,
+)
 
 # %% ../nbs/77_leaderboard.ipynb #3254dcbf
 VECTOR_FILES = ('.npy', '.safetensors', '.parquet')
@@ -51,6 +53,7 @@ def leaderboard_plan(
     heads: Sequence[str] = tuple(HEADS),  # names, or package.module:Class
     curve: Sequence[int] = (1, 2, 5, 10, 20),  # numbers of shots
     protocol: str = '',                 # of others, as in `protocol_settings`, to be asked as well
+    baselines: bool = True,             # pixels and an untrained network answer, too
     **changes,                          # keys of the plan, `settings` among them
 ) -> StudySettings:
     "Plan a leaderboard; raise `ConfigError` for what is unknown."
@@ -59,11 +62,9 @@ def leaderboard_plan(
     if 'split' in settings: changes['splits'] = [0]  # the protocol's own
     novel = novel or [settings.pop('novel_findings', [])]
     if not novel[0]: raise ConfigError('A leaderboard names novel findings, or a protocol.')
-    methods = {}
-    for name in backbones:
-        for head in heads:
-            how = dict(method='frozen', net=name, kind='features', centred=True, head=head)
-            methods[f'{name}, {head}'] = how
+    simple: dict[str, dict] = {}
+    if baselines: simple = {name: dict(method=name) for name in BASELINES}
+    methods = _entry_methods(backbones, heads) | simple
     reference = next(iter(methods))
     shuffled = f'{reference}, shuffled support'
     plan: dict = dict(
@@ -77,6 +78,7 @@ def leaderboard_plan(
         controls={shuffled: dict(shuffle=reference), 'age and sex': dict(method='age and sex')},
         at_chance=[shuffled],
         others=list(methods),
+        baselines=list(simple),
         compare=_pairs(list(backbones), heads),
         default=reference,
         reference=reference,
@@ -85,11 +87,25 @@ def leaderboard_plan(
     )
     return check_plan(StudySettings(**(plan | changes)))
 
+def _entry_methods(names: Iterable[str], heads: Sequence[str]) -> dict[str, dict]:
+    "Every entry with every head."
+    methods = {}
+    for name in names:
+        for head in heads:
+            how = dict(method='frozen', net=name, kind='features', centred=True, head=head)
+            methods[f'{name}, {head}'] = how
+    return methods
+
+BASELINES = ('pixels', 'untrained')
+SMALL = dict(image_size=[64, 64], backbone='resnet18')  # what the baselines look at, and with
+
 def _settings(protocol: str, changes: dict) -> dict:
     "The settings of a leaderboard: its own, those of a protocol, and changes that are not None."
     settings: dict = dict(dataset='auto', valid_fraction=0, progress=False)
     if protocol:
         settings |= protocol_settings(protocol)
+    settings |= SMALL
+    if protocol:
         most = changes.get('episodes', StudySettings().episodes)
         settings['published_episodes'] = min(int(settings['published_episodes']), most)
     given = changes.pop('settings', {})
@@ -145,8 +161,9 @@ def board_tex(study: dict) -> str:
     "A table in LaTeX, with booktabs, one part per protocol."
     def span(row, key, sign=''):
         if row.get(key) is None: return '--'
-        value, low, high = (row[name] for name in (key, f'{key}_low', f'{key}_high'))
-        return f'${value:{sign}.3f}$ [${low:{sign}.3f}$, ${high:{sign}.3f}$]'
+        names = key, f'{key}_low', f'{key}_high'
+        value, low, high = (decimal(row[name], sign=sign) for name in names)
+        return f'${value}$ [${low}$, ${high}$]'
     lines = [r'\begin{tabular}{lrrl}', r'\toprule',
              r'Method & AUC [95\% CI] & Difference [95\% CI] & Seen in training \\']
     for protocol in PROTOCOLS.values():
@@ -166,7 +183,7 @@ def board_table(study: dict, protocol: str) -> Html:
     "Methods, AUC with its interval, the gain over the reference, and what was seen."
     rows = board_rows(study, protocol)
     if not rows: return Html('')
-    left = min(0.45, *(row['auc_low'] for row in rows))
+    left = left_end(rows)
     reference = study['plan']['reference']
     cells = []
     for row in rows:
@@ -177,7 +194,7 @@ def board_table(study: dict, protocol: str) -> Html:
         bar = bar_html(*auc, left=left)
         cells.append([name_of(row), span_html(*auc), bar, gain, _leak_html(row)])
     marks = ['default' if row['method'] == reference else '' for row in rows]
-    head = ['method', 'AUC, 95 %', '', f'minus {reference}, paired', 'what it has seen']
+    head = ['method', 'AUC, 95 %', bar_head(left), f'minus {reference}, paired', 'what it has seen']
     return table_html(head, cells, marks)
 
 def _leak_html(row: dict) -> Html:
@@ -211,8 +228,11 @@ def difference_board(study: dict) -> Html:
 
 # %% ../nbs/77_leaderboard.ipynb #c115dadd
 _LAW = (
-    'AUC by shots. A curve follows Phi(z / sqrt(1 + c / k)): z is what the vectors know, c the '
-    'noise of learning from k examples of each class. Intervals are over patients, as all are.'
+    'AUC by shots. The points are measured, on the findings that have all of these shots, and '
+    'joined by straight lines; their intervals are in the table. The law Phi(z / sqrt(1 + c / k)) '
+    'is fitted to each curve: z is what the vectors know, c the noise of learning from k examples '
+    'of each class, and the last column the AUC from examples without end. A curve that has not '
+    'bent enough does not tell them: c is over 200 then, or unclear.'
 )
 
 def _curve_point(row: dict) -> Html | str:
@@ -220,11 +240,6 @@ def _curve_point(row: dict) -> Html | str:
     low, high = (float(row.get(key) or 'nan') for key in ('auc_low', 'auc_high'))
     return number(row['auc']) if pd.isna(low) else span_html(row['auc'], low, high)
 
-def _law_span(row: pd.Series, key: str, digits: int) -> Html | str:
-    "A number of the law, with its interval where it has one."
-    value, low, high = (row.get(name) for name in (key, f'{key}_low', f'{key}_high'))
-    if pd.isna(low): return number(value, digits)
-    return span_html(value, low, high, digits=digits)
 
 def curve_board(study: dict, protocol: str, most: int = 8) -> Html:
     "Curves by shots of the best methods, with z and c."
@@ -235,15 +250,17 @@ def curve_board(study: dict, protocol: str, most: int = 8) -> Html:
     best = [name for name in map(name_of, board_rows(study, protocol)) if name in curves]
     lines = {method: (curves[method].shots, curves[method].auc) for method in best[:most]}
     ax = new_axes(size=(6.4, 3.2))
-    plot_lines(lines, ax=ax, xlabel='shots', ylabel='AUC')
+    ticks = sorted({*frame.shots.tolist()})
+    plot_lines(lines, ticks=ticks, ax=ax, xlabel='examples of each class', ylabel='AUC')
     figure = figure_html(figure_url(ax.figure), f'{_LAW} Here: {protocol}.', wide=False)
     cells = []
     for method in best:
-        first = curves[method].iloc[0]
-        values = map(_curve_point, curves[method].to_dict('records'))
-        cells.append([method, *values, _law_span(first, 'z', 2), _law_span(first, 'c', 1)])
+        points = curves[method].to_dict('records')
+        law = law_text({key: None if pd.isna(v) else v for key, v in points[0].items()})
+        cells.append([method, *map(_curve_point, points), *law.values()])
     shots = [f'{k}-shot' for k in curves[best[0]].shots]
-    return Html(figure + table_html(['method', *shots, 'z', 'c'], cells))
+    head = ['method', *shots, 'z [95 %]', 'c [95 %]', 'AUC without end']
+    return Html(figure + table_html(head, cells))
 
 def group_board(study: dict, protocol: str) -> Html:
     "AUC within subgroups."
@@ -255,33 +272,69 @@ def group_board(study: dict, protocol: str) -> Html:
 def control_board(study: dict) -> Html:
     "Controls, and whether those that must hold one half do."
     words, cells = {True: 'holds 0.5', False: 'does not hold 0.5', None: 'no bound'}, []
+    if not study['controls']: return Html('')
     for row in study['controls']:
         holds = row.get('holds')
         tag = tag_html(words[holds], {True: 'better', False: 'worse', None: ''}[holds])
         auc = row['auc'], row['auc_low'], row['auc_high']
         cells.append([name_of(row), row['protocol'], span_html(*auc), bar_html(*auc), tag])
-    return table_html(['control', 'protocol', 'AUC, 99.9 %', '', ''], cells)
+    table = table_html(['control', 'protocol', 'AUC, 99.9 %', bar_head(), ''], cells)
+    return Html(_CONTROLS + table)
+
+_CONTROLS = '''
+<p>These intervals are of 99.9 %, as a control that misses 0.5 by chance would be taken for a leak.
+A method that learns from shuffled support should know nothing. Its interval is about other
+shufflings of the labels, for the same patients; so it is far narrower than those of the methods,
+which are about other patients. Age and sex have no bound: they may well tell something.</p>
+'''
+
+def gap_board(study: dict) -> Html:
+    "What was asked and has no answer, with the reasons."
+    lines = [gap_text(row) for row in study.get('left_out', [])]
+    lines += [line for line in honesty(study) if line.startswith('Missing')]
+    items = ''.join(f'<li>{escape(line)}</li>' for line in lines)
+    return Html(f'<ul>{items}</ul>') if items else Html('')
 
 # %% ../nbs/77_leaderboard.ipynb #8bbc6c35
 _ASKED = '''
 <p>A task asks for one finding: <b>{shots}</b> patients with it and as many without are shown, and
 others are asked. Novel findings: <b>{novel}</b>. Data: {name}, {rows:,} X-rays of {patients:,}
-patients; patients are split {splits} time(s), and the test patients answer {episodes:,} episodes
-per finding. All methods answer the same episodes. Intervals are about {covers}.</p>
+patients; patients are split {splits} into training and test, and the test patients are asked in
+{episodes:,} episodes per finding. All methods answer the same episodes.
+Intervals are about {covers}.</p>
+{patients_asked}
 <p>What an encoder has seen is told as its authors said it. <i>Unknown</i> means that nobody said;
 then the finding may not be novel to it, nor the patients.</p>
 '''
+
+def _patients_asked(study: dict) -> str:
+    "The test patients of each finding, as a table."
+    table = patient_table(study)
+    if not len(table): return ''
+    words = 'Test patients with the finding, and without it, in the smallest and the largest split:'
+    rows = [[finding, *values] for finding, values in zip(table.index, table.values)]
+    return f'<p>{words}</p>{table_html(["finding", *table], rows)}'
+
+def _asked_findings(study: dict) -> list[str]:
+    "The findings that the plan asks, or those that were answered in an old file."
+    folds = study['plan'].get('folds')
+    answered = dict.fromkeys(row['finding'] for row in study['rows'])
+    if not isinstance(folds, dict): return sorted(answered)
+    return sorted({*answered}.union(*folds.values()))
 
 def board_page(study: dict) -> Html:
     "Write the page of a leaderboard."
     plan, settings = study['plan'], study['settings']
     novel = sorted({row['finding'] for row in study['rows']})
     shots = plan.get('grid', {}).get('shots', [settings['meta']['shots']])
-    facts: dict = dict(shots=' or '.join(map(str, shots)), novel=escape(', '.join(novel)))
+    facts: dict = dict(shots=' or '.join(map(str, shots)))
+    facts |= dict(novel=escape(', '.join(_asked_findings(study))))
+    facts |= dict(patients_asked=_patients_asked(study))
     facts |= dict(name=escape(study['data']['name']), covers=escape(study['covers']))
     facts |= {key: study['data'][key] for key in ('rows', 'patients')}
-    facts |= dict(splits=len(study['splits']), episodes=plan['episodes'])
-    sections = {'What was asked': Html(_ASKED.format(**facts))}
+    times = len(study['splits'])
+    facts |= dict(splits='once' if times == 1 else f'{times} times', episodes=plan['episodes'])
+    sections = {'What was asked': Html(_ASKED.format(**facts)), 'Left out': gap_board(study)}
     if tables := published_tables(study):
         sections['Protocols of others'] = Html(''.join(map(published_section, tables.values())))
     for protocol in PROTOCOLS.values():
@@ -296,9 +349,11 @@ def board_page(study: dict) -> Html:
     sections['The plan'] = Html(f'<details><summary>All keys</summary><pre>{text}</pre></details>')
     best = board_rows(study, PROTOCOLS['normals'])[0]
     shown: list[tuple] = [(f"{best['auc']:.3f}", 'best mean AUC', name_of(best))]
-    shown.append((len(plan['methods']), 'methods', f"{len(plan['backbones'])} entries"))
+    entries = count_of(len(plan['backbones']), 'encoder')
+    shown.append((len(plan['methods']), 'method' + 's' * (len(plan['methods']) > 1), entries))
     held = [row['holds'] for row in study['controls'] if row.get('holds') is not None]
-    shown.append((f'{sum(held)} of {len(held)}', 'controls at chance', 'as they must be'))
+    verdict = 'as they must be' if all(held) else 'something leaks'
+    if held: shown.append((f'{sum(held)} of {len(held)}', 'controls at chance', verdict))
     made_of = dict(study=study['digest'], data=study['data']['digest'])
     title = f"{facts['shots']}-shot leaderboard: {', '.join(novel)}"
     lead = _lead(best, len(novel), facts['shots'])
@@ -306,10 +361,17 @@ def board_page(study: dict) -> Html:
 
 def _lead(best: dict, findings: int, shots: str) -> str:
     "Say in a sentence what came out."
-    interval = f"{best['auc']:.3f} (95 % {best['auc_low']:.3f} to {best['auc_high']:.3f})"
-    asked = f"{findings} finding{'s' * (findings > 1)}"
+    low, high = best['auc_low'], best['auc_high']
+    interval = f"{best['auc']:.3f} (95 % {low:.3f} to {high:.3f})"
+    asked, against = count_of(findings, 'finding'), best['protocol'].removeprefix('finding vs ')
     shown = f"{shots} example{'s' * (shots != '1')}"
-    return f"{name_of(best)} reaches an AUC of {interval} on {asked}, from {shown} of each class."
+    chance = 'Chance, 0.5, is inside this interval.'
+    if low > 0.5: chance = 'Chance, 0.5, is below this interval.'
+    if high < 0.5: chance = 'This is below chance, 0.5.'
+    return (
+        f'{name_of(best)}, the best of all methods, reaches an AUC of {interval} on {asked} '
+        f'against {against}, from {shown} of each class. {chance}'
+    )
 
 def write_leaderboard(
     study: dict,   # as read by `read_study`

@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'Method', 'FrozenMethod', 'PriorMethod', 'Context', 'Adapt
            'TunedMethod', 'standard_methods']
 
 # %% ../nbs/67_methods.ipynb #89d781ac
-import re
+import re, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
@@ -187,6 +187,25 @@ def classifier_head(
             raise DataError(f'The head {name} must give one finite number per query.')
         answers[e] = scores
     return answers
+
+def say_how_long(
+    method: Method,
+    block: EpisodeBlock,     # of one finding
+    findings: int,           # how many will be asked
+    patience: float = 120.0,  # seconds that need no word
+) -> None:
+    "Remark how long a classifier will take for the episodes of some findings, by three of them."
+    head = getattr(method, 'head', None)
+    if not isinstance(head, partial) or head.func is not classifier_head: return
+    start = time.perf_counter()
+    head(method, block[:3])
+    each = (time.perf_counter() - start) / 3 * findings / 60
+    minutes, few = each * len(block), each * min(100, len(block))
+    if 60 * minutes < patience: return
+    logger.info(
+        f'{method.name}: about {minutes:.0f} min for {len(block):,} episodes per finding, in each '
+        f'protocol and split; 100 episodes take about {max(few, 1):.0f} min.'
+    )
 
 def _decide(model, asked: np.ndarray) -> np.ndarray:  # (Q,)
     "Score queries by whatever a classifier has for it."

@@ -116,6 +116,7 @@ class StudySettings(Section):
     others: list[str] = []                 # methods that answer *finding vs other findings* too
     compare: list[list[str]] = []          # pairs [method, over]
     subgroups: bool = False                # tables by sex, age, projection and origin as well
+    baselines: list[str] = []              # methods on pixels: left out where no image can be read
     cluster: str = 'loky'                  # who works on the cells, as in `spread`
     check: list[str] = []                  # methods without training, for `checked_episodes`
     default: str = 'default'               # the method that the study recommends
@@ -267,7 +268,7 @@ def check_plan(plan: StudySettings) -> StudySettings:
         if 'shuffle' in options: choose(f"shuffle of '{name}'", options['shuffle'], plan.methods)
         else: METHODS.check(str(options.get('method', '')))
         head_of(options.get('head', 'prototypes'))
-    named = [plan.default, plan.reference, *plan.others, *plan.check]
+    named = [plan.default, plan.reference, *plan.others, *plan.check, *plan.baselines]
     for pair in plan.compare: named += pair
     for name in named: choose('a method of the study', name, plan.every)
     for name in plan.at_chance: choose('a control of the study', name, plan.controls)

@@ -450,14 +450,14 @@ def headline(run: dict) -> str:
 
 def _reached(row: dict, findings: int) -> str:
     interval = f"{row['auc']:.3f} (95 % {row['auc_low']:.3f} to {row['auc_high']:.3f})"
-    asked, examples = _count(findings, 'finding'), _count(row['shots'], 'example')
+    asked, examples = count_of(findings, 'finding'), count_of(row['shots'], 'example')
     return (
         f"{row['method']} reaches a mean AUC of {interval} on {asked} that no training step has "
         f'seen, with {examples} of each class.'
     )
 
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' if n > 1 else ''}"
+def count_of(n: int, noun: str) -> str:
+    return f"{n} {noun}{'s' if n != 1 else ''}"
 
 def _against(row: dict, auc: float) -> str:
     said = verdict(row['low'], row['high'])

@@ -27,9 +27,10 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from smlxray.base import (
-    ALGORITHMS, ConfigError, DataError, Fields, SmlxrayError, check_fields, check_format,
-    check_seal, choose, follow, for_folder, json_digest, logger, moved, name_of, only_one,
-    own_file, parse_json, resolve_path, same_name, sealed, set_seed, show_remarks, write_atomic,
+    ALGORITHMS, ConfigError, DataError, Fields, ImageError, SmlxrayError, check_fields,
+    check_format, check_seal, choose, follow, for_folder, json_digest, logger, moved, name_of,
+    only_one, own_file, parse_json, resolve_path, same_name, sealed, set_seed, show_remarks,
+    write_atomic,
 )
 from .cache import open_pixels, to_float
 from .cluster import spread
@@ -38,19 +39,25 @@ from smlxray.data import (
     NEVER_NOVEL, FindingSplit, PatientSplit, XrayTable, canonical_finding, split_patients,
 )
 from smlxray.encoders import (
-    EncoderCard, Vectors, embed_to_file, join_vectors, made_by_encoder, open_encoder, read_vectors,
+    EncoderCard, Vectors, embed_to_file, join_vectors, leak_words, made_by_encoder, open_encoder,
+    read_vectors,
 )
-from .episodes import PROTOCOL_VERSION, EpisodeBlock, age_band, strata
+from .episodes import PROTOCOL_VERSION, EpisodeBlock, strata
 from .evaluate import GridMean, _git, grid_means, interval_columns, repeat_facts, span
 from .intervals import Interval
 from smlxray.jackknife import (
     Seating, Won, block_auc, block_seating, influence, law_intervals, mean_interval,
     runs_interval, shuffle_interval, won_block, won_by,
 )
-from .lab import Lab, open_lab, pick_device, table_digest
+from smlxray.gaps import (
+    MEMBERS, Gap, finding_gaps, gap_rows, group_gaps, in_words, limits_of, subgroups,
+)
+from smlxray.lab import (
+    Lab, _open_pixels, open_lab, pick_device, readable, table_digest,
+)
 from .metrics import EpisodeScores, Support, shots_law
 from smlxray.methods import (
-    METHODS, Method, ShuffledMethod, calibrate_batch_norm, stratum_odds,
+    METHODS, Method, ShuffledMethod, calibrate_batch_norm, say_how_long, stratum_odds,
 )
 from smlxray.plan import (
     BackboneSettings, StudySettings, cell_settings, grid_plans, networks_of, point_of,
@@ -203,14 +210,9 @@ def odds_of(lab: Lab) -> Tensor:  # (N, F + 1)
 PROTOCOLS = dict(normals='finding vs matched normals', others='finding vs other findings')
 
 # %% ../nbs/73_study.ipynb #4615e
-def limits_of(lab: Lab, negatives: str) -> dict[str, int | str]:
-    "Queries per class that each novel finding has patients for; or why it has too few."
-    def limit(finding):
-        try:
-            return lab.sampler(lab.test, finding, negatives=negatives, seed=0).queries
-        except DataError as error:
-            return str(error)
-    return {finding: limit(finding) for finding in lab.findings.novel}
+def protocols_in(plan: StudySettings) -> list[str]:
+    "The protocols that any method of a plan answers, as keys of `PROTOCOLS`."
+    return [*PROTOCOLS] if plan.others else ['normals']
 
 # %% ../nbs/73_study.ipynb #afa9b0a4
 def file_name(name: str) -> str:
@@ -337,7 +339,7 @@ def leaks(
 
 def _own_leak(plan: StudySettings, net: str) -> str:
     taught = net in plan.backbones and plan.backbones[net].oracle
-    return f'novel findings {"yes" if taught else "no"}, test patients no; trained here'
+    return leak_words('yes' if taught else 'no', 'no', 'here')
 
 def with_leaks(plan: StudySettings, rows: list[dict]) -> list[dict]:
     "Add the leak flags to rows of a table."
@@ -622,6 +624,7 @@ def answer(cell: Cell, name: str) -> None:
     first = cell.plan.slow_episodes if name in cell.plan.slow else None
     for negatives in protocols_of(cell.plan, name):
         blocks = {f: cell.block(f, negatives)[:first] for f in cell.askable(negatives)}
+        for block in [*blocks.values()][:1]: say_how_long(method, block, len(blocks))
         scores = {f: torch.as_tensor(method.logits(block)).float() for f, block in blocks.items()}
         path = score_path(cell, name, negatives)
         keep(path, scores, score_origin(cell, name, negatives))
@@ -1072,45 +1075,53 @@ def curve_rows(cells: list[Cell]) -> list[dict]:
     if not plan.curve: return rows
     for method in plan.methods:
         for protocol in protocols_of(plan, method):
-            aucs = mean_curve(cells, method, protocol)
-            if aucs is None: continue
-            won = curve_runs(cells, method, protocol)
-            law = rounded(law_columns(plan, aucs, won))
-            for shots, auc in zip(plan.curve, aucs):
+            asked = curve_shots(cells, method, protocol)
+            if len(asked) < 2: continue
+            aucs = mean_curve(cells, method, protocol, asked)
+            won = curve_runs(cells, method, protocol, asked)
+            law = rounded(law_columns(asked, aucs, won))
+            for shots, auc in zip(asked, aucs):
                 row = dict(method=method, protocol=PROTOCOLS[protocol], shots=shots)
                 found = dict(auc=float(auc))
                 if shots in won: found = interval_columns('auc', runs_interval(won[shots]))
                 rows.append(row | rounded(found) | law)
     return with_leaks(plan, rows)
 
-def law_columns(plan: StudySettings, aucs: np.ndarray, won: dict) -> dict[str, float]:
+def curve_shots(cells: list[Cell], method: str, protocol: str) -> list[int]:
+    "The shots that some finding has in some cell, the one that has most of them."
+    longest: dict = {}
+    for cell in cells:
+        curves = read_curve(cell, method, protocol) or {}
+        longest = max([longest, *curves.values()], key=len)
+    return [k for k in cells[0].plan.curve if str(k) in longest]
+
+def law_columns(shots: list[int], aucs: np.ndarray, won: dict) -> dict[str, float]:
     "The law of a curve, with intervals unless only means were kept."
-    fitted = dict(zip('zc', shots_law(plan.curve, aucs)))
+    fitted = dict(zip('zc', shots_law(shots, aucs)))
     if not won: return fitted
     z, c = law_intervals(won)
     return interval_columns('z', z) | interval_columns('c', c) | fitted
 
-def curve_runs(cells: list[Cell], method: str, protocol: str) -> dict[int, dict]:
+def curve_runs(cells: list[Cell], method: str, protocol: str, asked: list[int]) -> dict[int, dict]:
     "What was won on the findings that have all shots, by shots and run; {} if means were kept."
     points: dict[int, dict[Key, Won]] = {}
     for cell in cells:
         found = curve_won(cell, method, protocol)
         if not found and read_curve(cell, method, protocol): return {}
         for finding, won in found.items():
-            if len(won) < len(cell.plan.curve): continue
+            if len(won) < len(asked): continue
             key = Key(method, protocol, cell.fold, cell.split, cell.seed, finding)
             for shots, mine in won.items(): points.setdefault(shots, {})[key] = mine
     return {k: all_folds(fold_won(points[k], method, protocol)) for k in sorted(points)}
 
-def mean_curve(cells: list[Cell], method: str, protocol: str) -> np.ndarray | None:  # (K,)
-    "Average the learning curves of a method: over findings, cells and folds, in this order."
-    shots = [str(k) for k in cells[0].plan.curve]
+def mean_curve(cells: list[Cell], method: str, protocol: str, asked: list[int]) -> np.ndarray:
+    "Average the learning curves (K,) of a method: over findings, cells and folds, in this order."
+    shots = list(map(str, asked))
     folds: dict[str, list] = {}
     for cell in cells:
         curves = pd.DataFrame(read_curve(cell, method, protocol)).reindex(shots)
         whole = curves.dropna(axis=1)
         if whole.size: folds.setdefault(cell.fold, []).append(whole.mean(axis=1))
-    if not folds: return None
     means = [sum(runs) / len(runs) for runs in folds.values()]
     return np.mean(means, axis=0)
 
@@ -1131,24 +1142,7 @@ def control_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
     return with_leaks(plan, out)
 
 # %% ../nbs/73_study.ipynb #7ffa2ffc
-MEMBERS = 10      # patients of a class that a subgroup needs
 GROUPED = 200     # episodes that are looked at for subgroups
-
-def subgroups(table: XrayTable) -> dict[tuple[str, str], np.ndarray]:  # (N,) bool
-    "The members of each subgroup, by column and value."
-    frame, out = table.frame, {}
-    columns = dict(
-        sex=frame['sex'].astype(str).str.upper().str[:1],
-        age=pd.Series(age_band(frame['age']), frame.index),
-        projection=frame['projection'],
-        origin=frame['origin'],
-    )
-    for column, values in columns.items():
-        known = sorted(set(map(str, values)) - {'', 'nan', 'unknown'})
-        if len(known) < 2: continue
-        for value in known: out[column, value] = (values == value).to_numpy()
-    return out
-
 def subgroup_rows(cells: list[Cell]) -> list[dict]:
     "One row per method, protocol and subgroup."
     plan, rows = cells[0].plan, []
@@ -1229,6 +1223,7 @@ def study_file(
         data=data | dict(digest=table_digest(lab.table)),
         made_of={cell.name: cell.recipe for cell in cells},
         splits=sorted({c.split for c in cells}),
+        asked=asked_rows(cells),
         check=checked_episodes(cell),
         covers=COVERS,
         rows=finding_rows(plan, won),
@@ -1257,8 +1252,48 @@ def grid_file(
     whole['plan']['grid'] = plan.grid
     return whole | dict(complete=not missing, missing=missing)
 
-TABLES = ('rows', 'summary', 'compared', 'curves', 'subgroups', 'controls', 'slow', 'published')
+TABLES = ('rows', 'summary', 'compared', 'curves', 'subgroups', 'controls', 'slow', 'published',
+          'asked')
 
+def asked_rows(cells: list[Cell]) -> list[dict]:
+    "The test patients, with a finding and without it, in the episodes of each cell."
+    rows = []
+    for cell, negatives in product(cells, protocols_in(cells[0].plan)):
+        who = cell.lab.table.patients
+        for finding in cell.askable(negatives):
+            block = cell.block(finding, negatives)
+            sides = block_sides(block)
+            row = dict(protocol=PROTOCOLS[negatives], fold=cell.fold, split=cell.split)
+            row |= {key: len(np.unique(who[side])) for key, side in sides.items()}
+            if cell.seed == cell.plan.seeds[0]: rows.append(row | dict(finding=finding))
+    return rows
+
+def block_sides(block: EpisodeBlock) -> dict[str, np.ndarray]:
+    "The rows of a block by side: with the finding, and without it."
+    rows = np.concatenate([block.support, block.query], 1)
+    yes = np.concatenate([block.support_labels, block.query_labels]) == 1
+    return {'with': rows[:, yes], 'without': rows[:, ~yes]}
+
+def left_out(
+    asked: StudySettings,  # as it was given
+    cells: list[Cell],     # of one point, those that cannot be asked among them
+    groups: list[dict],    # the rows of the subgroups
+) -> list[dict]:
+    "What a plan asks and no table answers, with the reasons."
+    plan, lab = cells[0].plan, cells[0].lab
+    there = {*chain(*plan.folds.values())}
+    gaps = [Gap(f, 'no X-ray shows it') for f in chain(*asked.folds.values()) if f not in there]
+    if gone := [name for name in asked.baselines if name not in plan.methods]:
+        gaps.append(Gap(in_words(gone), 'the images cannot be read, so only vectors are compared'))
+    for cell, negatives in product(cells, protocols_in(plan)):
+        if cell.seed != plan.seeds[0]: continue  # the same patients as with the first seed
+        found = finding_gaps(cell.asking, negatives, PROTOCOLS[negatives], plan.curve)
+        gaps += [gap._replace(fold=cell.fold, split=cell.split) for gap in found]
+    for negatives in protocols_in(plan) if plan.subgroups else ():
+        mine = [row for row in groups if row['protocol'] == PROTOCOLS[negatives]]
+        answered = {(row['column'], row['group']) for row in mine}
+        gaps += group_gaps(lab.table, PROTOCOLS[negatives], answered)
+    return gap_rows(dict.fromkeys(gaps))
 def _with_point(parts: dict[str, dict], table: str) -> list[dict]:
     "The rows of a table at all points."
     rows = []
@@ -1366,6 +1401,17 @@ class _CurveRow(Fields):
     c_low: float | None = None
     c_high: float | None = None
 
+class _AskedRow(Fields):
+    point: str = ''
+    protocol: str
+    finding: str
+
+class _GapRow(Fields):
+    point: str = ''
+    what: str
+    where: str
+    why: str
+
 class _PlanFields(Fields):
     reference: str
     episodes: int
@@ -1381,6 +1427,8 @@ class _StudyFields(Fields):
     curves: list[_CurveRow] = []
     subgroups: list[_GroupRow] = []
     published: list[_PublishedRow] = []
+    asked: list[_AskedRow] = []
+    left_out: list[_GapRow] = []
     covers: str = ''
     oracles: list[str] = []
     missing: dict[str, list[str]] = {}
@@ -1450,14 +1498,16 @@ def curve_table(study: dict, protocol: str) -> pd.DataFrame:
     for row in study.get('curves', []):
         if row['protocol'] != protocol: continue
         line = lines.setdefault(name_of(row), {})
-        line[f"{row['shots']} shots"] = f"{row['auc']:.3f}"
+        line[f"{row['shots']} shot{'s' * (row['shots'] > 1)}"] = f"{row['auc']:.3f}"
     for row in study.get('curves', []):
-        if row['protocol'] == protocol: lines[name_of(row)] |= _law_columns(row)
+        if row['protocol'] == protocol: lines[name_of(row)] |= law_text(row)
     return pd.DataFrame(lines).T
 
-def _law_columns(row: dict) -> dict[str, str]:
+def law_text(row: dict) -> dict[str, str]:
     "The fitted law; a curve that has hardly begun to bend does not say where it ends."
     if row['c'] > 200: return dict(z='', c='over 200', end='')
+    if max(abs(row.get(key) or 0) for key in ('z_low', 'z_high')) > 4:  # as far as the fit goes
+        return dict(z='', c='unclear', end='')
     z, c, end = f"{row['z']:.2f}", f"{row['c']:.0f}", f"{ndtr(row['z']):.3f}"
     if row.get('z_low') is None: return dict(z=z, c=c, end=end)
     most = 'over 200' if row['c_high'] > 200 else f"{row['c_high']:.0f}"
@@ -1494,11 +1544,31 @@ def print_study(study: dict) -> None:
     if study['controls']: tables['Controls'] = control_table(study).set_index('control')
     for protocol in PROTOCOLS.values():
         tables[f'Subgroups, {protocol}'] = subgroup_table(study, protocol)
+    tables['Test patients, with the finding and without'] = patient_table(study)
     for title, table in tables.items():
         if len(table): print(f'\n{title}\n\n{table.to_string()}')
     print(f"\nIntervals (95 % unless stated) are about {study['covers']}.")
     for line in honesty(study): print(line)
+    for row in study.get('left_out', []): print('Left out: ' + gap_text(row))
 
+def gap_text(row: dict) -> str:
+    "Say in a line what has no answer, where and why."
+    where = '; '.join(filter(None, [row['where'], row.get('point')]))
+    return f"{row['what']} ({where}): {row['why'].rstrip('.')}."
+
+def patient_table(study: dict) -> pd.DataFrame:
+    "Test patients per finding and protocol; from the smallest split to the largest."
+    if not study.get('asked'): return pd.DataFrame()
+    rows = pd.DataFrame(study['asked'])
+    told: dict[str, dict] = {}
+    for (finding, protocol), part in rows.groupby(['finding', 'protocol'], sort=False):
+        sides = [_range(part[side]) for side in ('with', 'without')]
+        told.setdefault(finding, {})[protocol] = ', '.join(sides)
+    return pd.DataFrame(told).T.fillna('')
+
+def _range(counts: pd.Series) -> str:
+    low, high = counts.min(), counts.max()
+    return f'{low}' if low == high else f'{low} to {high}'
 def honesty(study: dict) -> list[str]:
     "Say what training saw, and which cells are missing."
     lines = ['No novel finding and no test patient was seen in training.']
@@ -1592,14 +1662,19 @@ def _any_committed(
 # %% ../nbs/73_study.ipynb #70446695
 def study_cells(plan: StudySettings) -> list[Cell]:
     "The cells of a plan, in the order in which they run; what cannot be asked is left out."
-    cells = [cell for at_point in grid_plans(plan) for cell in _cells_at(at_point)]
-    return [cell for cell in cells if _can_ask(cell)]
+    return [cell for cell in every_cell(plan) if _can_ask(cell)]
+
+def every_cell(plan: StudySettings) -> list[Cell]:
+    "The cells of a plan, those that cannot be asked among them."
+    return [cell for at_point in grid_plans(plan) for cell in _cells_at(at_point)]
 
 def _cells_at(plan: StudySettings) -> list[Cell]:
     "All cells at a point of the grid."
-    table = open_table(cell_settings(plan, next(iter(plan.folds)), 0))
-    plan = embed_encoders(without_missing(plan, table), table)
-    splits = fair_splits(table, plan.splits) if isinstance(plan.splits, int) else plan.splits
+    settings = cell_settings(plan, next(iter(plan.folds)), 0)
+    table, share = open_table(settings), settings.data.test_fraction
+    plan = embed_encoders(without_images(without_missing(plan, table), table, settings), table)
+    splits = plan.splits
+    if isinstance(splits, int): splits = fair_splits(table, splits, share)
     every = product(plan.seeds, splits, plan.folds)
     cells = [Cell(plan, fold, split, seed) for seed, split, fold in every]
     for cell in cells[:1]: _check_first(cell)
@@ -1620,6 +1695,18 @@ def _check_first(cell: Cell) -> None:
     rows = np.concatenate([cell.lab.train, cell.lab.test])
     for how in cell.plan.backbones.values():
         if how.vectors: join_vectors(foreign_vectors(how), cell.lab.table, rows)
+
+def without_images(plan: StudySettings, table: XrayTable, settings: Settings) -> StudySettings:
+    "The plan without its baselines if the images cannot be read."
+    if not plan.baselines: return plan
+    try:
+        readable(table, _open_pixels(settings, table))
+        return plan
+    except (DataError, ImageError) as error:
+        logger.warning(f'{in_words(plan.baselines)} are left out: {error}')
+    methods = {k: how for k, how in plan.methods.items() if k not in plan.baselines}
+    others = [name for name in plan.others if name in methods]
+    return plan.model_copy(update=dict(methods=methods, others=others, baselines=[]))
 
 def without_missing(plan: StudySettings, table: XrayTable) -> StudySettings:
     "The plan without findings that no X-ray shows, and without folds that are empty then."
@@ -1654,7 +1741,8 @@ def run_study(
 ) -> Path:                                   # the file
     "Run what is missing of a study, print its tables, and write its file."
     for fold in folds or []: choose('a fold of the study', fold, plan.folds)
-    cells = study_cells(plan)
+    every = every_cell(plan)
+    cells = list(filter(_can_ask, every))
     if not cells: raise DataError('No finding of the study has enough test patients.')
     if not report:
         with only_one(cells[0].lab.folder / 'study', f'at work on the study {plan.run}'):
@@ -1668,8 +1756,19 @@ def run_study(
         count, of = sum(map(len, missing.values())), sum(map(len, wanted.values()))
         logger.warning(f'{count} of {of} results are missing; the file says so.')
     study = grid_file(plan, there, missing)
+    study['left_out'] = _gaps_at_points(plan, every, study['subgroups'])
+    study['plan']['folds'] = plan.folds
     print_study(study)
     return save_study(study, resolve_path(out) if out else cells[0].lab.folder / 'study.json')
+
+def _gaps_at_points(plan: StudySettings, every: list[Cell], groups: list[dict]) -> list[dict]:
+    "What is left out at each point of the grid."
+    rows = []
+    for point, cells in by_point(every).items():
+        here = [row for row in groups if row.get('point', '') == point]
+        found = left_out(plan, cells, here)
+        rows += [row | dict(point=point) for row in found] if plan.grid else found
+    return rows
 
 def _is_finished(cell: Cell) -> bool:
     "Whether all methods on frozen backbones, and the controls, have answered."
