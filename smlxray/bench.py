@@ -623,6 +623,7 @@ def _largest(tensors) -> float: return max(t.abs().max().item() for t in tensors
 
 def memory_ratio(task: EngineTask, algorithm: str, engine: str) -> float:
     "Peak memory over that of the plain loop, each in a process of its own."
+    if engine in PEERS: import_module(engine)  # the code of a library is no memory of the task
     def warm(): return task.run('maml', 'loop', steps=1)
     def plain(): return peak_bytes(lambda: task.run('maml', 'higher', two=task.branches), warm)
     return peak_bytes(lambda: task.run(algorithm, engine), warm) / task.once('memory', plain)
