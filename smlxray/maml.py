@@ -543,6 +543,7 @@ _FROM_OUTSIDE = (
 _SAYINGS = {
     'once_differentiable': _NO_SECOND,
     'double backward': _NO_SECOND,
+    'donated buffer': _NO_SECOND,  # torch.compile says either
     'derivative for': _NO_SECOND,
     'not implemented': _NO_SECOND,
     'graph a second time': _FROM_OUTSIDE,
