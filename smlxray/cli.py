@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal, Optional
 
 import typer, typer.core
@@ -62,7 +63,7 @@ _Resume = Annotated[bool, typer.Option('--resume', help='Continue an interrupted
 _MANY = 'Processes of this machine that train together, as one would.'
 _Processes = Annotated[int, typer.Option(min=1, help=_MANY)]
 _Json = Annotated[bool, typer.Option('--json', help='Print JSON for programs.')]
-_Force = Annotated[bool, typer.Option('--overwrite', help='Replace the file if it exists.')]
+_Force = Annotated[bool, typer.Option('--overwrite', help='Replace the file, whatever it is.')]
 _Model = Annotated[Optional[str], _option(_BUNDLE)]
 _Which = Annotated[Optional[str], _argument(_BUNDLE)]
 
@@ -139,6 +140,12 @@ def _keep_foreign(output: Path | None, overwrite: bool, mark: str) -> None:
     if mark.encode() in _here(output).read_bytes(): return
     made = 'exists, and was not made by this command'
     raise SmlxrayError(f'{output} {made}; name another file, or say --overwrite.')
+
+def _keep_handed_out(output: Path, overwrite: bool, content: bytes) -> None:
+    "Raise `SmlxrayError` if a file that others may answer by now would be another one."
+    if overwrite or not _here(output).exists() or _here(output).read_bytes() == content: return
+    advice = 'name another file, or say --overwrite'
+    raise SmlxrayError(f'{output} holds other episodes, which others may have by now; {advice}.')
 
 def _writable(path: Path | None) -> None:
     "Raise `SmlxrayError` early if there is no folder to write something into."
@@ -1887,9 +1894,11 @@ def _episodes_export(
     _, settings = _parameters(config, given)
     from smlxray.exchange import read_episodes, write_episodes
     from smlxray.lab import open_lab
-    file = read_episodes(
-        write_episodes(open_lab(settings), _here(path), names=names)
-    )
+    with TemporaryDirectory() as folder:
+        made = write_episodes(open_lab(settings), Path(folder, path.name), names=names)
+        _keep_handed_out(path, overwrite, made.read_bytes())
+        write_atomic(_here(path), made.read_bytes())
+    file = read_episodes(_here(path))
     if names:
         _note(f'{path} holds names of images, which may identify patients; look before you share.')
     _tell(file.head, f'{path}: {file}', as_json)

@@ -537,7 +537,10 @@ def _score_table(
         table[column] = _numbers(table[column], kind, path.name)
     if (strange := ~table['image'].between(0, len(file.images) - 1)).any():
         image, line = table['image'].iloc[strange.argmax()], strange.argmax() + 2
-        raise DataError(f'{path.name} line {line}: there is no image {image} in {file.name}.')
+        raise DataError(
+            f'{path.name} line {line}: there is no image {image} in {file.name}; perhaps these '
+            'scores answer another file of episodes.'
+        )
     return table.assign(column=_finding_numbers(table, file, path.name))
 
 def _finding_numbers(

@@ -17,7 +17,7 @@ from functools import cached_property, partial
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .base import DataError, Registry, choose, logger, own_object, set_seed
+from .base import ConfigError, DataError, Registry, choose, logger, own_object, set_seed
 from .siamese import SiameseNet
 from .episodes import Episode, EpisodeBlock, EpisodeSampler, strata
 from .lab import Lab
@@ -218,7 +218,11 @@ def head_of(
     "Find a head; raise `ConfigError` for an unknown one."
     if callable(head): return head
     if ':' in head: return partial(classifier_head, make=own_object(head))
-    return HEADS[choose('head', head, HEADS)]
+    try:
+        return HEADS[choose('head', head, HEADS)]
+    except ConfigError as error:
+        own = 'or a class of your own, such as sklearn.linear_model:LogisticRegression'
+        raise ConfigError(f'{str(error).rstrip(".")}, {own}.') from None
 
 # %% ../nbs/67_methods.ipynb #f2527b68
 def no_head(frozen: FrozenMethod, block: EpisodeBlock) -> Tensor:  # (E, Q)

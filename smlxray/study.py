@@ -879,12 +879,25 @@ def check_made_by(cell: Cell) -> str:  # the digest of `made_by`
     if not path.exists(): return json_digest(now)
     with own_file(path, 'remove that folder, or give the run another name'):
         old = check_seal(parse_json(path.read_bytes()))
-    changed = [key for key in now if old.get(key) != now[key]]
+    changed = _that_differ(old, now)
     if not changed: return json_digest(now)
     raise SmlxrayError(
-        f'{cell.name} in the run {cell.lab.folder.name} was made with other settings '
-        f'({", ".join(changed)} differ): remove that folder, or give the run another name.'
+        f'{cell.folder} was made with other settings (different: {", ".join(changed)}): give the '
+        'run another name, as `run` in the plan or --run in `smlxray leaderboard`, or remove '
+        'that folder.'
     )
+
+def _that_differ(old: dict, now: dict) -> list[str]:
+    "The keys whose values differ, and below a section which of its keys do."
+    names = []
+    for key, value in now.items():
+        before = old.get(key)
+        if before == value: continue
+        if not isinstance(value, dict) or not isinstance(before, dict): names.append(key)
+        else:
+            below = [k for k in {**before, **value} if before.get(k) != value.get(k)]
+            names += [f'{key}.{k}' for k in below]
+    return names
 
 def note_made_by(cell: Cell) -> None:
     "Write down how a cell is made, if nothing is written yet."
