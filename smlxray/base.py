@@ -94,6 +94,20 @@ def show_remarks(
     _remarks.setLevel(level)
     _remarks.stream = stream
 
+# %% ../nbs/00_base.ipynb #16b6b240
+@contextmanager
+def held_remarks() -> Iterator[list[logging.LogRecord]]:
+    "Hold back what is remarked while something is only tried, or will be said later."
+    held: list[logging.LogRecord] = []
+    def hold(record: logging.LogRecord) -> bool:
+        held.append(record)
+        return False
+    logger.addFilter(hold)
+    try:
+        yield held
+    finally:
+        logger.removeFilter(hold)
+
 # %% ../nbs/00_base.ipynb #d5db5926
 _BETWEEN = {'Zs', 'Zl', 'Zp', 'Pd', 'Pc', 'Cc', 'Cf'}  # blanks, dashes, _, and what is not seen
 _MINUS = '\u2212'                                       # a dash for the eye, a sign for Unicode

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from .base import ConfigError, DataError, SmlxrayError, logger
+from .base import ConfigError, DataError, SmlxrayError, held_remarks, logger
 from .config import DataSettings, Settings
 from smlxray.data import (
     FindingSplit, PatientSplit, XrayTable, balanced_seed, canonical_finding,
@@ -275,9 +275,10 @@ def check_run(
     "Raise what a table has against the settings of a run, before anything is drawn or trained."
     if {'siamese', 'meta'} & {*stages}: check_one_list(settings)
     runs = fold_settings(settings)
-    table = open_table(settings, draw=False)
-    for one in runs:
-        sides = open_sides(one, table)
-        if {'meta', 'evaluate'} & {*stages}: common_findings(sides)
-        if 'evaluate' not in stages: continue
-        for finding in sides.findings.novel: sides.episodes(finding, 1)
+    with held_remarks():  # the run will say them
+        table = open_table(settings, draw=False)
+        for one in runs:
+            sides = open_sides(one, table)
+            if {'meta', 'evaluate'} & {*stages}: common_findings(sides)
+            if 'evaluate' not in stages: continue
+            for finding in sides.findings.novel: sides.episodes(finding, 1)

@@ -9,7 +9,6 @@ __all__ = ['propose']
 import logging, os, re, time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from smlxray.base import (
     DataError,
     SmlxrayError,
     choose,
+    held_remarks,
     logger,
     plain_name,
     same_name,
@@ -201,7 +201,7 @@ def _patient_rule(
     rest = [column for column in _usable(named.raw) if column != named.column]
     if column := _patient_column(named.raw, rest):
         return f'{{{column}}}'
-    with _held_remarks():
+    with held_remarks():
         _, reading = _persons(root, paths)
     form = ':person' if reading.known else ''
     return f'{{{named.column}{form}}}'
@@ -609,19 +609,6 @@ def _fitting(task: _Task, train: int) -> dict[str, float]:
     return seconds
 
 # %% ../nbs/78_start.ipynb #78a00022
-@contextmanager
-def _held_remarks() -> Iterator[list[logging.LogRecord]]:
-    "Hold back what is remarked while a guess is tried, for it may be taken back."
-    held: list[logging.LogRecord] = []
-    def hold(record: logging.LogRecord) -> bool:
-        held.append(record)
-        return False
-    logger.addFilter(hold)
-    try:
-        yield held
-    finally:
-        logger.removeFilter(hold)
-
 def _say_once(records: Iterable[logging.LogRecord], but: str = '\n') -> None:
     "Say what was held back, each remark once, without those that repeat a text."
     for text, record in {record.getMessage(): record for record in records}.items():
@@ -680,7 +667,7 @@ class Proposal:
 
     def read(self) -> None:
         "Read the table, and look for a task."
-        with _held_remarks() as self.remarks:
+        with held_remarks() as self.remarks:
             if self.rule:
                 self.table = self._read_rule()
             else:
