@@ -6,7 +6,7 @@
 __all__ = ['app', 'main']
 
 # %% ../nbs/90_cli.ipynb #a90ba89c
-import json, os, re, sys, time
+import json, os, re, shlex, sys, time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from functools import partial, wraps
@@ -580,8 +580,7 @@ def embed(
     table = _table(data, dataset, views)
     if vectors: made = _seal(_here(output), vectors, paths, card, table)
     else: made = _embed(_here(output), str(encoder), card, table, where, **how)
-    _tell_vectors(output, made, as_json)
-
+    _tell_vectors(output, made, as_json, _read_so(data, dataset, views))
 def _card(size: str | None, **told):
     "What the options of `embed` say of an encoder."
     from smlxray.encoders import EncoderCard
@@ -625,7 +624,14 @@ def _scale(card: dict) -> str:
     scale = f'minus {listed("mean")}, divided by {listed("std")}'
     return f'Its pixels: {size}, {channels}, from 0 to 1, {scale}; a card (.yaml) changes that.'
 
-def _tell_vectors(output: Path, made, as_json: bool) -> None:
+def _read_so(data: Path, dataset: str, views: str) -> str:
+    "The options that read a data set as it was read."
+    words = ['--data', str(data)]
+    if dataset != 'auto': words += ['--dataset', dataset]
+    if views != _DEFAULT.views: words += ['--views', views]
+    return shlex.join(words)
+
+def _tell_vectors(output: Path, made, as_json: bool, read: str) -> None:
     "Say what was written, and what comes next."
     count, length = made.values.shape
     card = made.card.model_dump()
@@ -636,7 +642,7 @@ def _tell_vectors(output: Path, made, as_json: bool) -> None:
     text += f'findings seen: {seen}; patients seen: {card["patients_seen"]}.'
     if 'encoder' in made.made_of: text += f'\n{_scale(card)}'
     if made.left_out: text += f'\n{len(made.left_out):,} X-rays cannot be read and have no vector.'
-    _tell(facts, f'{text}\nNext: smlxray leaderboard {output} --data ... --novel ...', as_json)
+    _tell(facts, f'{text}\nNext: smlxray leaderboard {output} {read} --novel ...', as_json)
 
 # %% ../nbs/90_cli.ipynb #bef1e8af
 _ENTRIES = 'Files of vectors, or encoders as in `embed`; or the file of a study (.json) to draw.'

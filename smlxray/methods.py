@@ -747,9 +747,9 @@ def age_and_sex(lab: Lab, name: str = 'age and sex') -> FrozenMethod:
     letter = frame['sex'].astype(str).str.upper().str[0]
     age = pd.to_numeric(frame['age'], errors='coerce')
     z = np.stack([age, letter.map({'M': 1.0, 'F': -1.0})], 1).astype(np.float32)
-    mean = np.nanmean(z[lab.train], 0)
-    spread = np.maximum(np.nanstd(z[lab.train], 0), 1e-6)
-    z = np.nan_to_num((z - mean) / spread)
+    known = np.ma.masked_invalid(z[lab.train])
+    mean, spread = known.mean(0).filled(0), known.std(0).filled(1)  # a blank column says nothing
+    z = np.nan_to_num((z - mean) / np.maximum(spread, 1e-6)).astype(np.float32)
     return FrozenMethod(name, lab.test, torch.from_numpy(z)[lab.test])
 
 # %% ../nbs/67_methods.ipynb #c0b8c79e

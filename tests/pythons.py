@@ -61,9 +61,11 @@ def prepare(version: str, base: Path) -> str:
     wanted, made = '\n'.join([str(base), *requirements()]), home / 'installed.txt'
     if made.is_file() and made.read_text() == wanted: return ''
     shutil.rmtree(home, ignore_errors=True)
-    install = ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--retries', '0']
-    install += ['--timeout', '15', '-c', 'constraints.txt', *requirements()]
-    for step in ([base, '-m', 'venv', home], [home / 'bin' / 'python', *install]):
+    python = home / 'bin' / 'python'
+    pip = [sys.executable, '-m', 'pip', '--python', python, '--disable-pip-version-check']
+    quick = ['--quiet', '--no-compile', '--retries', '0', '--timeout', '15']
+    packages = ['-c', 'constraints.txt', *requirements()]
+    for step in ([base, '-m', 'venv', '--without-pip', home], [*pip, 'install', *quick, *packages]):
         done = run(*step)
         if done.returncode:
             said = (done.stderr + done.stdout).strip().splitlines() or ['it failed']
