@@ -581,6 +581,7 @@ def embed(
     if vectors: made = _seal(_here(output), vectors, paths, card, table)
     else: made = _embed(_here(output), str(encoder), card, table, where, **how)
     _tell_vectors(output, made, as_json, _read_so(data, dataset, views))
+
 def _card(size: str | None, **told):
     "What the options of `embed` say of an encoder."
     from smlxray.encoders import EncoderCard
