@@ -235,7 +235,8 @@ def load_plan(
     "Read a plan from YAML; raise `ConfigError` for a key or a name that is unknown."
     path = shipped_file('study.yaml') if path is None else resolve_path(path)
     given = {key: value for key, value in changes.items() if value is not None}
-    told = {key: value for key, value in read_plan(path).items() if value not in _NOTHING}
+    known, told = StudySettings.model_fields, read_plan(path)
+    told = {key: value for key, value in told.items() if not (key in known and value in _NOTHING)}
     return check_plan(StudySettings(**(told | given)))
 
 # %% ../nbs/72_plan.ipynb #b324d879

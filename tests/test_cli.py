@@ -559,13 +559,14 @@ def test_results_are_alone_on_the_output(small, tmp_path):
 
 
 def test_a_notebook_that_stops_at_a_mistake_says_its_sentence(tmp_path):
-    "The settings are fine; the folder is what is wrong, and only the notebook can know."
-    line = 'train siamese -p preset tiny -p dataset chexpert -p dataset_path empty -p run r'
-    (tmp_path / 'empty').mkdir()
+    "The settings are fine, and so is the table; what is wrong, only the notebook can know."
+    write_phantoms(tmp_path / 'x', patients=60, size=48, seed=0, workers=1, progress=False)
+    for image in (tmp_path / 'x').rglob('*.jpg'): image.write_bytes(b'cut off')
+    line = 'train siamese -p preset tiny -p dataset chexpert -p dataset_path x -p run r'
     code, out, err = smlxray(*line.split(), cwd=tmp_path)
     last = err.splitlines()[-1]
     assert code == 1 and not out, err
-    assert 'empty' in last and last.startswith('smlxray: '), err
+    assert 'images of x can be read' in last and last.startswith('smlxray: '), err
     assert (tmp_path / 'runs/r/train_siamese.ipynb').exists()
 
 
