@@ -1903,9 +1903,9 @@ def _episodes_export(
     from smlxray.lab import open_lab
     with TemporaryDirectory() as folder:
         made = write_episodes(open_lab(settings), Path(folder, path.name), names=names)
-        _keep_handed_out(path, overwrite, made.read_bytes())
-        write_atomic(_here(path), made.read_bytes())
-    file = read_episodes(_here(path))
+        content, file = made.read_bytes(), read_episodes(made)
+    _keep_handed_out(path, overwrite, content)
+    write_atomic(_here(path), content)
     if names:
         _note(f'{path} holds names of images, which may identify patients; look before you share.')
     _tell(file.head, f'{path}: {file}', as_json)

@@ -24,13 +24,13 @@ def limits_of(
     shots: int | None = None,  # None: as the settings say
 ) -> dict[str, int | str]:
     "Queries per class that each novel finding has patients for; or why it has too few."
-    draw = dict(negatives=negatives, shots=shots, seed=0)
-    def limit(finding):
-        try:
-            return lab.sampler(lab.test, finding, **draw).queries
-        except DataError as error:
-            return str(error)
-    return {finding: limit(finding) for finding in lab.findings.novel}
+    return {finding: _limit(lab, finding, negatives, shots) for finding in lab.findings.novel}
+
+def _limit(lab: Lab, finding: str, negatives: str, shots: int | None) -> int | str:
+    try:
+        return lab.sampler(lab.test, finding, negatives=negatives, shots=shots, seed=0).queries
+    except DataError as error:
+        return str(error)
 
 # %% ../nbs/72_gaps.ipynb #6dcaf238
 class Gap(NamedTuple):
@@ -70,32 +70,31 @@ def finding_gaps(
 def _lacking(lab: Lab, finding: str, negatives: str, curve: Iterable[int]):
     "The numbers of shots that a finding has too few patients for, and why."
     for shots in sorted(curve, reverse=True):
-        try:
-            lab.sampler(lab.test, finding, negatives=negatives, shots=shots, seed=0)
-        except DataError as error:
-            yield shots, str(error)
-        else:
-            return
+        limit = _limit(lab, finding, negatives, shots)
+        if not isinstance(limit, str): return
+        yield shots, limit
 
 # %% ../nbs/72_gaps.ipynb #780b948a
 MEMBERS = 10      # patients of a class that a subgroup needs
 
-def subgroups(table: XrayTable) -> dict[tuple[str, str], np.ndarray]:  # (N,) bool
-    "The members of each subgroup, by column and value."
-    frame, out = table.frame, {}
-    columns = dict(
+def _group_columns(frame: pd.DataFrame) -> dict[str, pd.Series]:
+    "What subgroups are formed by: names of columns, and their values (N,)."
+    return dict(
         sex=frame['sex'].astype(str).str.upper().str[:1],
         age=pd.Series(age_band(frame['age']), frame.index),
         projection=frame['projection'],
         origin=frame['origin'],
     )
-    for column, values in columns.items():
+
+def subgroups(table: XrayTable) -> dict[tuple[str, str], np.ndarray]:  # (N,) bool
+    "The members of each subgroup, by column and value."
+    out = {}
+    for column, values in _group_columns(table.frame).items():
         known = sorted(set(map(str, values)) - {'', 'nan', 'unknown'})
         if len(known) < 2: continue
         for value in known: out[column, value] = (values == value).to_numpy()
     return out
 
-COLUMNS = ('sex', 'age', 'projection', 'origin')
 
 def group_gaps(
     table: XrayTable,
@@ -105,7 +104,7 @@ def group_gaps(
     "Say which subgroups were not formed, or have too few patients."
     groups, gaps = subgroups(table), []
     known = {column for column, _ in groups}
-    if blank := [name for name in COLUMNS if name not in known]:
+    if blank := [name for name in _group_columns(table.frame) if name not in known]:
         why = 'the column is blank, or all X-rays have the same value'
         gaps.append(Gap(f'subgroups by {in_words(blank)}', why))
     if small := [' '.join(group) for group in groups if group not in answered]:

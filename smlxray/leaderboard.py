@@ -104,10 +104,9 @@ def _settings(protocol: str, changes: dict) -> dict:
     settings: dict = dict(dataset='auto', valid_fraction=0, progress=False)
     if protocol:
         settings |= protocol_settings(protocol)
-    settings |= SMALL
-    if protocol:
         most = changes.get('episodes', StudySettings().episodes)
         settings['published_episodes'] = min(int(settings['published_episodes']), most)
+    settings |= SMALL
     given = changes.pop('settings', {})
     return settings | {key: value for key, value in given.items() if value is not None}
 

@@ -622,6 +622,7 @@ def _or_zeros(grad: Tensor | None, like: Tensor) -> Tensor:
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     if a is None or b is None: return b if a is None else a
     return a + b
+
 def _carried(own: dict, given: Sequence, given_grads: Sequence) -> dict:
     "The gradients of given tensors, carried to the weights that these were computed from."
     pairs = zip(filter(_wants_gradient, given), given_grads)

@@ -252,6 +252,7 @@ def read_plan(
     return read_plan((path.parent / str(like)).resolve(), (*above, path)) | told
 
 _NOTHING = ({}, 'null', '~')  # a key of a plan with such a value is as usual
+
 def check_plan(plan: StudySettings) -> StudySettings:
     "Return a plan whose names all refer to something; raise `ConfigError` otherwise."
     if not plan.folds: raise ConfigError('study.folds is empty: name a fold and its findings.')

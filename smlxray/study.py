@@ -1156,6 +1156,7 @@ def control_rows(plan: StudySettings, won: dict[Key, Won]) -> list[dict]:
 
 # %% ../nbs/73_study.ipynb #7ffa2ffc
 GROUPED = 200     # episodes that are looked at for subgroups
+
 def subgroup_rows(cells: list[Cell]) -> list[dict]:
     "One row per method, protocol and subgroup."
     plan, rows = cells[0].plan, []
