@@ -273,6 +273,11 @@ def _matched_column(table: XrayTable, column: str):
     hint = did_you_mean(column, [*table.frame.columns, 'age_band'])
     raise DataError(f'There is no column {column!r} to match on: {hint}')
 
+def told_columns(table: XrayTable, match_on: Sequence[str]) -> list[str]:
+    "The columns that hold a value in any row; raises `DataError` for one that is not there."
+    values = {c: pd.Series(_matched_column(table, c)) for c in match_on}
+    return [c for c, v in values.items() if not v.fillna('').isin(['', 'unknown']).all()]
+
 # %% ../nbs/50_episodes.ipynb #a132ff6a
 def _negatives(table: XrayTable, finding: str, kind: str) -> np.ndarray:
     "Mark the images (N,) that may be a negative of the given kind."

@@ -21,7 +21,7 @@ from smlxray.data import (
     check_finding_disjoint, check_patient_disjoint, own_split, split_findings, split_patients,
     training_rows,
 )
-from .episodes import EpisodeBlock, EpisodeSampler, _check_negatives, _matched_column
+from .episodes import EpisodeBlock, EpisodeSampler, _check_negatives, told_columns
 from .phantom import _is_empty, _save_tables, ensure_phantoms, phantom_population
 from .published import METACHEST, findings_there, metachest_split
 from .readers import read_xrays
@@ -221,13 +221,20 @@ def open_sides(
     table: XrayTable,    # of `open_table`
 ) -> Sides:
     "Divide the patients and the findings of a table; raise an error where that cannot be."
-    for column in settings.data.match_on: _matched_column(table, column)
-    patients, settings = choose_split(settings, table)
+    patients, settings = choose_split(_matched(settings, table), table)
     findings = split_findings(table, settings.data.novel_findings)
     _check_sides(settings, table, patients, findings)
     check_finding_disjoint(findings.base, findings.novel)
     return _cleared(settings, table, patients, findings)
 
+def _matched(settings: Settings, table: XrayTable) -> Settings:
+    "Leave out the columns to match on that hold nothing, with a remark."
+    d = settings.data
+    told = told_columns(table, d.match_on)
+    blank = [column for column in d.match_on if column not in told]
+    if not blank: return settings
+    logger.info(f'No X-ray has a value of {" or ".join(blank)}, so none is matched on it.')
+    return settings.model_copy(update=dict(data=d.model_copy(update=dict(match_on=told))))
 def _nothing_left(table: XrayTable, patients: PatientSplit, findings: FindingSplit) -> DataError:
     "Say why no X-ray is left to train on."
     why = f'each of the {len(patients.train):,} training X-rays shows a novel finding'

@@ -40,7 +40,7 @@ from smlxray.data import (
     view_of,
     years,
 )
-from .episodes import MIN_QUERIES, EpisodeSampler
+from .episodes import MIN_QUERIES, EpisodeSampler, told_columns
 from .lab import pick_device
 from smlxray.readers import (
     _DERIVED,
@@ -505,10 +505,10 @@ def _task(
     )
 
 # %% ../nbs/78_start.ipynb #78a0001b
-def _tries(shots: int | None) -> Iterator[tuple]:
+def _tries(shots: int | None, columns: list[str]) -> Iterator[tuple]:
     "Shots, what to match on, and the share of test patients, the best first."
     for least in (3, 1):
-        for match_on in (['projection'], []):
+        for match_on in [columns, []] if columns else [[]]:
             for count in [shots] if shots else (7, 5, 3, 2, 1):
                 if (count >= 3) == (least == 3):
                     yield from (
@@ -523,7 +523,8 @@ def _best_task(
     "Find the best task that a table allows; raise `DataError` with the numbers if there is none."
     chosen = [canonical_finding(finding, table.findings) for finding in chosen]
     negatives = _kind_of_negatives(table)
-    for count, match_on, fraction in _tries(shots):
+    columns = told_columns(table, ['projection'])
+    for count, match_on, fraction in _tries(shots, columns):
         how = dict(match_on=match_on, negatives=negatives)
         if task := _task(table, chosen, count, fraction, how):
             return task

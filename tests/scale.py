@@ -20,7 +20,10 @@ from pathlib import Path
 
 PHANTOMS, SIDE = 16, 96
 CONV4 = dict(image_size=64, backbone='conv4', embedding_dim=64)
-RESNET50 = dict(image_size=224, backbone='resnet50', embedding_dim=256)
+RESNET50 = dict(
+    image_size=224, backbone='resnet50', embedding_dim=256,
+    batch_size=16, meta_episodes=4, shots=2, queries=4,  # what 4 GB hold
+)  # fmt: skip
 COMMON = dict(
     preset='tiny', dataset='chexpert', batch_size=64, siamese_epochs=1, meta_episodes=8, shots=5,
     queries=10, episodes=20, patients=200, novel_findings='["Pneumothorax", "Consolidation"]',
