@@ -842,7 +842,7 @@ def _read_parquet(path: Path) -> dict:
             f"Reading {path.name} needs the package pyarrow; pip install 'pyarrow>={_SAFE_ARROW}'."
         )
     try:
-        table = pd.read_parquet(path, engine='pyarrow')
+        table = _paths_out(pd.read_parquet(path, engine='pyarrow'))
     except Exception as problem:
         why = str(problem).partition('\n')[0][:100]
         raise DataError(
@@ -862,6 +862,13 @@ def _read_parquet(path: Path) -> dict:
             f'{path.name} has columns besides {column} that are no numbers.'
         ) from None
     return dict(paths=table[column].astype(str), values=values)
+
+def _paths_out(table: pd.DataFrame) -> pd.DataFrame:
+    "Make a column of paths that are the index."
+    named = table.index
+    if named.nlevels > 1 or not pd.api.types.is_string_dtype(named):
+        return table
+    return table.reset_index(names=named.name or 'path')
 
 _READ = {
     '.npy': _read_npy,

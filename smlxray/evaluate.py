@@ -313,6 +313,12 @@ def _file_of_run(folder: Path, name: str) -> Path:
     "A file that an evaluation leaves in a run folder."
     path = resolve_path(folder) / name
     if path.exists(): return path
+    if any(path.parent.glob('*/made_by.json')):
+        raise SmlxrayError(
+            f'{path.parent.name}/ is of a study or leaderboard, which keeps its answers by cell; '
+            'name a run of `smlxray run`, or give a classifier of your own to '
+            '`smlxray leaderboard --head`.'
+        )
     raise SmlxrayError(
         f'There is no {name} in {Path(folder).name}/; run the notebook evaluate_meta first.'
     )
