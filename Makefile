@@ -4,7 +4,7 @@
 #   make test TORCH_INDEX=URL       torch from another index; empty: the default build
 #   make test CONSTRAINTS=          the newest versions that fit, instead of the tested ones
 .DEFAULT_GOAL := help
-.PHONY: help demo seeds example real test test-slow fuzz torture coverage scale .runs .others lab app docs export clean
+.PHONY: help install demo seeds example real test test-slow fuzz torture coverage scale .runs .others lab app docs export clean
 SHELL       := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -39,6 +39,8 @@ $(STAMP): settings.ini setup.py constraints.txt .ci/install.py
 	@echo "Installing smlxray and its packages into $(VENV) (once; this takes some minutes)."
 	@$(BIN)/python .ci/install.py $(VENV)
 	@touch $@
+
+install: $(STAMP)  ## make .venv, and nothing else (some minutes)
 
 demo: $(STAMP)  ## train and evaluate on synthetic X-rays and print the table (about 10 minutes)
 	mkdir -p runs/demo
