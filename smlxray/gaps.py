@@ -74,6 +74,15 @@ def _lacking(lab: Lab, finding: str, negatives: str, curve: Iterable[int]):
         if not isinstance(limit, str): return
         yield shots, limit
 
+# %% ../nbs/72_gaps.ipynb #f523f33a
+def image_gaps(lab: Lab) -> list[Gap]:
+    "Say how many X-rays have no part, and why."
+    readable = lab.pixels.usable
+    copied = 'copies of others, which count once, or not at all if their labels differ'
+    lost = {'cannot be read': ~readable, copied: readable & ~lab.usable}
+    counts = {why: int(rows.sum()) for why, rows in lost.items()}
+    return [Gap(f'{n:,} X-ray{"s" * (n > 1)}', why) for why, n in counts.items() if n]
+
 # %% ../nbs/72_gaps.ipynb #780b948a
 MEMBERS = 10      # patients of a class that a subgroup needs
 

@@ -96,6 +96,7 @@ class Lab(Sides):
 
     pixels: Any                        # `.gather(rows)` gives (B, 1, H, W) uint8
     folder: Path                       # the run folder, `runs/<name>`
+    usable: np.ndarray                 # (N,) bool: readable, and no copy of another row
 
     @property
     def device(self) -> torch.device:
@@ -139,7 +140,7 @@ def open_lab(
     if isinstance(pixels, (ImageCache, DirectPixels)):
         usable = readable(table, pixels) & counted_once(table, pixels)
     folder = make_run_folder(settings)
-    return Lab(**vars(sides.among(usable)), pixels=pixels, folder=folder)
+    return Lab(**vars(sides.among(usable)), pixels=pixels, folder=folder, usable=usable)
 
 def _open_pixels(settings: Settings, table: XrayTable) -> ImageCache | DirectPixels:
     "Open the pixels of a table as the settings say, from the cache or straight from the files."

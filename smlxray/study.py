@@ -50,7 +50,7 @@ from smlxray.jackknife import (
     runs_interval, shuffle_interval, won_block, won_by,
 )
 from smlxray.gaps import (
-    MEMBERS, Gap, finding_gaps, gap_rows, group_gaps, in_words, limits_of, subgroups,
+    MEMBERS, Gap, finding_gaps, gap_rows, group_gaps, image_gaps, in_words, limits_of, subgroups,
 )
 from smlxray.lab import (
     Lab, _open_pixels, open_lab, pick_device, readable, table_digest,
@@ -1297,6 +1297,7 @@ def left_out(
     plan, lab = cells[0].plan, cells[0].lab
     there = {*chain(*plan.folds.values())}
     gaps = [Gap(f, 'no X-ray shows it') for f in chain(*asked.folds.values()) if f not in there]
+    gaps += image_gaps(cells[0].asking)
     if gone := [name for name in asked.baselines if name not in plan.methods]:
         gaps.append(Gap(in_words(gone), 'the images cannot be read, so only vectors are compared'))
     for cell, negatives in product(cells, protocols_in(plan)):
