@@ -8,7 +8,7 @@ __all__ = ['StudySettings', 'load_plan']
 # %% ../nbs/72_plan.ipynb #b7af8a36
 import os
 from collections.abc import Callable
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Literal
 import yaml
@@ -270,10 +270,11 @@ def check_plan(plan: StudySettings) -> StudySettings:
         if 'shuffle' in options: choose(f"shuffle of '{name}'", options['shuffle'], plan.methods)
         else: METHODS.check(str(options.get('method', '')))
         head_of(options.get('head', 'prototypes'))
-    named = [plan.default, plan.reference, *plan.others, *plan.check, *plan.baselines]
-    for pair in plan.compare: named += pair
-    for name in named: choose('a method of the study', name, plan.every)
-    for name in plan.at_chance: choose('a control of the study', name, plan.controls)
+    for key in ('others', 'check', 'baselines'):
+        for name in getattr(plan, key): choose(f'a method in study.{key}', name, plan.every)
+    for name in chain(*plan.compare): choose('a method in study.compare', name, plan.every)
+    for key in ('default', 'reference'): choose(f'study.{key}', getattr(plan, key), plan.every)
+    for name in plan.at_chance: choose('a control in study.at_chance', name, plan.controls)
     check_grid(plan)
     return plan
 

@@ -19,6 +19,12 @@ PLAN = load_plan()
 CONFIRM = load_plan(resolve_path('config/nih_confirm.yaml'))
 CELLS = [Cell(CONFIRM, fold, split) for split in CONFIRM.splits for fold in CONFIRM.folds]
 NORMALS, OTHERS = PROTOCOLS['normals'], PROTOCOLS['others']
+PLANS = [path for path in resolve_path('config').glob('*.yaml') if '\nrun: ' in path.read_text()]
+
+
+@pytest.mark.parametrize('path', sorted(PLANS), ids=lambda path: path.stem)
+def test_a_plan_that_is_shipped_can_be_read(path):
+    assert load_plan(path).methods
 
 
 @pytest.fixture
