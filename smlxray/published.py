@@ -64,7 +64,7 @@ def shows_any(table: XrayTable, names: Sequence[str]) -> np.ndarray:
     return out
 
 def is_eligible(table: XrayTable) -> np.ndarray:
-    "Mark the images (N,) that MetaChest takes; what a table tells of nobody is not asked."
+    "Mark the images (N,) that MetaChest takes; age and sex count only where the table has any."
     frame = table.frame
     out = (frame['view'] == 'frontal').to_numpy()
     age = pd.to_numeric(frame['age'], errors='coerce')
@@ -135,7 +135,7 @@ def metachest_split(
     table: XrayTable,
     apart: bool,    # keep patients apart; False: by image, as published
 ) -> PatientSplit:  # as published its parts share patients
-    "Deal a table to the three sides of MetaChest; raise `DataError` if a side stays empty."
+    "Divide a table among MetaChest's three sides; raise `DataError` if a side stays empty."
     side = metachest_sides(table)
     plain = _without_findings(table) & is_eligible(table)
     if apart:
@@ -538,7 +538,7 @@ def needed(
     return np.array(kept)
 
 def macro_row(answers: Sequence[WayScores]) -> dict:
-    "AUCs averaged over findings: all, seen and unseen; their half as published, and for patients."
+    "Average AUCs over all, seen and unseen findings; intervals as published and over patients."
     parts = []
     for e in answers: parts += e.by_finding()
     aucs = np.array(_aucs(parts)).reshape(len(answers), -1)
