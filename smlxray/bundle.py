@@ -298,7 +298,7 @@ def guess_left_out(
     level: float = 0.95,
     known: np.ndarray | float = 0.0,  # (S,) what is added to each score whatever the labels
 ) -> list[float]:           # where the AUC of examples left out falls with this chance: low, high
-    "Put the examples in many random orders, and leave them out in each."
+    "Leave the examples out in many random orders, in which labels mean nothing."
     y, rng = np.asarray(labels, int), np.random.default_rng(0)
     similar = cosine_similarity(vectors).double().numpy()
     draws = int(np.clip(1e7 / len(y) ** 2, 400, 2000))

@@ -43,7 +43,7 @@ def _missing(names: list[str]) -> list[str]:
 def installed(
     wanted: dict[str, list[str]] | None = None,  # packages by extra; None: those of smlxray
 ) -> tuple[dict[str, str], bool]:  # what is said of each extra; whether no requirement is missing
-    "Say what is installed, and which command brings what is not."
+    "Say what is installed, and which command installs what is missing."
     said, whole = {}, True
     for extra, names in (_requirements() if wanted is None else wanted).items():
         missing = _missing(names)

@@ -323,7 +323,7 @@ _PARTS = re.compile(
 )
 
 def check_program(path: Path) -> None:
-    "Raise `DataError` unless an exported program holds tensors and known operations alone."
+    "Raise `DataError` unless an exported program holds only tensors and known operations."
 
     def refuse(why):
         raise DataError(
@@ -882,7 +882,7 @@ def join_vectors(
     table: XrayTable,
     rows: np.ndarray,  # (R,) of the table
 ) -> Tensor:           # (R, D)
-    "Take the vectors of rows; raise `DataError` with the numbers if some have none."
+    "Take the vectors of rows; raise `DataError`, with counts, if some have none."
     check_made_of(v, table)
     wanted = table.frame['path'].iloc[rows]
     at = pd.Index(v.paths).get_indexer(wanted)

@@ -71,7 +71,7 @@ def mean_measure(measure: Callable, answers: list[EpisodeScores]) -> float:
     return float(np.mean([np.mean(values) for values in by_finding.values()]))
 
 def protocol_name(settings) -> str:
-    "Say in words what is told from what."
+    "Say in words which classes a task tells apart."
     d = settings.data
     others = 'other findings' if d.negatives == 'others' else 'normals'
     matched = f"matched on {' and '.join(d.match_on)}" if d.match_on else 'not matched'

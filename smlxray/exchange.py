@@ -63,7 +63,7 @@ def told_images(
     rows: np.ndarray,  # (R,) that are asked about
     names: bool,       # tell them
 ) -> pd.DataFrame:      # in the order of digests: row, sha256, bytes, patient, perhaps name
-    "Describe images so that they are known by who has them."
+    "Describe images so that whoever has them can recognise them, and nobody else."
     paths = [table.root / path for path in table.frame['path'].iloc[rows]]
     told = pd.DataFrame(dict(row=rows, sha256=file_digests(paths)))
     told['bytes'] = [path.stat().st_size for path in paths]
@@ -397,7 +397,7 @@ def one_to_one(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def check_people(
     file: EpisodeFile, table: XrayTable, rows: np.ndarray
 ) -> None:
-    "Raise `DataError` if the table tells other people apart than the file."
+    "Raise `DataError` if the table groups the images into patients differently from the file."
     strange = ~one_to_one(file.patients, table.patients[rows])
     if not strange.any():
         return
@@ -502,7 +502,7 @@ def read_scores(
     path: str | Path,   # CSV: episode, image, score; finding if there are several; perhaps method
     file: EpisodeFile,
 ) -> dict[str, list]:   # by method, or by the name of the file: an answer to each episode
-    "Read what somebody answered; raise `DataError` for what is missing, double or no number."
+    "Read scores from elsewhere; raise `DataError` if one is missing, twice there or no number."
     path = Path(path)
     table = _score_table(path, file)
     methods = pd.Series(path.stem, table.index)
@@ -712,7 +712,7 @@ def score_table(
     rows: list[dict],                  # of `score_rows`
     differences: Iterable[dict] = (),  # of `score_differences`
 ) -> pd.DataFrame:                     # of text
-    "One line per method: the mean AUC, what it has more than another, and the AUC by finding."
+    "One line per method: the mean AUC, its difference to another, and the AUC by finding."
     lines: dict[str, dict] = {}
     for row in rows:
         line = lines.setdefault(row['method'], dict(method=row['method']))

@@ -34,7 +34,7 @@ def _limit(lab: Lab, finding: str, negatives: str, shots: int | None) -> int | s
 
 # %% ../nbs/72_gaps.ipynb #6dcaf238
 class Gap(NamedTuple):
-    "Something that was asked and has no answer."
+    "Something that was asked and could not be answered."
 
     what: str
     why: str

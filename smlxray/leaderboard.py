@@ -121,7 +121,7 @@ def _pairs(names: list[str], heads: Sequence[str]) -> list[list[str]]:
 def protocol_settings(
     protocol: str,  # a name of `BENCHMARKS`
 ) -> dict:          # leaf keys
-    "The settings of a protocol of others; raise `ConfigError` for one that is unknown."
+    "The settings of a published protocol; raise `ConfigError` for one that is unknown."
     choose('a protocol of others', protocol, BENCHMARKS)
     name = f'benchmark/{protocol}.yaml'
     out = {}
@@ -288,7 +288,7 @@ which are about other patients. Age and sex have no bound: they may well tell so
 '''
 
 def gap_board(study: dict) -> Html:
-    "What was asked and has no answer, with the reasons."
+    "What was asked and could not be answered, with the reasons."
     lines = [gap_text(row) for row in study.get('left_out', [])]
     lines += [line for line in honesty(study) if line.startswith('Missing')]
     items = ''.join(f'<li>{escape(line)}</li>' for line in lines)

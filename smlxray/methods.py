@@ -443,7 +443,7 @@ def unit(
     vectors: Tensor,               # (N, D)
     centre: Tensor | float = 0.0,  # (D,) mean of the training images
 ) -> Tensor:                       # (N, D)
-    "Centre vectors with what training knows, and give them length one."
+    "Subtract a mean, as of the training images, and scale vectors to length one."
     return F.normalize(vectors - centre, dim=1)
 
 # %% ../nbs/67_methods.ipynb #d17a3efc
@@ -534,7 +534,7 @@ def named_method(
     name: str,
     net: str,        # a network with `logits`, as an oracle of the study
 ) -> NamedMethod:
-    "Ask a network for the finding that it was taught; the support is not looked at."
+    "Score with a network's own logit of the finding; the support is not used."
     findings = context.lab_for(net).findings.base
     logits = context.vectors(net, context.lab.test, 'logits')[:, : len(findings)]
     return NamedMethod(name, context.lab.test, logits, 'frozen', findings=findings)

@@ -174,7 +174,7 @@ def published_methods(
 
 # %% ../nbs/71_protocols.ipynb #5e1744e7
 def published_sampler(lab: Lab) -> MetaChestSampler | SingleSampler | LabelSampler:
-    "Sample the episodes of a protocol of others, as the settings say."
+    "Sample the episodes of a published protocol, as the settings say."
     s, e = lab.settings, lab.settings.evaluation
     many: dict = dict(shots=s.meta.shots, queries=s.meta.queries, seed=s.training.seed)
     if e.protocol == 'medimeta':

@@ -805,11 +805,11 @@ def _all_published(cell: Cell) -> dict[str, dict]:
 
 # %% ../nbs/73_study.ipynb #d0925aa6
 def asks_others(cell: Cell, method: str) -> bool:
-    "Whether a method answers a protocol of others as well."
+    "Whether a method answers a published protocol as well."
     return method in cell.plan.methods and bool(told_protocol(cell.lab.settings))
 
 def published_path(cell: Cell, method: str) -> Path:
-    "Where a method's row of a protocol of others is kept."
+    "Where a method's row of a published protocol is kept."
     return score_path(cell, method, 'published').with_suffix('.json')
 
 def published_origin(cell: Cell, method: str) -> dict[str, str]:  # digests
@@ -820,7 +820,7 @@ def published_origin(cell: Cell, method: str) -> dict[str, str]:  # digests
     return cell.origin(*networks_of(options)) | told
 
 def keep_published(cell: Cell, name: str, method: Method) -> None:
-    "Let a method answer the episodes of a protocol of others, and keep its row."
+    "Let a method answer the episodes of a published protocol, and keep its row."
     if 'published' not in cell.blocks: cell.blocks['published'] = [*published_episodes(cell.lab)]
     row, = published_rows(cell.lab, [method], tasks=cell.blocks['published'])
     told = dict(made_of=published_origin(cell, name), row=row | dict(method=name))
@@ -828,7 +828,7 @@ def keep_published(cell: Cell, name: str, method: Method) -> None:
     write_atomic(published_path(cell, name), json.dumps(sealed(told)))
 
 def read_published(cell: Cell, method: str) -> dict | None:
-    "A method's row of a protocol of others; None where it has not answered."
+    "A method's row of a published protocol; None where it has not answered."
     path = published_path(cell, method)
     if path.exists(): told = _sealed_file(path)
     else: told = _told_by(cell_file(cell)).get('published', {}).get(method)
@@ -837,7 +837,7 @@ def read_published(cell: Cell, method: str) -> dict | None:
     return told['row']
 
 def others_rows(cells: list[Cell]) -> list[dict]:
-    "One row per method and cell, with the measures of a protocol of others."
+    "One row per method and cell, with the metrics of a published protocol."
     rows = []
     for cell in cells:
         place = dict(fold=cell.fold, split=cell.split, seed=cell.seed)
@@ -848,7 +848,7 @@ def others_rows(cells: list[Cell]) -> list[dict]:
     return with_leaks(cells[0].plan, rows)
 
 def published_tables(study: dict) -> dict[str, list[dict]]:
-    "The rows of protocols of others by protocol; a name says the cell where there are several."
+    "The rows of published protocols, by protocol; names include the cell if there are several."
     tables: dict[str, list[dict]] = {}
     rows = study.get('published', [])
     several = len({(row['fold'], row['split'], row['seed']) for row in rows}) > 1

@@ -327,7 +327,7 @@ class Trunk:
         self.known[first : self.count] = found
 
     def task(self, episode: Episode) -> Task:
-        "Make a task of features; of images at one shot, or if drawn on: those are no rows."
+        "Make a task of features; of images at one shot and for drawn episodes, which alter pixels."
         if episode.support_labels.sum() == 1: return make_task(self.lab, episode)
         if isinstance(episode, DrawnEpisode): return make_task(self.lab, episode)
         labels, query_labels = (y.to(self.lab.device) for y in _labels_of(episode))
@@ -375,7 +375,7 @@ def validation_groups(lab: Lab, each: int = 20) -> list[list[Episode]]:
 # %% ../nbs/64_tasks.ipynb #3b9500af
 @dataclass(eq=False)
 class Validation:
-    "Tasks of patients whom no training loop has seen, asked whether adapting to them pays."
+    "Tasks of patients whom no training loop has seen, to measure what adapting to them gains."
 
     groups: list[list[Episode]]      # of one finding and one kind of negatives each
     task: Callable[[Episode], Task]  # gives the tensors of an episode

@@ -140,7 +140,7 @@ class Objective:
         return False
 
     def memory(self) -> dict[str, Tensor]:
-        "What must be known again to resume, the weights apart."
+        "What resuming needs besides the weights."
         return {}
 
     def remember(self, told: dict[str, Tensor]) -> None:
@@ -362,7 +362,7 @@ def _quick(device: torch.device) -> dict:
     return dict(fused=True) if device.type == 'cuda' else dict(foreach=True)
 
 class Later:
-    "Losses that are looked at one step later, so that nobody waits for a step under way."
+    "Losses that are read one step later, so that nothing waits for the step under way."
 
     def __init__(self, watch: Watch):
         self.watch, self.losses = watch, []
@@ -394,7 +394,7 @@ def _on_its_way(loss: Tensor) -> tuple[Tensor, Callable]:
 
 # %% ../nbs/65_train.ipynb #17c8d996
 class Fetcher:
-    "Gather pixels ahead of time, and send them to a device beside its computation."
+    "Gather pixels ahead of time, and send them to a device while it computes."
 
     def __init__(self, lab: Lab, device: torch.device):
         self.lab, self.device = lab, device
@@ -470,7 +470,7 @@ def fit(
     record: 'Record | None' = None,            # where it is written down; None: nowhere
     generator: torch.Generator | None = None,  # of all augmentation; None: one per batch
 ) -> nn.Module:             # in eval mode
-    "Train a model; with a record, go on where an interrupted training stopped."
+    "Train a model; with a record, resume where an interrupted training stopped."
     settings = objective.lab.settings
     loop = Loop(make_accelerator(settings), model, objective, course, generator)
     agree(_facts(objective, record))
@@ -1089,7 +1089,7 @@ class MetaObjective(Objective):
         return self.samplers[i % len(self.samplers)].sample(i)
 
     def chance(self, episode: Episode) -> torch.Generator | None:
-        "Make the generator of a task's augmentation, which does not ask who else has a task."
+        "Make the generator of a task's augmentation; it depends only on the task and the seed."
         t = self.lab.settings.training
         if not t.augment: return None
         return torch.Generator().manual_seed(hash((t.seed, int(episode.seed))) % 2**63)
@@ -1147,14 +1147,14 @@ class MetaObjective(Objective):
         return [dict(params=own), dict(params=[model.net.rates.logs], lr=RATES_LR)]
 
     def looks_after(self, number: int) -> bool:
-        "Whether validation tasks are asked after a round: the first, the last, and some between."
+        "Whether to evaluate validation tasks after a round: the first, the last, some between."
         every = self.lab.settings.meta.valid_every
         if not every: return False
         before, now = number * self.size // every, (number + 1) * self.size // every
         return number in (0, self.rounds - 1) or before < now
 
     def look(self, model: TaskModel) -> dict[str, float]:
-        "Ask validation tasks, and remember the weights that answered them best."
+        "Evaluate validation tasks, and remember the weights with the lowest loss."
         self.validation = self.validation or open_validation(self.lab, self.known_task)
         told = self.validation.look(model.net, self.inner)
         if not self.patience: return told
@@ -1179,7 +1179,7 @@ class MetaObjective(Objective):
         self.best = told
 
     def settle(self, model: TaskModel) -> None:
-        "Decide after the training what of it is kept: the best with `patience`, else the last."
+        "Choose the weights to keep after training: the best with `patience`, else the last."
         if not self.best: return
         named = {k: v for k, v in self.best.items() if k != 'loss'}
         model.load_state_dict({k.removeprefix('model.'): v for k, v in named.items()})
@@ -1402,7 +1402,7 @@ def _meta_parts(lab: Lab, net: SiameseNet, algorithm: str, limit: int = 4000) ->
 
 # %% ../nbs/65_train.ipynb #0c671208
 def open_together(settings: Settings) -> Lab:
-    "Open the lab in every process, first in the first one, which makes what is to be made."
+    "Open the lab in every process; the first goes ahead, and makes phantoms and caches."
     make_accelerator(settings)
     if team()[1] > 1: solo(lambda: bool(open_lab(settings).settings))
     return open_lab(settings)
@@ -1455,7 +1455,7 @@ def _ensure(lab: Lab, phase: str, train: Callable[[], SiameseNet]) -> SiameseNet
 
 # %% ../nbs/65_train.ipynb #b7f8f48d
 def ensure_siamese(lab: Lab) -> SiameseNet:  # in eval mode
-    "Load the run's Siamese checkpoint, trained if it is missing; refuse another recipe's."
+    "Load the run's Siamese checkpoint; train it if missing, refuse one of another recipe."
     return _ensure(lab, 'siamese', lambda: train_siamese(lab))
 
 def ensure_meta(

@@ -100,7 +100,7 @@ def resampled_scores(
     draws: int = 500,
     seed: int = 0,
 ) -> np.ndarray:             # (Q, draws), before the scale
-    "Score queries by supports drawn again, with replacement, within each class."
+    "Score queries by supports resampled with replacement within each class."
     rng, weights = np.random.default_rng(seed), np.zeros((len(labels), draws))
     for label, sign in SIGNS:
         at = np.flatnonzero(labels == label)
