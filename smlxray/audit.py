@@ -68,7 +68,7 @@ _CONTRADICTIONS = {
 # %% ../nbs/22_audit.ipynb #21c91163
 def conflicts(
     table: XrayTable,  # any table of X-rays
-) -> pd.DataFrame:     # row, path, kind ('no finding', 'hierarchy', 'unlabelled'), what is wrong
+) -> pd.DataFrame:     # row, path, kind ('study', 'no finding', 'hierarchy', 'unlabelled'), what
     "List rows whose raw labels contradict each other, and rows without any label."
     found = []
     for kind, search in _CONTRADICTIONS.items():

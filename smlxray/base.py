@@ -43,11 +43,11 @@ class ImageError(SmlxrayError):
 _DOES_MORE = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]')
 
 def for_terminal(text: Any) -> str:
-    "Show signs that steer a terminal, or turn the direction of writing, as their code."
+    "Show characters that control a terminal, or the direction of text, as escape codes."
     return _DOES_MORE.sub(lambda sign: f'\\u{ord(sign[0]):04x}', str(text))
 
 def for_cell(text: str) -> str:
-    "Make a text harmless in a cell of a table: no formula, nothing that steers."
+    "Make a text harmless in a cell of a table: no formula, no control characters."
     text = for_terminal(text)
     return f"'{text}" if text[:1] in ('=', '+', '-', '@', '\t') else text
 
@@ -61,11 +61,11 @@ def csv_text(
 def name_of(
     row: dict,  # of a table of a study
 ) -> str:
-    "The method of a row, and the point of a grid of settings at which it was asked, if any."
+    "The method of a row and, if it belongs to a grid of settings, its point of that grid."
     return f"{row['method']}, {row['point']}" if row.get('point') else row['method']
 
 def for_folder(name: str) -> str:
-    "Name a folder after something: a-z, 0-9 and -; other signs than usual ones add a checksum."
+    "Name a folder after something: a-z, 0-9 and -; unusual characters add a checksum."
     plain = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
     if plain and not re.search(r"[^A-Za-z0-9 _/()&,.+':-]", name): return plain
     composed = unicodedata.normalize('NFC', name).encode('utf-8', 'backslashreplace')
@@ -747,7 +747,7 @@ class Registry:
 OWN_CODE = r'[A-Za-z_][\w.]*:[A-Za-z_]\w*'  # package.module:name
 
 def is_own_code(name: str) -> bool:
-    "Tell whether a name is the place of code of the user."
+    "Tell whether a name has the form of a user's own code, `module:name`."
     return re.fullmatch(OWN_CODE, name) is not None
 
 def own_object(

@@ -958,7 +958,7 @@ class ImageCache:
         return _root([bytes.fromhex(p['digest']) for p in self.manifest['pieces']]).hex()[:16]
 
     def _check(self, rows: np.ndarray, pixels: np.ndarray) -> None:
-        "Compare the pixels (B, H * W) of rows with their digests when these are used first."
+        "Compare the pixels (B, H * W) of rows with their digests when the rows are first used."
         if self._unseen is None: return
         fresh = np.flatnonzero(self._unseen[rows])
         for at in fresh.tolist():
@@ -978,7 +978,7 @@ class ImageCache:
 
     @cached_property
     def remarks(self) -> dict[int, list[str]]:
-        "Rows that were read with a doubt, with the remarks."
+        "Rows that were read but look doubtful, with the remarks."
         return _by_row(self.manifest['pieces'], 'remarks')
 
     @cached_property
