@@ -97,7 +97,7 @@ def show_remarks(
 # %% ../nbs/00_base.ipynb #16b6b240
 @contextmanager
 def held_remarks() -> Iterator[list[logging.LogRecord]]:
-    "Hold back what is remarked while something is only tried, or will be said later."
+    "Hold back remarks, while something is only tried or because they are logged later."
     held: list[logging.LogRecord] = []
     def hold(record: logging.LogRecord) -> bool:
         held.append(record)
@@ -258,7 +258,7 @@ def parse_json(
     text: str | bytes,  # UTF-8
     kind: type = dict,  # what it must hold
 ) -> Any:
-    "Read JSON strictly; raise `ValueError` for bytes that are no text, depth, or no real number."
+    "Read JSON strictly; raise `ValueError` for non-text, deep nesting, NaN and huge numbers."
     numbers = dict(parse_float=_finite, parse_int=_in_64_bits)
     try:
         text = text.decode('utf-8') if isinstance(text, bytes) else text
@@ -773,12 +773,12 @@ def trust_code(place: str) -> None:
     _trusted.add(place)
 
 def trusted() -> list[str]:
-    "Objects that the user named, to this process or in SMLXRAY_TRUST; workers are told them."
+    "Own code that the user named, in this process or in SMLXRAY_TRUST; workers are told."
     told = map(str.strip, os.environ.get('SMLXRAY_TRUST', '').split(','))
     return sorted(filter(is_own_code, {*_trusted, *told}))
 
 def check_trusted(place: str) -> None:
-    "Raise `ConfigError` for own code that nothing but a file names."
+    "Raise `ConfigError` for a user's own code that only a file names."
     if not is_own_code(place) or place in trusted(): return
     raise ConfigError(
         f"The model is built by '{place}', which loading it would run: have that code here, and "

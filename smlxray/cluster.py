@@ -37,7 +37,7 @@ def who_we_are() -> dict[str, str]:
 def check_alike(
     theirs: dict[str, str],   # what the process that asks is made of
 ) -> None:
-    "Raise `SmlxrayError` on a worker that is made of something else."
+    "Raise `SmlxrayError` on a worker whose versions or code differ."
     for name, version in who_we_are().items():
         if theirs.get(name) == version: continue
         raise SmlxrayError(
@@ -56,7 +56,7 @@ def another_file(path: Any, here: int, there: int) -> str:
 _opened: dict[str, Any] = {}  # the shared value of this process by its digest; the last one only
 
 def pickled(shared: Any) -> tuple[str, bytes]:
-    "The own code that is trusted here, and a value, as bytes; and their digest."
+    "A digest and the bytes of a value, with the own code that is trusted here."
     data = pickle.dumps(trusted()) + pickle.dumps(shared)
     return blake2b(data, digest_size=8).hexdigest(), data
 

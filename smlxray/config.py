@@ -400,7 +400,7 @@ class Settings(Section):
 
     @property
     def dataset_folder(self) -> Path:
-        "The folder of the data set, absolute, as all of these."
+        "The folder of the data set; absolute, like the folders below."
         return self._place(self.data.dataset_path)
 
     @property

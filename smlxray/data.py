@@ -117,7 +117,7 @@ def by_value(
     return pd.Series(changed[codes], column.index, object)
 
 def one_spelling(ids: pd.Series) -> pd.Series:
-    "Write tidy ids that mean the same as the first of them is written."
+    "Give tidy ids that mean the same the spelling of the first."
     first: dict[str, str] = {}
     return by_value(ids, lambda text: first.setdefault(id_key(text), text))
 
@@ -247,7 +247,7 @@ def _checked_frame(
     findings: Sequence[str],
     table: str,               # its name, for errors
 ) -> pd.DataFrame:
-    "Return a tidy copy of a frame; raise `DataError` for the first thing that is not in order."
+    "Return a tidy copy of a frame; raise `DataError` for the first thing that is wrong."
     _need_columns(frame, findings, table)
     frame = frame.reset_index(drop=True)
     for column in ('path', 'patient'):
@@ -280,13 +280,13 @@ class Reading:
         if rows: self.dropped[why] = self.dropped.get(why, 0) + int(rows)
 
     def note(self, what: str, warn: bool = False) -> None:
-        "Keep a decision, and say it: as a doubt where it may be wrong."
+        "Record a decision and log it, as a warning if it may be wrong."
         self.notes.append(what)
         (logger.warning if warn else logger.info)(what)
 
 # %% ../nbs/10_data.ipynb #1c63661b
 class XrayTable:
-    "X-rays and their raw labels, one row per image; raise `DataError` for a frame not in order."
+    "X-rays and their raw labels, one row per image; raise `DataError` for an invalid frame."
 
     def __init__(
         self,
@@ -682,7 +682,7 @@ def balanced_seed(
 def own_split(
     table: XrayTable,  # its column `split` says train, valid or test
 ) -> PatientSplit:
-    "Split as the data set itself says; raise `DataError` if it does not say, or shares a patient."
+    "The data set's own split; raise `DataError` if it has none, or its parts share a patient."
     said = table.frame['split'].to_numpy(object)
     strange = ~np.isin(said.astype(str), PatientSplit._fields)
     if strange.any():

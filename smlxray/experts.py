@@ -22,7 +22,7 @@ def read_labels(
     labels: pd.DataFrame,  # labels.csv of a folder that was laid out
     readings: pd.Series,   # one of `READINGS`, by the name of the image without its ending
 ) -> pd.DataFrame:         # rows that were read, with the labels of the readers
-    "Put what radiologists saw in the place of mined labels."
+    "Replace mined labels by what radiologists saw."
     said = labels['path'].map(_stem).map(readings)
     read = labels[said.notna()].copy()
     said = said.dropna()

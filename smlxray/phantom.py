@@ -1766,7 +1766,7 @@ def phantom_population(
     patients: int,   # patients of the training part; one in fifty more for validation
     seed: int = 0,   # number of the world
 ) -> pd.DataFrame:   # CheXpert's columns, labels 1/0/-1/NaN, and the truth in `true_<finding>`
-    "Draw who is ill with what, without a picture; `DataError` for less than one patient."
+    "Draw patients and labels, without pictures; `DataError` for less than one patient."
     if patients < 1:
         raise DataError(f'A population needs at least one patient, not {patients}.')
     rows = []

@@ -120,7 +120,7 @@ def recognised(
     own: Callable[[Path], bool],    # is this one of the reader's folders?
     general: bool = False,          # True: taken only when no other reader knows the folder
 ) -> Callable:
-    "Tell by which folders a reader is recognised."
+    "Mark a reader with how its folders are recognised."
     def mark(read):
         vars(read).update(looks_for=looks_for, recognises=own, general=general)
         return read
@@ -131,7 +131,7 @@ def holds_file(root: Path, patterns: Sequence[str]) -> bool:
     return any(next(root.glob(pattern), None) is not None for pattern in patterns)
 
 def label_files(*patterns: str) -> Callable:
-    "Tell by which label files the folders of a reader are recognised."
+    "Mark a reader with the label files of its folders."
     return recognised(', '.join(patterns), lambda root: holds_file(root, patterns))
 
 # %% ../nbs/12_readers.ipynb #86ee6352
@@ -686,7 +686,7 @@ _NO_FINDING_WORDS = set('''
 def is_aside(
     column: str,  # name of a column
 ) -> bool:
-    "Tell whether a column's name speaks of anything but a finding."
+    "Tell whether a column's name says that it is not a finding."
     if canonical_finding(column) in _KNOWN_FINDINGS: return False
     spaced = re.sub('(?<=[a-z])(?=[A-Z])', ' ', tidy_text(column))
     return not _NO_FINDING_WORDS.isdisjoint(re.findall('[a-z]+', spaced.lower()))

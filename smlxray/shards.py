@@ -96,7 +96,7 @@ def _map_at(address: int, length: int, file: int) -> None:
     if found != address: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 class Window:
-    "Shards as one array of bytes (N, H, W), read-only; zeros where none is laid."
+    "Shards as one array of bytes (N, H, W), read-only; zeros where none is mapped."
 
     def __init__(self, layout: Layout):
         if layout.per * layout.image % mmap.PAGESIZE:
@@ -113,7 +113,7 @@ class Window:
         return self.array.ctypes.data + shard * self.layout.per * self.layout.image
 
     def lay(self, shard: int, file: Path) -> None:
-        "Show a file; raise `OSError` if there is none, or it is of another length."
+        "Map a file; raise `OSError` if there is none, or it is of another length."
         length = self.layout.length(shard)
         with open(file, 'rb') as opened:
             found = os.fstat(opened.fileno()).st_size
@@ -121,7 +121,7 @@ class Window:
             _map_at(self._address(shard), length, opened.fileno())
 
     def lift(self, shard: int) -> None:
-        "Show zeros again, and let go of the file."
+        "Unmap a file, so that zeros show again."
         _map_at(self._address(shard), self.layout.length(shard), -1)
 
 # %% ../nbs/19_shards.ipynb #e16f877a
@@ -159,7 +159,7 @@ def fetch(
     file: Path,                                     # where it goes
     check: Callable[[Path], None] | None = None,    # raises an error if it is not sound
 ) -> bool:                                          # False: there is no such file
-    "Copy a file from elsewhere, whole or not at all."
+    "Copy a file from a remote place, whole or not at all."
     try:
         with _plainly(place) as (system, root), atomic_path(file) as draft:
             system.get_file(f'{root}/{name}', str(draft))
@@ -170,19 +170,19 @@ def fetch(
     return True
 
 def send(place: RemoteFolder, file: Path, name: str) -> None:
-    "Copy a file to a place elsewhere."
+    "Copy a file to a remote place."
     with _plainly(place) as (system, root): system.put_file(str(file), f'{root}/{name}')
 
 def copy_there(place: RemoteFolder, old: str, new: str) -> None:
-    "Copy a file elsewhere within its place, without a way through here."
+    "Copy a file within a remote place, without fetching it."
     with _plainly(place) as (system, root): system.cp_file(f'{root}/{old}', f'{root}/{new}')
 
 def remove(place: RemoteFolder, name: str) -> None:
-    "Remove a file elsewhere, unless it is gone."
+    "Remove a remote file, unless it is gone."
     with _plainly(place) as (system, root): system.rm_file(f'{root}/{name}')
 
 def lengths(place: RemoteFolder, folder: str = '') -> dict[str, int]:
-    "The length of each file in a folder elsewhere; folders have 0; {} if there is no such folder."
+    "The length of each file in a remote folder; folders have 0; {} if there is no such folder."
     with _plainly(place) as (system, root):
         try:
             found = system.ls(f'{root}/{folder}'.rstrip('/'), detail=True)
@@ -191,7 +191,7 @@ def lengths(place: RemoteFolder, folder: str = '') -> dict[str, int]:
         return {f['name'].rstrip('/').rpartition('/')[2]: f['size'] or 0 for f in found}
 
 def check_writable(place: RemoteFolder, name: str) -> None:
-    "Raise `DataError` unless a file can be written elsewhere; it is removed again."
+    "Raise `DataError` unless a remote file can be written; it is removed again."
     with _plainly(place) as (system, root):
         file = f'{root}/{name}'
         try:
