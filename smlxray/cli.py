@@ -39,20 +39,20 @@ def _argument(help: str) -> Any: return typer.Argument(help=help, show_default=F
 
 def _one_of(names) -> Any: return Literal[tuple(names)]
 
-_READS = f'Who reads it: {", ".join(READERS)} (`auto` {READERS.help("auto")})'
+_READS = f'Reader of the folder: {", ".join(READERS)} (`auto` {READERS.help("auto")})'
 _BUNDLE = "A bundle's folder, or the name of a run; left out, the run that the settings name."
 _Data = Annotated[Path, _argument('Folder of a data set, or of your own images.')]
 _Dataset = Annotated[str, typer.Option(help=f'{_READS}, or a column mapping (.yaml).')]
-_Views = Annotated[_one_of(['frontal', 'all']), typer.Option(help='Lateral images too, or not.')]
+_Views = Annotated[_one_of(['frontal', 'all']), typer.Option(help='Frontal images only, or all.')]
 _Size = Annotated[
     str, typer.Option(help='Pixels: one number, or height x width, such as 224 or 256x224.')
 ]
 _WHERE = f'Where caches live, a folder or a URL; {_DEFAULT.cache_path} if left out.'
 _Place = Annotated[Optional[str], _option(_WHERE)]
-_SCRATCH = f'Copies of files of a cache that a URL names; {_DEFAULT.scratch_path} if left out.'
+_SCRATCH = f'Where copies of a cache behind a URL go; {_DEFAULT.scratch_path} if left out.'
 _Scratch = Annotated[Optional[Path], _option(_SCRATCH)]
 _Workers = Annotated[int, typer.Option(min=0, help='Threads; 0 takes every core.')]
-_CLUSTER = 'Who works: threads, loky (processes), dask, dask:tcp://HOST:PORT, or slurm.'
+_CLUSTER = 'What does the work: threads, loky (processes), dask, dask:tcp://HOST:PORT, or slurm.'
 _Cluster = Annotated[str, typer.Option(help=_CLUSTER, parser=check_cluster)]
 _Config = Annotated[Optional[Path], _option('A YAML file of settings, laid over the preset.')]
 _Set = Annotated[
@@ -60,7 +60,7 @@ _Set = Annotated[
     _option('A setting, or the preset: -p preset tiny -p shots 7.', '-p', metavar='KEY VALUE'),
 ]
 _Resume = Annotated[bool, typer.Option('--resume', help='Continue an interrupted training.')]
-_MANY = 'Processes of this machine that train together, as one would.'
+_MANY = 'Processes on this machine that train one network together.'
 _Processes = Annotated[int, typer.Option(min=1, help=_MANY)]
 _Json = Annotated[bool, typer.Option('--json', help='Print JSON for programs.')]
 _Force = Annotated[bool, typer.Option('--overwrite', help='Replace the file, whatever it is.')]
@@ -266,7 +266,7 @@ def _group(name: str, help: str) -> typer.Typer:
     app.add_typer(group, name=name)
     return group
 
-_data = _group('data', 'Look data over.')
+_data = _group('data', 'Check a data set, or lay one out.')
 
 _PROBLEMS = 'Write every problem, one per row, to this CSV file.'
 
@@ -286,8 +286,8 @@ def _data_check(
 ):
     """Look for whatever would spoil a study.
 
-    First how the folder was understood, then missing, corrupt and repeated images, conflicting
-    labels, odd views, and patients on two sides. Exit code 1 if there are errors.
+    Says how the folder was understood, then lists missing, corrupt and repeated images, conflicting
+    labels, odd views, and patients on two sides of a split. Exit code 1 if there are errors.
     """
     _no_folder(save)
     _no_input(save, path)
@@ -468,7 +468,7 @@ def bench(
     save: Annotated[Optional[Path], _option(_ROWS, '--json')] = None,
     overwrite: _Force = False,
 ):
-    "Measure our way and a plain way in turn; the ratio says how often ours is faster."
+    "Time our way and a plain way in turn; the ratio says how many times as fast ours is."
     _no_folder(save)
     _writable(save)
     _keep_foreign(save, overwrite, '"bench"')
@@ -479,9 +479,9 @@ def bench(
     if save: write_atomic(_here(save), as_json(what, rows))
 
 # %% ../nbs/90_cli.ipynb #57bd1e5b
-_WHAT_IS_THERE = 'Compute nothing, write what is there.'
+_WHAT_IS_THERE = 'Compute nothing, write what is there already.'
 _PLANNED = 'List the methods that a plan may name, and stop.'
-_CHOSEN = 'Write into the ledger that the default is chosen, before what is set aside is asked.'
+_CHOSEN = 'Record in the ledger that the default is chosen, before the cells set aside are used.'
 
 @app.command(epilog=_examples(
     'smlxray study --methods',
@@ -493,7 +493,7 @@ def study(
     plan: Annotated[Optional[Path], _argument('A plan; left out, the one that is shipped.')] = None,
     folder: Annotated[Optional[Path], _option("The X-rays, in place of the plan's.")] = None,
     fold: Annotated[Optional[list[str]], _option('Run only this fold. Repeatable.')] = None,
-    workers: Annotated[int, typer.Option(min=1, help='Cells side by side, a thread each.')] = 2,
+    workers: Annotated[int, typer.Option(min=1, help='Cells in parallel, one thread each.')] = 2,
     cluster: Annotated[Optional[str], _option(_CLUSTER, parser=check_cluster)] = None,
     output: Annotated[Optional[Path], _option("The file; left out, the run's study.json.")] = None,
     report: Annotated[bool, typer.Option('--report', help=_WHAT_IS_THERE)] = False,
@@ -527,10 +527,10 @@ _ENCODER = (
     'card (.yaml).'
 )
 _EITHER = 'Name an --encoder, or --vectors that are there already.'
-_WANTS = 'Pixels that the encoder wants, such as 224 or 256x224.'
-_FROM = 'Instead: vectors of another library (.npy, .safetensors, .parquet), to seal.'
+_WANTS = 'Image size that the encoder wants, such as 224 or 256x224.'
+_FROM = 'Instead: vectors from another library (.npy, .safetensors, .parquet), to seal.'
 _THEIR_PATHS = 'With --vectors: the paths, as text or CSV; left out, the file of the same name.'
-_SEEN = 'Findings whose labels it was taught, with commas between; none, or unknown.'
+_SEEN = 'Findings whose labels it was trained on, separated by commas; none, or unknown.'
 _Patients = Annotated[
     Optional[_one_of(['yes', 'no', 'unknown'])],
     _option('Whether patients who will be asked were in its training, with labels or not.'),
@@ -558,7 +558,7 @@ def embed(
     scratch: _Scratch = None,
     workers: _Workers = 0,
     cluster: _Cluster = 'threads',
-    batch_size: Annotated[int, typer.Option(min=1, help='X-rays at once.')] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help='X-rays per batch.')] = 64,
     overwrite: _Force = False,
     as_json: _Json = False,
 ):
@@ -647,15 +647,15 @@ def _tell_vectors(output: Path, made, as_json: bool, read: str) -> None:
 
 # %% ../nbs/90_cli.ipynb #bef1e8af
 _ENTRIES = 'Files of vectors, or encoders as in `embed`; or the file of a study (.json) to draw.'
-_NOVEL = 'Novel findings, with commas between. Repeatable: each time a fold of its own.'
+_NOVEL = 'Novel findings, separated by commas. Repeatable: each is a fold of its own.'
 _RUN = 'Name of the run, which keeps the answers.'
 _OWN_HEAD = 'A head, or package.module:Class of a classifier. Repeatable; left out, all heads.'
-_SHOTS_OF = 'Further numbers of shots for the curves, with commas between; 0: no curves.'
-_AS_OTHERS = 'Ask by a published protocol as well, with its findings, split, shots and queries.'
-_ASKED = 'Episodes per finding, and at most of the protocol.'
+_SHOTS_OF = 'Further numbers of shots for the curves, separated by commas; 0: no curves.'
+_AS_OTHERS = 'Use a published protocol as well, with its findings, split, shots and queries.'
+_ASKED = 'Episodes per finding; for a published protocol, the most.'
 _MATCHED = 'Columns that negatives match [projection].'
 _NO_DATA = 'Name the data set with --data, and findings with --novel.'
-_FRACTION = 'Share of the patients who are asked and not trained on [0.4].'
+_FRACTION = 'Share of the patients who are kept for the test [0.4].'
 _SIMPLE = 'Let pixels and an untrained network answer, too; needs the images.'
 
 @app.command(epilog=_examples(
@@ -681,15 +681,15 @@ def leaderboard(
     match_on: Annotated[Optional[str], _option(_MATCHED)] = None,
     dataset: _Dataset = 'auto',
     views: _Views = _DEFAULT.views,
-    workers: Annotated[int, typer.Option(min=1, help='Cells side by side, a thread each.')] = 2,
+    workers: Annotated[int, typer.Option(min=1, help='Cells in parallel, one thread each.')] = 2,
     cluster: _Cluster = 'loky',
     output: Annotated[Path, typer.Option(help='Folder to write.')] = Path('leaderboard'),
     run: Annotated[str, typer.Option(help=_RUN)] = 'leaderboard',
 ):
     """Compare vectors and encoders on the same few-shot tasks, with intervals.
 
-    Every entry meets every head, against normals and against other findings, with baselines,
-    controls, curves and subgroups. What cannot be asked is listed. It resumes where it stopped.
+    Tries every entry with every head, against normals and against other findings, with baselines,
+    controls, curves and subgroups. Lists what has no answer. Resumes where it stopped.
     """
     from smlxray.leaderboard import HEADS, leaderboard_plan, write_leaderboard
     from smlxray.study import read_study, run_study
@@ -935,7 +935,7 @@ def evaluate(
     run_stages(['evaluate'], config, given, resume, as_json)
 
 # %% ../nbs/90_cli.ipynb #0af25e9c
-_train = _group('train', 'Train one of the two loops, by its notebook.')
+_train = _group('train', 'Learn to compare, or learn to adapt: one of the two notebooks.')
 
 @_train.command('siamese', epilog=_examples(
     'smlxray train siamese -p preset tiny',
@@ -1056,7 +1056,7 @@ def _line(help: str) -> Any:
 ))
 def start(
     folder: Annotated[Path, _argument('A folder of X-rays, with or without a table.')],
-    yes: Annotated[bool, typer.Option('--yes', '-y', help='Ask nothing.')] = False,
+    yes: Annotated[bool, typer.Option('--yes', '-y', help='Accept all without asking.')] = False,
     images: Annotated[Optional[str], _line('The column that names the images.')] = None,
     patients: Annotated[Optional[str], _line('Their column, or: names, each.')] = None,
     views: Annotated[Optional[str], _line('Their column, or: frontal.')] = None,
@@ -1216,7 +1216,7 @@ def _config_show(config: _Config = None, given: _Set = None, as_json: _Json = Fa
 
 @_config.command('check', epilog=_examples('smlxray config check config/tiny.yaml') + _choices())
 def _config_check(path: Annotated[Path, _argument('A YAML file of settings.')]):
-    """Say what is wrong with a file of settings, and try it.
+    """Try a settings file, and say what is wrong with it.
 
     Opens the data and tries one batch and one episode. Exit code 1 if something is wrong.
     """
@@ -1599,7 +1599,7 @@ def _share(word: str, number: str) -> float:
 
 # %% ../nbs/90_cli.ipynb #99f7dfb5
 _SOURCE = 'A folder of X-rays, searched with all folders in it, or one X-ray: JPEG, PNG, DICOM.'
-_TAUGHT = 'A taught finding (its folder) to answer, too; those of the run are anyway. Repeatable.'
+_TAUGHT = 'Folder of a taught finding to predict, too; those of the run always are. Repeatable.'
 _SHARE = (
     'Assumed share of X-rays with a finding: 0.02 for all, or Edema=0.1 for one. Repeatable; '
     'left out, as the settings say.'
@@ -1619,7 +1619,7 @@ def predict(
     model: _Model = None,
     finding: Annotated[Optional[list[Path]], _option(_TAUGHT)] = None,
     prevalence: Annotated[Optional[list[str]], _option(_SHARE, metavar='SHARE')] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help='X-rays that are seen at once.')] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help='X-rays per batch.')] = 64,
     workers: _Workers = 0,
     cluster: _Cluster = 'threads',
     overwrite: _Force = False,
@@ -1658,8 +1658,8 @@ _TEACH += ' --name "Air outside" --model tiny'
 _POSITIVE = 'A folder (or file) of X-rays with the finding, one per patient. Repeatable.'
 _NEGATIVE = 'A folder (or file) of X-rays without it. Repeatable.'
 _KEEP = 'Folder to write; left out, findings/<name> next to the bundle.'
-_STEPS = 'Gradient steps; 0 compares and adapts nothing; left out, as the settings say.'
-_RATE = 'Their size; left out, as the settings say.'
+_STEPS = 'Gradient steps; 0 only compares, without adapting; left out, as the settings say.'
+_RATE = 'Size of a gradient step; left out, as the settings say.'
 _ADAPTS = 'How it adapts, see below; left out, as the model was trained.'
 _TEACHES = _examples(_TEACH, f'{_TEACH} --steps 0 --output air --json')
 
@@ -1738,7 +1738,7 @@ def _model_info(
 ):
     """Print the model card.
 
-    Of a .pth checkpoint, which tensors it holds (read without running its code, or refused).
+    Of a .pth checkpoint, the tensors that it holds (read without running its code, or refused).
     """
     if model and model.endswith(('.pth', '.pt')): return _checkpoint_info(model, as_json)
     bundle = _load_model(model, config, given)
@@ -1794,7 +1794,7 @@ _LICENCE = 'With --hub: the licence of the weights, as the hub writes it.'
 def _model_export(
     output: Annotated[Path, _argument('Folder for a bundle, or a file that ends in .onnx.')],
     model: _Model = None,
-    taught: Annotated[bool, typer.Option(help='With what was taught to the model.')] = True,
+    taught: Annotated[bool, typer.Option(help='Include the findings taught to the model.')] = True,
     hub: Annotated[bool, typer.Option('--hub', help=_FOR_HUB)] = False,
     license: Annotated[str, typer.Option(help=_LICENCE)] = 'other',
     config: _Config = None,
@@ -1826,7 +1826,7 @@ def _export_onnx(bundle, output: Path, overwrite: bool, as_json: bool) -> None:
 # %% ../nbs/90_cli.ipynb #556edaa3
 _RECOMMENDED = 'real: the network that the study on real X-rays recommends.'
 _NIH = 'Your download of NIH ChestX-ray14, if it is not laid out yet.'
-_OWN_PLAN = 'A plan of yours, perhaps `like` config/recommended.yaml, in its place.'
+_OWN_PLAN = 'Instead: a plan of your own, perhaps `like` config/recommended.yaml.'
 
 @_model.command('build', epilog=_examples('smlxray model build real --images download'))
 def _model_build(
@@ -1874,7 +1874,7 @@ def _check_reached(compared: list[dict]) -> None:
 # %% ../nbs/90_cli.ipynb #7699016c
 _episodes = _group('episodes', 'Hand episodes to others, as a file that any framework can answer.')
 
-_NAMES = 'Tell the names of images too; they may identify patients.'
+_NAMES = 'Include the file names of images; they may identify patients.'
 _EPISODES = 'A file of episodes, as `smlxray episodes export` writes it.'
 _COPY = 'Folder of your copy of the data set.'
 
@@ -1890,10 +1890,10 @@ def _episodes_export(
     overwrite: _Force = False,
     as_json: _Json = False,
 ):
-    """Write the episodes that an evaluation with these settings asks.
+    """Write the episodes that an evaluation with these settings would use.
 
-    Images are known by digests of their bytes, patients by numbers that mean something in this
-    file alone.
+    Images are identified by digests of their bytes, patients by numbers that mean nothing outside
+    this file.
     """
     _no_folder(path)
     _writable(path)
@@ -1920,10 +1920,10 @@ def _episodes_check(
     dataset: _Dataset = 'auto',
     as_json: _Json = False,
 ):
-    """Look whether a copy of the data holds what a file of episodes asks about.
+    """Check whether a copy of the data holds what a file of episodes needs.
 
-    Order and names of the images do not matter; the images, who is who, and the labels do. Exit
-    code 1 if something differs.
+    Order and names of the images do not matter; their bytes, patients and labels do. Exit code 1 if
+    something differs.
     """
     from smlxray.exchange import check_episodes, read_episodes
     file = read_episodes(_here(path))
@@ -2030,14 +2030,14 @@ def _hand_scores(
         _echo(output)
 
 # %% ../nbs/90_cli.ipynb #0261e147
-_Z = 'What the backbone knows: its AUC from examples without end is Phi(z).'
+_Z = 'What the backbone knows: with unlimited examples, its AUC is Phi(z).'
 _C = 'The noise of learning from few examples.'
 _PILOT = 'A CSV of shots and auc, the study.json of a study with curves, or a run. Repeatable.'
 _CURVE_OF = 'The method of a pilot; left out, the first, or the default of the run.'
 _PER_CLASS = 'Examples per class. Repeatable.'
 _MANY = 'Patients with the finding, and as many without. Repeatable.'
 _REACH = 'An AUC to reach; says how many examples that takes.'
-_HALF = 'Half of the interval that is wanted, such as 0.05; says how many patients that takes.'
+_HALF = 'A half-width of the interval, such as 0.05; says how many patients that takes.'
 
 @app.command(epilog=_examples(
     'smlxray study power --z 0.78 --c 9 --auc 0.75 --half 0.05',
@@ -2050,7 +2050,7 @@ def power(
     method: Annotated[str, _option(_CURVE_OF)] = '',
     shots: Annotated[Optional[list[int]], _option(_PER_CLASS, min=1)] = None,
     patients: Annotated[Optional[list[int]], _option(_MANY, min=1)] = None,
-    findings: Annotated[int, typer.Option(min=1, help='Findings in whose mean you trust.')] = 1,
+    findings: Annotated[int, typer.Option(min=1, help='Findings in the mean AUC.')] = 1,
     episodes: Annotated[int, typer.Option(min=1, help='Episodes per finding.')] = 1000,
     queries: Annotated[int, typer.Option(min=1, help='Queries per class.')] = 15,
     auc: Annotated[Optional[float], _option(_REACH)] = None,
@@ -2171,16 +2171,16 @@ def _data_name(folder: Path) -> str:
 
 # %% ../nbs/90_cli.ipynb #a9b0c7d2
 _LIBRARY = 'Name or folder of a run; its X-rays are the library.'
-_STORE = 'Folder for taught findings, one inside for each browser.'
+_STORE = 'Folder for taught findings, with one inside for each browser.'
 _HOST = 'A name of this machine that a tunnel or proxy uses; may be given several times.'
 
 @app.command('app', epilog=_examples('smlxray app', 'smlxray app --run tiny --port 8900'))
 def _app(
     run: Annotated[Optional[str], _option(_LIBRARY)] = None,
     bundle: Annotated[Optional[str], _option('Folder of a bundle; it brings no X-rays.')] = None,
-    port: Annotated[int, typer.Option(min=1, max=65535, help='Where on 127.0.0.1.')] = 8866,
+    port: Annotated[int, typer.Option(min=1, max=65535, help='Port on 127.0.0.1.')] = 8866,
     store: Annotated[Path, typer.Option(help=_STORE)] = Path('runs/app-findings'),
-    visitors: Annotated[int, typer.Option(min=1, help='Visitors at once, at most.')] = 8,
+    visitors: Annotated[int, typer.Option(min=1, help='The most visitors at the same time.')] = 8,
     host: Annotated[Optional[list[str]], typer.Option(help=_HOST)] = None,
     browser: Annotated[bool, typer.Option(help='Open the pages in a browser.')] = True,
 ):
