@@ -22,7 +22,7 @@ PHANTOMS, SIDE = 16, 96
 CONV4 = dict(image_size=64, backbone='conv4', embedding_dim=64)
 RESNET50 = dict(
     image_size=224, backbone='resnet50', embedding_dim=256,
-    batch_size=16, meta_episodes=4, shots=2, queries=4, engine='reverse',  # what 4 GB hold
+    batch_size=16, meta_episodes=4, shots=2, queries=4, engine='reverse',
 )  # fmt: skip
 COMMON = dict(
     preset='tiny', dataset='chexpert', batch_size=64, siamese_epochs=1, meta_episodes=8, shots=5,
