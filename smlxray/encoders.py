@@ -864,11 +864,11 @@ def _read_parquet(path: Path) -> dict:
     return dict(paths=table[column].astype(str), values=values)
 
 def _paths_out(table: pd.DataFrame) -> pd.DataFrame:
-    "Make a column of paths that are the index."
-    named = table.index
-    if named.nlevels > 1 or not pd.api.types.is_string_dtype(named):
+    "Turn an index of paths into a column."
+    index = table.index
+    if index.nlevels > 1 or not pd.api.types.is_string_dtype(index):
         return table
-    return table.reset_index(names=named.name or 'path')
+    return table.reset_index(names=index.name or 'path')
 
 _READ = {
     '.npy': _read_npy,

@@ -76,7 +76,7 @@ def _lacking(lab: Lab, finding: str, negatives: str, curve: Iterable[int]):
 
 # %% ../nbs/72_gaps.ipynb #f523f33a
 def image_gaps(lab: Lab) -> list[Gap]:
-    "Say how many X-rays have no part, and why."
+    "Count the X-rays that take no part, with the reason."
     readable = lab.pixels.usable
     copied = 'copies of others, which count once, or not at all if their labels differ'
     lost = {'cannot be read': ~readable, copied: readable & ~lab.usable}
