@@ -104,7 +104,6 @@ def subgroups(table: XrayTable) -> dict[tuple[str, str], np.ndarray]:  # (N,) bo
         for value in known: out[column, value] = (values == value).to_numpy()
     return out
 
-
 def group_gaps(
     table: XrayTable,
     protocol: str,       # in words

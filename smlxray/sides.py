@@ -235,6 +235,7 @@ def _matched(settings: Settings, table: XrayTable) -> Settings:
     if not blank: return settings
     logger.info(f'No X-ray has a value of {" or ".join(blank)}, so none is matched on it.')
     return settings.model_copy(update=dict(data=d.model_copy(update=dict(match_on=told))))
+
 def _nothing_left(table: XrayTable, patients: PatientSplit, findings: FindingSplit) -> DataError:
     "Say why no X-ray is left to train on."
     why = f'each of the {len(patients.train):,} training X-rays shows a novel finding'

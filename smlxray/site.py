@@ -576,6 +576,7 @@ def _prepare_page(cells: list[dict], package: str, reference: bool = False) -> l
         out.append(c)
     page = module.removeprefix(f'{package}.').replace('.', '_')
     return _with_index(out, public, f'api_{page}.html' if reference else '')
+
 def _prose(text: str, name) -> dict:
     "A cell of prose."
     return dict(cell_type='markdown', id=f'page-{name}', metadata={}, source=text)

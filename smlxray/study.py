@@ -1309,6 +1309,7 @@ def left_out(
         answered = {(row['column'], row['group']) for row in mine}
         gaps += group_gaps(lab.table, PROTOCOLS[negatives], answered)
     return gap_rows(dict.fromkeys(gaps))
+
 def _with_point(parts: dict[str, dict], table: str) -> list[dict]:
     "The rows of a table at all points."
     rows = []
@@ -1584,6 +1585,7 @@ def patient_table(study: dict) -> pd.DataFrame:
 def _range(counts: pd.Series) -> str:
     low, high = counts.min(), counts.max()
     return f'{low}' if low == high else f'{low} to {high}'
+
 def honesty(study: dict) -> list[str]:
     "Say what training saw, and which cells are missing."
     lines = ['No novel finding and no test patient was seen in training.']

@@ -109,6 +109,7 @@ def pack_phantoms(settings: Settings, archive: Path) -> None:
             if file.suffix == '.jpg': Image.open(file).save(file, quality=80, optimize=True)
             entry = zipfile.ZipInfo(file.relative_to(drawn).as_posix())
             out.writestr(entry, file.read_bytes(), zipfile.ZIP_DEFLATED)
+
 def example_run(say: Callable[[str], None] = print) -> Path:
     "Find the run that is shipped; lay it among the runs the first time."
     folder = resolve_path('runs') / EXAMPLE
@@ -418,6 +419,7 @@ def _prepared(told: dict, folder: Path) -> dict[str, str]:
     except SmlxrayError as error:
         (folder / 'refused').write_text(str(error), encoding='utf-8')
         os._exit(1)
+
 def _bind(door: socket.socket, folder: str) -> None:
     "Name a socket in a folder; from inside it, for a name has at most a hundred bytes."
     here = os.getcwd()
